@@ -1,0 +1,158 @@
+//! [`Host`]: bytes and their type in main memory, aligned for zero-copy transfers.
+
+use crate::types::{DType, Type};
+use bytemuck::{Pod, Zeroable};
+use std::fmt;
+
+/// One cache line. XLA's CPU plugin takes over host memory without a copy only when it is aligned to 64 bytes.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+/// A dense row-major tensor in main memory.
+#[derive(Clone)]
+pub struct Host {
+    ty: Type,
+    lines: Vec<Line>,
+}
+
+/// A Rust number that is the element of a [`DType`].
+pub trait Element: Pod {
+    /// The element type that this Rust type stores.
+    const DTYPE: DType;
+}
+
+macro_rules! element {
+    ($($rust:ty => $dtype:ident),* $(,)?) => { $(impl Element for $rust { const DTYPE: DType = DType::$dtype; })* };
+}
+element!(f64 => F64, f32 => F32, half::bf16 => Bf16, half::f16 => F16, i32 => I32, u32 => U32, i64 => I64, u8 => U8);
+
+impl Host {
+    /// All-zero data of a type.
+    pub fn zeros(ty: Type) -> Host {
+        let lines = vec![Line::zeroed(); ty.bytes().div_ceil(64)];
+        Host { ty, lines }
+    }
+
+    /// Copies numbers into a tensor of the given shape.
+    ///
+    /// # Panics
+    /// If `data` does not have one number for each element of the shape.
+    #[track_caller]
+    pub fn new<E: Element>(shape: impl Into<Vec<usize>>, data: &[E]) -> Host {
+        let ty = Type::new(E::DTYPE, shape);
+        assert!(ty.elements() == data.len(), "host tensor {ty}: wants {} numbers, got {}", ty.elements(), data.len());
+        Host::from_bytes(ty, bytemuck::cast_slice(data))
+    }
+
+    /// A scalar.
+    pub fn scalar<E: Element>(value: E) -> Host {
+        Host::new([], &[value])
+    }
+
+    /// Copies raw little-endian bytes.
+    ///
+    /// # Panics
+    /// If the number of bytes is not that of the type.
+    #[track_caller]
+    pub fn from_bytes(ty: Type, bytes: &[u8]) -> Host {
+        assert!(ty.bytes() == bytes.len(), "host tensor {ty}: wants {} bytes, got {}", ty.bytes(), bytes.len());
+        let mut host = Host::zeros(ty);
+        host.bytes_mut().copy_from_slice(bytes);
+        host
+    }
+
+    /// Element type and shape.
+    pub fn ty(&self) -> &Type {
+        &self.ty
+    }
+
+    /// The raw little-endian bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &bytemuck::cast_slice(&self.lines)[..self.ty.bytes()]
+    }
+
+    /// The raw little-endian bytes, writable.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        let bytes = self.ty.bytes();
+        &mut bytemuck::cast_slice_mut(&mut self.lines)[..bytes]
+    }
+
+    /// The numbers, without a conversion.
+    ///
+    /// # Panics
+    /// If the element type is another one.
+    #[track_caller]
+    pub fn as_slice<E: Element>(&self) -> &[E] {
+        assert!(self.ty.dtype == E::DTYPE, "host tensor {}: read as {}", self.ty, E::DTYPE);
+        bytemuck::cast_slice(self.bytes())
+    }
+
+    /// The numbers, writable.
+    ///
+    /// # Panics
+    /// If the element type is another one.
+    #[track_caller]
+    pub fn as_mut_slice<E: Element>(&mut self) -> &mut [E] {
+        assert!(self.ty.dtype == E::DTYPE, "host tensor {}: read as {}", self.ty, E::DTYPE);
+        bytemuck::cast_slice_mut(self.bytes_mut())
+    }
+
+    /// Every element converted to `f64`; `Bool` gives 0 or 1. Exact for all types but large `I64`.
+    pub fn to_f64(&self) -> Vec<f64> {
+        match self.ty.dtype {
+            DType::F64 => self.as_slice::<f64>().to_vec(),
+            DType::F32 => self.as_slice::<f32>().iter().map(|&x| x.into()).collect(),
+            DType::Bf16 => self.as_slice::<half::bf16>().iter().map(|x| x.to_f64()).collect(),
+            DType::F16 => self.as_slice::<half::f16>().iter().map(|x| x.to_f64()).collect(),
+            DType::I32 => self.as_slice::<i32>().iter().map(|&x| x.into()).collect(),
+            DType::U32 => self.as_slice::<u32>().iter().map(|&x| x.into()).collect(),
+            DType::I64 => self.as_slice::<i64>().iter().map(|&x| x as f64).collect(),
+            DType::U8 => self.as_slice::<u8>().iter().map(|&x| x.into()).collect(),
+            DType::Bool => self.bytes().iter().map(|&x| if x == 0 { 0.0 } else { 1.0 }).collect(),
+        }
+    }
+
+    /// Rounds `f64` numbers to the element type of `ty` (nearest; integers saturate; `Bool` is "not zero").
+    ///
+    /// # Panics
+    /// If `data` does not have one number for each element.
+    #[track_caller]
+    pub fn from_f64(ty: Type, data: &[f64]) -> Host {
+        assert!(ty.elements() == data.len(), "host tensor {ty}: wants {} numbers, got {}", ty.elements(), data.len());
+        let mut host = Host::zeros(ty);
+        macro_rules! fill {
+            ($rust:ty, $from:expr) => {
+                for (slot, &x) in host.as_mut_slice::<$rust>().iter_mut().zip(data) {
+                    *slot = $from(x);
+                }
+            };
+        }
+        match host.ty.dtype {
+            DType::F64 => fill!(f64, |x| x),
+            DType::F32 => fill!(f32, |x| x as f32),
+            DType::Bf16 => fill!(half::bf16, half::bf16::from_f64),
+            DType::F16 => fill!(half::f16, half::f16::from_f64),
+            DType::I32 => fill!(i32, |x| x as i32),
+            DType::U32 => fill!(u32, |x| x as u32),
+            DType::I64 => fill!(i64, |x| x as i64),
+            DType::U8 => fill!(u8, |x| x as u8),
+            DType::Bool => host.bytes_mut().iter_mut().zip(data).for_each(|(slot, &x)| *slot = u8::from(x != 0.0)),
+        }
+        host
+    }
+}
+
+impl PartialEq for Host {
+    /// Bit-for-bit equality of type and data.
+    fn eq(&self, other: &Host) -> bool {
+        self.ty == other.ty && self.bytes() == other.bytes()
+    }
+}
+
+impl fmt::Debug for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let values = self.to_f64();
+        write!(f, "{} {:?}{}", self.ty, &values[..values.len().min(16)], if values.len() > 16 { " ..." } else { "" })
+    }
+}

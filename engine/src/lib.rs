@@ -1,0 +1,8 @@
+//! The engine: a small autodiff IR that prints StableHLO and runs it through the PJRT C API.
+
+mod host;
+pub mod random;
+mod types;
+
+pub use host::{Element, Host};
+pub use types::{DType, Type};
