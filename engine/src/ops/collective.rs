@@ -1,0 +1,205 @@
+//! Several devices, and where tensors lie: reductions across replicas, sharding annotations, layout pins.
+
+use super::reduce::Reduction;
+use super::{Rules, ShapeError, want};
+use crate::eval::{Array, Evaluator};
+use crate::grad::{Cotangent, NoGradient, Vjp};
+use crate::ir::Tensor;
+use crate::text::{Line, Printer};
+use crate::types::{DType, Type};
+
+/// Elementwise sum, maximum or minimum over the replicas of each group.
+///
+/// `eval` has one host only: it takes every replica to hold the same operand.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct AllReduce {
+    /// What is done with the replicas' elements.
+    pub reduction: Reduction,
+    /// Replica ids, all groups of one size.
+    pub groups: Vec<Vec<u32>>,
+}
+
+impl Rules for AllReduce {
+    fn infer(&self, x: &[Type]) -> Result<Vec<Type>, ShapeError> {
+        want!(x.len() == 1, "wants one operand");
+        let size = self.groups.first().map_or(0, Vec::len);
+        want!(
+            size > 0 && self.groups.iter().all(|group| group.len() == size),
+            "wants groups of one size, not empty"
+        );
+        want!(x[0].dtype != DType::Bool, "wants numbers");
+        want!(self.reduction != Reduction::Prod, "products over replicas are not supported");
+        Ok(x.to_vec())
+    }
+    fn vjp<'f>(&self, v: &Vjp<'f>) -> Result<Vec<Cotangent<'f>>, NoGradient> {
+        match self.reduction {
+            // Each replica's operand is in every replica's sum.
+            Reduction::Sum => Ok(vec![v.builder.push(self.clone(), &[v.ct(0)])[0].into()]),
+            _ => Err(NoGradient("only a sum over replicas has one")),
+        }
+    }
+    fn print(&self, p: &mut Printer, line: &Line) {
+        let groups: Vec<String> = self.groups.iter().map(|group| format!("{group:?}")).collect();
+        let scalar = Type::scalar(line.types[0].dtype).mlir();
+        p.line(&format!(
+            "{} = \"stablehlo.all_reduce\"({}) <{{replica_groups = dense<[{}]> : tensor<{}x{}xi64>}}> ({{",
+            line.result,
+            line.operands[0],
+            groups.join(", "),
+            self.groups.len(),
+            self.groups[0].len()
+        ));
+        p.line(&format!("^bb0(%_a: {scalar}, %_b: {scalar}):"));
+        p.indented(|p| {
+            p.line(&format!("%_s = {} %_a, %_b : {scalar}", self.reduction.combiner()));
+            p.line(&format!("stablehlo.return %_s : {scalar}"));
+        });
+        p.line(&format!("}}) : {}", line.signature()));
+    }
+    fn eval(&self, _: &Evaluator, x: &[&Array], types: &[Type]) -> Vec<Array> {
+        let copies = match self.reduction {
+            Reduction::Sum => self.groups[0].len() as f64,
+            Reduction::Prod | Reduction::Max | Reduction::Min => 1.0,
+        };
+        vec![Array::from_fn(types[0].clone(), |i| x[0].number(i) * copies)]
+    }
+}
+
+/// How a tensor is cut over devices: axis `i` into `tiles[i]` parts; devices that remain hold copies.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Sharding {
+    /// Parts of each axis.
+    pub tiles: Vec<usize>,
+    /// Number of devices, a multiple of the product of `tiles`.
+    pub devices: usize,
+}
+
+impl Sharding {
+    /// A copy of the whole tensor on each device.
+    pub fn replicated(rank: usize, devices: usize) -> Sharding {
+        Sharding { tiles: vec![1; rank], devices }
+    }
+
+    /// GSPMD's spelling: `{devices=[4,1]<=[4]}`.
+    pub fn text(&self) -> String {
+        let parts: usize = self.tiles.iter().product();
+        if parts == 1 {
+            return "{replicated}".to_owned();
+        }
+        let mut tiles: Vec<String> = self.tiles.iter().map(usize::to_string).collect();
+        let copies = self.devices / parts;
+        if copies > 1 {
+            tiles.push(copies.to_string());
+        }
+        let suffix = if copies > 1 { " last_tile_dim_replicate" } else { "" };
+        format!("{{devices=[{}]<=[{}]{suffix}}}", tiles.join(","), self.devices)
+    }
+
+    pub(crate) fn check(&self, ty: &Type) -> Result<(), ShapeError> {
+        want!(self.tiles.len() == ty.rank(), "a sharding of {} axes does not fit {ty}", self.tiles.len());
+        let parts: usize = self.tiles.iter().product();
+        want!(
+            parts > 0 && self.devices.is_multiple_of(parts),
+            "{parts} parts do not fit {} devices",
+            self.devices
+        );
+        Ok(())
+    }
+}
+
+/// The operand, asked to be cut in this way.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ShardingConstraint {
+    /// The wanted cut.
+    pub sharding: Sharding,
+}
+
+impl Rules for ShardingConstraint {
+    fn infer(&self, x: &[Type]) -> Result<Vec<Type>, ShapeError> {
+        want!(x.len() == 1, "wants one operand");
+        self.sharding.check(&x[0])?;
+        Ok(x.to_vec())
+    }
+    fn vjp<'f>(&self, v: &Vjp<'f>) -> Result<Vec<Cotangent<'f>>, NoGradient> {
+        // The cotangent is cut like the value.
+        Ok(vec![v.builder.push(self.clone(), &[v.ct(0)])[0].into()])
+    }
+    fn print(&self, p: &mut Printer, line: &Line) {
+        p.line(&format!(
+            "{} = stablehlo.custom_call @Sharding({}) {{mhlo.sharding = \"{}\"}} : {}",
+            line.result,
+            line.operands[0],
+            self.sharding.text(),
+            line.signature()
+        ));
+    }
+    fn eval(&self, _: &Evaluator, x: &[&Array], _: &[Type]) -> Vec<Array> {
+        vec![x[0].clone()]
+    }
+}
+
+/// Order of axes in memory, from minor to major: row-major is the last axis first.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Layout {
+    /// Axes, the fastest first.
+    pub minor_to_major: Vec<usize>,
+}
+
+/// The operand, pinned to a layout: without it the compiler may choose a transposed one that slows its users down.
+/// A no-op for the numbers. Its text is for the TPU; other targets drop it ([`crate::passes::select`]).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Pin {
+    /// The wanted layout.
+    pub layout: Layout,
+}
+
+impl Rules for Pin {
+    fn infer(&self, x: &[Type]) -> Result<Vec<Type>, ShapeError> {
+        want!(x.len() == 1, "wants one operand");
+        let mut axes = self.layout.minor_to_major.clone();
+        axes.sort_unstable();
+        want!(
+            axes.into_iter().eq(0..x[0].rank()),
+            "{:?} does not order the axes of {}",
+            self.layout.minor_to_major,
+            x[0]
+        );
+        Ok(x.to_vec())
+    }
+    fn vjp<'f>(&self, v: &Vjp<'f>) -> Result<Vec<Cotangent<'f>>, NoGradient> {
+        Ok(vec![v.ct(0).into()])
+    }
+    fn print(&self, p: &mut Printer, line: &Line) {
+        p.line(&format!(
+            "{} = stablehlo.custom_call @LayoutConstraint({}) {{operand_layouts = [dense<{axes:?}> : tensor<{rank}xindex>], result_layouts = [dense<{axes:?}> : tensor<{rank}xindex>]}} : {}",
+            line.result,
+            line.operands[0],
+            line.signature(),
+            axes = self.layout.minor_to_major,
+            rank = self.layout.minor_to_major.len(),
+        ));
+    }
+    fn eval(&self, _: &Evaluator, x: &[&Array], _: &[Type]) -> Vec<Array> {
+        vec![x[0].clone()]
+    }
+}
+
+impl<'f> Tensor<'f> {
+    /// Sum over the replicas of each group.
+    #[track_caller]
+    pub fn all_reduce_sum(self, groups: Vec<Vec<u32>>) -> Tensor<'f> {
+        self.builder().push(AllReduce { reduction: Reduction::Sum, groups }, &[self])[0]
+    }
+
+    /// This tensor, asked to be cut over devices in this way.
+    #[track_caller]
+    pub fn with_sharding(self, sharding: Sharding) -> Tensor<'f> {
+        self.builder().push(ShardingConstraint { sharding }, &[self])[0]
+    }
+
+    /// This tensor, pinned to a layout on targets where that matters.
+    #[track_caller]
+    pub fn pinned(self, layout: Layout) -> Tensor<'f> {
+        self.builder().push(Pin { layout }, &[self])[0]
+    }
+}

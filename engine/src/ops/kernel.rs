@@ -1,0 +1,250 @@
+//! The kernel hook: fused operations from other crates, and the custom calls that they lower to.
+
+use super::control::eval_body;
+use super::{Rules, ShapeError, want};
+use crate::eval::{Array, Evaluator};
+use crate::grad::{Cotangent, NoGradient, Vjp, linearize};
+use crate::ir::{Builder, Func, Tensor, Value};
+use crate::text::{Line, Printer};
+use crate::types::Type;
+use std::collections::HashMap;
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+/// A fused operation. [`Kernel::reference`] is its meaning; every other lowering must agree with it.
+pub trait Kernel: fmt::Debug + Send + Sync {
+    /// Name with every attribute: kernels with equal names are equal.
+    fn name(&self) -> String;
+    /// Result types, or why the operands do not fit; tile rules belong here too.
+    ///
+    /// # Errors
+    /// In words for the author: "sequence 1000 is not a multiple of 256".
+    fn infer(&self, args: &[Type]) -> Result<Vec<Type>, ShapeError>;
+    /// The meaning in plain ops: the oracle of the tests, and what runs where nothing better exists.
+    fn reference<'f>(&self, args: &[Tensor<'f>]) -> Vec<Tensor<'f>>;
+    /// The gradient. `wanted` says which arguments want one.
+    fn vjp<'f>(
+        &self,
+        args: &[Tensor<'f>],
+        results: &[Tensor<'f>],
+        cts: &[Tensor<'f>],
+        wanted: &[bool],
+    ) -> Backward<'f>;
+    /// The form for a target: a pure function of shapes and target.
+    fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering;
+}
+
+/// A kernel's answer to "what is your gradient".
+#[derive(Debug)]
+pub enum Backward<'f> {
+    /// One cotangent for each argument; `None` for those that are not floats.
+    Grads(Vec<Option<Tensor<'f>>>),
+    /// That of the reference, computed again in the backward pass; the reason why no better one exists.
+    OfReference(&'static str),
+}
+
+/// What a program is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// XLA's CPU plugin.
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
+    /// A TPU of the v6e kind.
+    TpuV6e,
+}
+
+/// Which form of a kernel is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KernelChoice {
+    /// The fastest for the target.
+    Auto,
+    /// Plain StableHLO, arranged for speed.
+    Portable,
+    /// Hand-written for the target.
+    Native,
+    /// The reference.
+    Reference,
+}
+
+/// A form of a kernel for a target.
+#[derive(Debug)]
+pub enum Lowering {
+    /// The reference as it stands.
+    Reference,
+    /// Plain StableHLO with the same parameters and results.
+    Portable(Func),
+    /// A call into the target's own kernel.
+    Native(CustomCall),
+}
+
+/// A kernel applied to operands.
+#[derive(Clone, Debug)]
+pub struct KernelCall(pub Arc<dyn Kernel>);
+
+impl PartialEq for KernelCall {
+    fn eq(&self, other: &KernelCall) -> bool {
+        self.0.name() == other.0.name()
+    }
+}
+
+impl Eq for KernelCall {}
+
+impl Hash for KernelCall {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.name().hash(state);
+    }
+}
+
+impl KernelCall {
+    pub(crate) fn reference(&self, args: &[Type]) -> Func {
+        Func::build(args, |_, params| self.0.reference(params))
+    }
+}
+
+impl Rules for KernelCall {
+    fn infer(&self, x: &[Type]) -> Result<Vec<Type>, ShapeError> {
+        self.0.infer(x)
+    }
+    fn vjp<'f>(&self, v: &Vjp<'f>) -> Result<Vec<Cotangent<'f>>, NoGradient> {
+        let results = v.all_results();
+        let cts: Vec<Tensor<'f>> = (0..results.len()).map(|i| v.ct(i)).collect();
+        let grads = match self.0.vjp(v.all_operands(), results, &cts, v.all_wanted()) {
+            Backward::Grads(grads) => grads,
+            Backward::OfReference(_) => {
+                let types: Vec<Type> = v.all_operands().iter().map(|operand| operand.ty()).collect();
+                let has_ct: Vec<bool> = (0..results.len()).map(|i| v.ct_if_any(i).is_some()).collect();
+                let scratch = Builder::new();
+                let linear = linearize(&scratch, &self.reference(&types), &has_ct, v.all_wanted());
+                let params =
+                    linear.params.iter().map(|param| param.value()).zip(v.all_operands().iter().copied());
+                let given =
+                    linear.cts.iter().enumerate().filter_map(|(i, ct)| Some((ct.as_ref()?.value(), cts[i])));
+                let known: HashMap<Value, Tensor<'f>> = params.chain(given).collect();
+                linear.emit_grads(v.builder, &known)
+            }
+        };
+        assert!(
+            grads.len() == v.operands(),
+            "kernel {} gives {} gradients for {} arguments",
+            self.0.name(),
+            grads.len(),
+            v.operands()
+        );
+        Ok(grads.into_iter().map(|grad| grad.map_or(Cotangent::None, Cotangent::Add)).collect())
+    }
+    fn print(&self, p: &mut Printer, line: &Line) {
+        // Not lowered yet: its meaning.
+        let callee = p.callee(&self.0.name(), &Arc::new(self.reference(line.operand_types)));
+        p.line(&format!(
+            "{} = func.call @{callee}({}) : {}",
+            line.result,
+            line.operands.join(", "),
+            line.signature()
+        ));
+    }
+    fn eval(&self, evaluator: &Evaluator, x: &[&Array], _: &[Type]) -> Vec<Array> {
+        let types: Vec<Type> = x.iter().map(|array| array.ty.clone()).collect();
+        eval_body(evaluator, &Arc::new(self.reference(&types)), x)
+    }
+}
+
+/// `stablehlo.custom_call`: a function of the target, by name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct CustomCall {
+    /// The target's name for it.
+    pub target: String,
+    /// Its configuration, as the target wants it.
+    pub backend_config: String,
+    /// The name in profiles.
+    pub kernel_name: String,
+    /// The result types.
+    pub results: Vec<Type>,
+    /// (result, operand): the result is written over the operand.
+    pub aliases: Vec<(usize, usize)>,
+}
+
+impl Rules for CustomCall {
+    fn infer(&self, x: &[Type]) -> Result<Vec<Type>, ShapeError> {
+        for &(result, operand) in &self.aliases {
+            let same = result < self.results.len() && x.get(operand) == Some(&self.results[result]);
+            want!(same, "result {result} cannot be written over operand {operand}");
+        }
+        Ok(self.results.clone())
+    }
+    fn vjp<'f>(&self, _: &Vjp<'f>) -> Result<Vec<Cotangent<'f>>, NoGradient> {
+        Err(NoGradient("a custom call says nothing of its meaning; make it the lowering of a kernel"))
+    }
+    fn print(&self, p: &mut Printer, line: &Line) {
+        let mut escaped = String::new();
+        for letter in self.backend_config.chars() {
+            match letter {
+                '"' => escaped.push_str("\\22"),
+                '\\' => escaped.push_str("\\5C"),
+                '\n' => escaped.push_str("\\0A"),
+                other => escaped.push(other),
+            }
+        }
+        let layouts = |types: &[Type]| {
+            let layout = |ty: &Type| match ty.rank() {
+                0 => "dense<> : tensor<0xindex>".to_owned(),
+                rank => format!("dense<{:?}> : tensor<{rank}xindex>", (0..rank).rev().collect::<Vec<_>>()),
+            };
+            types.iter().map(layout).collect::<Vec<_>>().join(", ")
+        };
+        let mut attributes = format!("backend_config = \"{escaped}\"");
+        if !self.kernel_name.is_empty() {
+            attributes += &format!(", kernel_name = \"{}\"", self.kernel_name);
+        }
+        attributes += &format!(
+            ", operand_layouts = [{}], result_layouts = [{}]",
+            layouts(line.operand_types),
+            layouts(line.types)
+        );
+        let aliases: Vec<String> = (self.aliases.iter())
+            .map(|&(result, operand)| {
+                let index = if self.results.len() == 1 { String::new() } else { result.to_string() };
+                format!("#stablehlo.output_operand_alias<output_tuple_indices = [{index}], operand_index = {operand}, operand_tuple_indices = []>")
+            })
+            .collect();
+        if !aliases.is_empty() {
+            attributes += &format!(", output_operand_aliases = [{}]", aliases.join(", "));
+        }
+        p.line(&format!(
+            "{} = stablehlo.custom_call @{}({}) {{{attributes}}} : {}",
+            line.result,
+            self.target,
+            line.operands.join(", "),
+            line.signature()
+        ));
+    }
+    fn eval(&self, _: &Evaluator, _: &[&Array], _: &[Type]) -> Vec<Array> {
+        panic!(
+            "custom_call @{}: only its target knows what it computes; evaluate the program before kernels are selected",
+            self.target
+        )
+    }
+}
+
+impl Func {
+    /// A closed function of parameters of the given types.
+    #[track_caller]
+    pub fn build(
+        params: &[Type],
+        body: impl for<'g> FnOnce(&'g Builder<'g>, &[Tensor<'g>]) -> Vec<Tensor<'g>>,
+    ) -> Func {
+        let builder = Builder::new();
+        let params: Vec<_> = params.iter().map(|ty| builder.parameter(ty.clone())).collect();
+        let results = body(&builder, &params);
+        builder.finish(&results)
+    }
+}
+
+impl<'f> Builder<'f> {
+    /// A kernel applied to operands.
+    #[track_caller]
+    pub fn kernel(&'f self, kernel: impl Kernel + 'static, operands: &[Tensor<'f>]) -> Vec<Tensor<'f>> {
+        self.push(KernelCall(Arc::new(kernel)), operands)
+    }
+}

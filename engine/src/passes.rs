@@ -1,0 +1,205 @@
+//! Passes over finished programs: [`verify`], [`fold`], [`select`]. Dead nodes are dropped whenever a function is
+//! finished and equal nodes are merged when they are added; XLA does the rest below us.
+
+use crate::eval::{Evaluator, Rounding};
+use crate::ir::{Builder, Func, Tensor};
+use crate::ops::control::Save;
+use crate::ops::kernel::{KernelChoice, Lowering, Target};
+use crate::ops::leaf::ConstantData;
+use crate::ops::{Binary, Call, Constant, Op};
+use crate::program::Program;
+use crate::types::Type;
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// Checks a program: operands precede users; types are what the ops infer; parameters and ports agree; donations name
+/// an output of the same type, each once; bodies likewise.
+///
+/// # Errors
+/// A sentence that names the node and what is wrong. It means a bug in a pass or an op.
+pub fn verify(program: &Program) -> Result<(), String> {
+    let wrong = |what: String| format!("program {}: {what}", program.name());
+    verify_func(program.main()).map_err(wrong)?;
+    let inputs: Vec<&Type> = program.inputs().iter().map(|port| &port.ty).collect();
+    let params = program.main().param_types();
+    if inputs != params.iter().collect::<Vec<_>>() {
+        return Err(wrong("its parameters are not its inputs".to_owned()));
+    }
+    let outputs: Vec<&Type> = program.outputs().iter().map(|port| &port.ty).collect();
+    let results = program.main().result_types();
+    if outputs != results.iter().collect::<Vec<_>>() {
+        return Err(wrong("its results are not its outputs".to_owned()));
+    }
+    let mut taken = BTreeSet::new();
+    for port in program.inputs() {
+        let Some(output) = port.replaced_by else { continue };
+        if outputs.get(output) != Some(&&port.ty) || !taken.insert(output) {
+            return Err(wrong(format!("input `{}` cannot be replaced by output {output}", port.name)));
+        }
+    }
+    Ok(())
+}
+
+fn verify_func(func: &Func) -> Result<(), String> {
+    for (index, node) in func.nodes().iter().enumerate() {
+        let here = |what: String| format!("node {index}, {} of {}: {what}", node.op.name(), node.at);
+        let defined = |node: u32, result: u32| {
+            (node as usize) < index && (result as usize) < func.nodes()[node as usize].types.len()
+        };
+        if let Some(value) = node.operands.iter().find(|value| !defined(value.node, value.result)) {
+            return Err(here(format!("operand {value:?} does not precede it")));
+        }
+        let operands: Vec<Type> = node.operands.iter().map(|&value| func.ty(value).clone()).collect();
+        let inferred = node.op.rules().infer(&operands).map_err(|reason| here(reason.0))?;
+        if inferred != node.types {
+            return Err(here(format!("has types {:?}, infers {inferred:?}", node.types)));
+        }
+        if let Op::Parameter(parameter) = &node.op
+            && func.params().get(parameter.index).map(|value| value.node as usize) != Some(index)
+        {
+            return Err(here("is not the parameter that it says".to_owned()));
+        }
+        for body in node.op.bodies() {
+            verify_func(body).map_err(here)?;
+        }
+    }
+    Ok(())
+}
+
+/// Rebuilds a function, bodies first, giving `rule` the chance to replace each node.
+fn rewrite<R>(func: &Func, rule: &mut R) -> Func
+where
+    R: for<'f> FnMut(&'f Builder<'f>, &Op, &[Tensor<'f>]) -> Option<Vec<Tensor<'f>>>,
+{
+    let builder = Builder::new();
+    let mut made: Vec<Vec<Tensor<'_>>> = Vec::with_capacity(func.nodes().len());
+    let params: Vec<Tensor<'_>> = func.param_types().into_iter().map(|ty| builder.parameter(ty)).collect();
+    for node in func.nodes() {
+        let results = match &node.op {
+            Op::Parameter(parameter) => vec![params[parameter.index]],
+            op => {
+                let operands: Vec<Tensor<'_>> = node
+                    .operands
+                    .iter()
+                    .map(|value| made[value.node as usize][value.result as usize])
+                    .collect();
+                let bodies = op.bodies().into_iter().map(|body| Arc::new(rewrite(body, rule))).collect();
+                let op = op.with_bodies(bodies);
+                builder.attributed(node.at, || {
+                    rule(&builder, &op, &operands).unwrap_or_else(|| builder.push(op.clone(), &operands))
+                })
+            }
+        };
+        made.push(results);
+    }
+    let results: Vec<Tensor<'_>> =
+        func.results().iter().map(|value| made[value.node as usize][value.result as usize]).collect();
+    builder.finish(&results)
+}
+
+/// Results of constants are constants; `x + 0`, `x - 0`, `x * 1`, `x / 1` are `x`.
+pub fn fold(program: &Program) -> Program {
+    program.with_main(rewrite(program.main(), &mut |builder, op, operands| fold_node(builder, op, operands)))
+}
+
+/// Larger constants would only move work from the device into the text.
+const LARGEST_FOLDED: usize = 1024;
+
+fn fold_node<'f>(builder: &'f Builder<'f>, op: &Op, operands: &[Tensor<'f>]) -> Option<Vec<Tensor<'f>>> {
+    let constant = |tensor: Tensor<'f>| {
+        builder.with_node(tensor.value().node, |node| match &node.op {
+            Op::Constant(constant) => Some(constant.clone()),
+            _ => None,
+        })
+    };
+    if let (Op::Binary(binary), [a, b]) = (op, operands) {
+        let (left, right) = (constant(*a), constant(*b));
+        let is =
+            |side: &Option<Constant>, value: f64| side.as_ref().is_some_and(|constant| constant.is(value));
+        let kept = match binary {
+            Binary::Add if is(&right, 0.0) => Some(*a),
+            Binary::Add if is(&left, 0.0) => Some(*b),
+            Binary::Sub if is(&right, 0.0) => Some(*a),
+            Binary::Mul if is(&right, 1.0) => Some(*a),
+            Binary::Mul if is(&left, 1.0) => Some(*b),
+            Binary::Div if is(&right, 1.0) => Some(*a),
+            _ => None,
+        };
+        if let Some(kept) = kept {
+            return Some(vec![kept]);
+        }
+    }
+    let constants: Vec<Constant> =
+        operands.iter().map(|&operand| constant(operand)).collect::<Option<_>>()?;
+    let opaque =
+        matches!(op, Op::KernelCall(_) | Op::AllReduce(_) | Op::ShardingConstraint(_) | Op::Named(_));
+    if constants.is_empty() || !op.is_pure() || !op.bodies().is_empty() || opaque {
+        return None;
+    }
+    let operand_types: Vec<Type> = constants.iter().map(|constant| constant.ty.clone()).collect();
+    let types = op.rules().infer(&operand_types).ok()?;
+    // One number everywhere stays one number everywhere, at any size.
+    if let (Op::BroadcastInDim(_) | Op::Reshape(_) | Op::Transpose(_), ConstantData::Splat(_)) =
+        (op, &constants[0].data)
+    {
+        let data = constants[0].data.clone();
+        return Some(builder.push(Constant { ty: types[0].clone(), data }, &[]));
+    }
+    if types.iter().chain(&operand_types).any(|ty| ty.elements() > LARGEST_FOLDED) {
+        return None;
+    }
+    let func = Func::build(&operand_types, |g, params| g.push(op.clone(), params));
+    let args: Vec<Rc<_>> =
+        constants.iter().map(|c| Rc::new(crate::eval::Array::from_host(&c.to_host()))).collect();
+    let results = Evaluator { rounding: Rounding::EachOp }.call(&func, &args);
+    Some(results.iter().map(|array| builder.constant(&array.to_host())).collect())
+}
+
+/// The form that was chosen for a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub enum Form {
+    Reference,
+    Portable,
+    Native,
+}
+
+/// Chooses a form for every kernel, and drops layout pins where they mean nothing. Returns the choices: (kernel, form),
+/// each once.
+pub fn select(program: &Program, target: Target, choice: KernelChoice) -> (Program, Vec<(String, Form)>) {
+    let mut chosen = BTreeSet::new();
+    let main = rewrite(program.main(), &mut |builder, op, operands| match op {
+        Op::Pin(_) if target != Target::TpuV6e => Some(operands.to_vec()),
+        Op::KernelCall(kernel) => {
+            let types: Vec<Type> = operands.iter().map(|operand| operand.ty()).collect();
+            let lowering = match choice {
+                KernelChoice::Reference => Lowering::Reference,
+                _ => kernel.0.lower(&types, target, choice),
+            };
+            let (form, op) = match lowering {
+                Lowering::Reference => {
+                    (Form::Reference, Op::from(called(kernel.0.name(), kernel.reference(&types))))
+                }
+                Lowering::Portable(func) => (Form::Portable, called(kernel.0.name(), func).into()),
+                Lowering::Native(call) => (Form::Native, call.into()),
+            };
+            chosen.insert((kernel.0.name(), form));
+            let wanted = kernel.0.infer(&types);
+            let results = builder.push(op, operands);
+            let found: Vec<Type> = results.iter().map(|result| result.ty()).collect();
+            assert!(
+                wanted == Ok(found.clone()),
+                "kernel {}: its {form:?} form gives {found:?}",
+                kernel.0.name()
+            );
+            Some(results)
+        }
+        _ => None,
+    });
+    (program.with_main(main), chosen.into_iter().collect())
+}
+
+fn called(label: String, func: Func) -> Call {
+    Call { label, body: Arc::new(func), save: Save::Everything }
+}
