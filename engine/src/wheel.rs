@@ -26,7 +26,7 @@ pub struct Wheel {
 }
 
 /// XLA's CPU plugin with `pjrt_c_api.h` beside it, for a processor architecture as Rust names it.
-pub fn xla_cpu(arch: &str) -> Option<Wheel> {
+pub(crate) fn xla_cpu(arch: &str) -> Option<Wheel> {
     let (file, sha256) = match arch {
         "x86_64" => (
             "xla_cpu_pjrt-0.0.1-py3-none-manylinux_2_27_x86_64.whl",
