@@ -73,9 +73,11 @@ fn header() -> Result<PathBuf, Box<dyn Error>> {
         }
         return Ok(path);
     }
-    let wheel = wheel::xla_cpu(env::consts::ARCH).or_else(|| wheel::xla_cpu("x86_64")).ok_or("no wheel is pinned")?;
-    unpack(&wheel, "xla_plugins/xla_cpu_pjrt/include/pjrt_c_api.h")
-        .map_err(|error| format!("{error}\nor set PJRT_HEADER to a pjrt_c_api.h of version 0.81 or later").into())
+    let wheel =
+        wheel::xla_cpu(env::consts::ARCH).or_else(|| wheel::xla_cpu("x86_64")).ok_or("no wheel is pinned")?;
+    unpack(&wheel, "xla_plugins/xla_cpu_pjrt/include/pjrt_c_api.h").map_err(|error| {
+        format!("{error}\nor set PJRT_HEADER to a pjrt_c_api.h of version 0.81 or later").into()
+    })
 }
 
 /// Makes sure that bindgen can load libclang.
@@ -98,7 +100,11 @@ fn find_libclang() -> Result<(), Box<dyn Error>> {
             "libclang-18.1.1-py2.py3-none-manylinux2014_aarch64.whl",
             "54dda940a4a0491a9d1532bf071ea3ef26e6dbaf03b5000ed94dd7174e8f9592",
         ),
-        _ => return Err(format!("no libclang was found and none is pinned for {arch}; install libclang").into()),
+        _ => {
+            return Err(
+                format!("no libclang was found and none is pinned for {arch}; install libclang").into()
+            );
+        }
     };
     let wheel = Wheel { package: "libclang", version: "18.1.1", file, sha256 };
     let library = unpack(&wheel, "libclang-18.1.1.data/platlib/clang/native/libclang.so")

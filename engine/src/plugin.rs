@@ -44,7 +44,10 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::UnknownPlatform(name) => {
-                write!(f, "choosing the platform: found `{name}`, wanted cpu, cuda, tpu, or the path of a plugin")
+                write!(
+                    f,
+                    "choosing the platform: found `{name}`, wanted cpu, cuda, tpu, or the path of a plugin"
+                )
             }
             Error::NotForThisMachine { platform, available } => write!(
                 f,
@@ -52,7 +55,9 @@ impl fmt::Display for Error {
                 env::consts::OS,
                 env::consts::ARCH
             ),
-            Error::Fetch(error) => write!(f, "{error}\nor set PJRT_PLUGIN_PATH to a plugin that is already here"),
+            Error::Fetch(error) => {
+                write!(f, "{error}\nor set PJRT_PLUGIN_PATH to a plugin that is already here")
+            }
             Error::Load(error) => error.fmt(f),
         }
     }
@@ -176,7 +181,8 @@ fn installed_cuda() -> Option<PathBuf> {
     const ASK: &str = "import importlib.util, pathlib
 spec = importlib.util.find_spec('jax_plugins.xla_cuda13')
 print(pathlib.Path(spec.origin).parent / 'xla_cuda_plugin.so')";
-    let output = Command::new("python3").args(["-c", ASK]).output().ok().filter(|output| output.status.success())?;
+    let output =
+        Command::new("python3").args(["-c", ASK]).output().ok().filter(|output| output.status.success())?;
     let path = PathBuf::from(String::from_utf8(output.stdout).ok()?.trim());
     path.is_file().then_some(path)
 }

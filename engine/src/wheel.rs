@@ -138,7 +138,8 @@ impl Wheel {
     /// # Errors
     /// If the wheel can neither be found nor fetched, has another hash, or the cache cannot be written.
     pub fn member(&self, member: &str, cache: &Path, say: &mut dyn FnMut(&str)) -> Result<PathBuf, Error> {
-        let folder = cache.join("unpacked").join(format!("{}-{}-{}", self.package, self.version, &self.sha256[..12]));
+        let folder =
+            cache.join("unpacked").join(format!("{}-{}-{}", self.package, self.version, &self.sha256[..12]));
         let name = member.rsplit('/').next().unwrap_or(member);
         let (path, seal) = (folder.join(name), folder.join(format!("{name}.seal")));
         if is_sealed(&path, &seal) {
@@ -151,15 +152,17 @@ impl Wheel {
         // Held until the end of the function; the system releases it when a process dies.
         let lock = wheels.join(format!("{}.lock", self.file));
         let held = File::options().create(true).write(true).truncate(false).open(&lock);
-        held.and_then(|file| file.lock().map(|()| file)).map_err(io_error("locking", &lock)).and_then(|_held| {
-            if !is_sealed(&path, &seal) {
-                let wheel = self.obtain(&wheels, say)?;
-                self.unpack(&wheel, member, &path)?;
-                let text = seal_of(&path).map_err(io_error("reading", &path))?;
-                write_whole(&seal, &text).map_err(io_error("writing", &seal))?;
-            }
-            Ok(path.clone())
-        })
+        held.and_then(|file| file.lock().map(|()| file)).map_err(io_error("locking", &lock)).and_then(
+            |_held| {
+                if !is_sealed(&path, &seal) {
+                    let wheel = self.obtain(&wheels, say)?;
+                    self.unpack(&wheel, member, &path)?;
+                    let text = seal_of(&path).map_err(io_error("reading", &path))?;
+                    write_whole(&seal, &text).map_err(io_error("writing", &seal))?;
+                }
+                Ok(path.clone())
+            },
+        )
     }
 
     /// The wheel itself, in `folder`, with the right hash.
@@ -211,7 +214,11 @@ impl Wheel {
 
     fn check(&self, path: &Path) -> Result<(), Error> {
         let found = sha256(path).map_err(io_error("reading", path))?;
-        if found == self.sha256 { Ok(()) } else { Err(Error::Hash { wheel: *self, path: path.to_path_buf(), found }) }
+        if found == self.sha256 {
+            Ok(())
+        } else {
+            Err(Error::Hash { wheel: *self, path: path.to_path_buf(), found })
+        }
     }
 
     fn unpack(&self, wheel: &Path, member: &str, path: &Path) -> Result<(), Error> {
@@ -230,7 +237,8 @@ with zipfile.ZipFile(sys.argv[1]) as wheel, wheel.open(sys.argv[2]) as source, o
     /// The options that let any Python fetch a wheel made for a certain one, from the tags of the file name.
     fn tags(&self) -> Vec<String> {
         let mut tags = self.file.trim_end_matches(".whl").rsplit('-');
-        let (platform, abi, python) = (tags.next().unwrap_or(""), tags.next().unwrap_or(""), tags.next().unwrap_or(""));
+        let (platform, abi, python) =
+            (tags.next().unwrap_or(""), tags.next().unwrap_or(""), tags.next().unwrap_or(""));
         let mut options = vec!["--platform".to_string(), platform.to_string()];
         if let Some(version) = python.strip_prefix("cp3") {
             options.extend(["--python-version".to_string(), format!("3.{version}")]);

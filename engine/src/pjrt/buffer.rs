@@ -54,13 +54,18 @@ impl Buffer {
 
     /// Copies before it returns.
     pub(super) fn copy_from(client: &Arc<ClientHandle>, host: &Host, device: &Device) -> Result<Buffer> {
-        let (buffer, done) = upload(client, host, device, sys::PJRT_HostBufferSemantics_kImmutableOnlyDuringCall)?;
+        let (buffer, done) =
+            upload(client, host, device, sys::PJRT_HostBufferSemantics_kImmutableOnlyDuringCall)?;
         drop(done);
         Ok(buffer)
     }
 
     /// Reads in place where the plugin can.
-    pub(super) fn borrow_from(client: &Arc<ClientHandle>, host: Arc<Host>, device: &Device) -> Result<Buffer> {
+    pub(super) fn borrow_from(
+        client: &Arc<ClientHandle>,
+        host: Arc<Host>,
+        device: &Device,
+    ) -> Result<Buffer> {
         let (buffer, done) = upload(client, &host, device, sys::PJRT_HostBufferSemantics_kImmutableZeroCopy)?;
         // Not tied to the life of `Buffer`: a program that is still running may read the memory after the handle is gone.
         let counts = client.counts.clone();
@@ -99,6 +104,17 @@ impl Buffer {
         // SAFETY: the buffer is alive.
         let args = unsafe { call!(plugin, PJRT_Buffer_OnDeviceSizeInBytes { buffer: self.handle.raw }) }?;
         Ok(args.on_device_size_in_bytes)
+    }
+
+    /// Where it lies in the device's memory, to see in tests and traces whether memory was reused. Waits for the value.
+    ///
+    /// # Errors
+    /// If the plugin does not tell.
+    pub fn address(&self) -> Result<usize> {
+        let plugin = &self.handle.client.plugin;
+        // SAFETY: the buffer is alive, and nothing is read through the address.
+        let args = unsafe { call!(plugin, PJRT_Buffer_UnsafePointer { buffer: self.handle.raw }) }?;
+        Ok(args.buffer_pointer)
     }
 
     /// The device that holds the buffer.
@@ -145,12 +161,15 @@ impl Buffer {
         // SAFETY: the layout lives during the call, and the host bytes until the event is done: `Transfer` waits for it.
         unsafe {
             let bytes = host.bytes_mut();
-            let args = call!(plugin, PJRT_Buffer_ToHostBuffer {
-                src: self.handle.raw,
-                host_layout: &mut layout,
-                dst: bytes.as_mut_ptr().cast(),
-                dst_size: bytes.len(),
-            })?;
+            let args = call!(
+                plugin,
+                PJRT_Buffer_ToHostBuffer {
+                    src: self.handle.raw,
+                    host_layout: &mut layout,
+                    dst: bytes.as_mut_ptr().cast(),
+                    dst_size: bytes.len(),
+                }
+            )?;
             Ok(Transfer { event: Event::from_raw(plugin, args.event), host: Some(host) })
         }
     }
@@ -217,15 +236,18 @@ fn upload(
     // SAFETY: the dimensions live during the call; the data lives as long as `semantics` asks, see the callers.
     // The device is one of the client's or the plugin says so. What comes out is ours.
     unsafe {
-        let args = call!(plugin, PJRT_Client_BufferFromHostBuffer {
-            client: client.raw,
-            data: host.bytes().as_ptr().cast(),
-            type_: raw_type(host.ty().dtype),
-            dims: dims.as_ptr(),
-            num_dims: dims.len(),
-            host_buffer_semantics: semantics,
-            device: device.raw,
-        })?;
+        let args = call!(
+            plugin,
+            PJRT_Client_BufferFromHostBuffer {
+                client: client.raw,
+                data: host.bytes().as_ptr().cast(),
+                type_: raw_type(host.ty().dtype),
+                dims: dims.as_ptr(),
+                num_dims: dims.len(),
+                host_buffer_semantics: semantics,
+                device: device.raw,
+            }
+        )?;
         let done = Event::from_raw(plugin, args.done_with_host_buffer);
         Ok((Buffer::from_raw(client, args.buffer)?, done))
     }

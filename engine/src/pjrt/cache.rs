@@ -133,6 +133,7 @@ fn key(client: &Client, text: &str, options: &CompileOptions) -> Result<blake3::
 fn processor() -> String {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let first = text.split("\n\n").next().unwrap_or_default();
-    let wanted = |line: &&str| ["model name", "flags", "Features", "CPU part"].iter().any(|key| line.starts_with(key));
+    let wanted =
+        |line: &&str| ["model name", "flags", "Features", "CPU part"].iter().any(|key| line.starts_with(key));
     first.lines().filter(wanted).collect::<Vec<_>>().join("\n")
 }

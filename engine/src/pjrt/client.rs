@@ -61,8 +61,9 @@ impl Counts {
 }
 
 impl Client {
-    /// Opens the plugin's devices. The options are the plugin's own: the GPU plugin knows `memory_fraction` and
-    /// others; the CPU plugin takes none.
+    /// Opens the plugin's devices. The options are the plugin's own: the CPU plugin takes
+    /// `cpu_device_count` (4 if it is not given) and ignores what it does not know; the GPU plugin knows
+    /// `memory_fraction` and others.
     ///
     /// # Errors
     /// If there is no device, it is in use, or an option is unknown.
@@ -70,9 +71,13 @@ impl Client {
         let raw_options = value::to_raw(options);
         // SAFETY: the options live during the call; the client that comes out is ours.
         let args = unsafe {
-            call!(plugin, PJRT_Client_Create { create_options: raw_options.as_ptr(), num_options: raw_options.len() })
+            call!(
+                plugin,
+                PJRT_Client_Create { create_options: raw_options.as_ptr(), num_options: raw_options.len() }
+            )
         }?;
-        let handle = Arc::new(ClientHandle { plugin: plugin.clone(), raw: args.client, counts: Arc::default() });
+        let handle =
+            Arc::new(ClientHandle { plugin: plugin.clone(), raw: args.client, counts: Arc::default() });
         // SAFETY: the client is alive, and its devices and their descriptions live as long.
         let devices = unsafe {
             let args = call!(plugin, PJRT_Client_AddressableDevices { client: handle.raw })?;
@@ -125,12 +130,15 @@ impl Client {
         let program = program.raw();
         // SAFETY: program and options live during the call, and the client is alive. What comes out is ours.
         unsafe {
-            let args = call!(self.plugin(), PJRT_Client_Compile {
-                client: self.handle.raw,
-                program: &program,
-                compile_options: bytes.as_ptr().cast(),
-                compile_options_size: bytes.len(),
-            })?;
+            let args = call!(
+                self.plugin(),
+                PJRT_Client_Compile {
+                    client: self.handle.raw,
+                    program: &program,
+                    compile_options: bytes.as_ptr().cast(),
+                    compile_options_size: bytes.len(),
+                }
+            )?;
             Loaded::from_raw(&self.handle, args.executable)
         }
     }
@@ -145,11 +153,14 @@ impl Client {
     pub fn deserialize(&self, bytes: &[u8]) -> Result<Loaded> {
         // SAFETY: the bytes live during the call, and the client is alive. What comes out is ours.
         unsafe {
-            let args = call!(self.plugin(), PJRT_Executable_DeserializeAndLoad {
-                client: self.handle.raw,
-                serialized_executable: bytes.as_ptr().cast(),
-                serialized_executable_size: bytes.len(),
-            })?;
+            let args = call!(
+                self.plugin(),
+                PJRT_Executable_DeserializeAndLoad {
+                    client: self.handle.raw,
+                    serialized_executable: bytes.as_ptr().cast(),
+                    serialized_executable_size: bytes.len(),
+                }
+            )?;
             Loaded::from_raw(&self.handle, args.loaded_executable)
         }
     }

@@ -27,11 +27,15 @@ pub struct DeviceDescription {
 impl DeviceDescription {
     /// # Safety
     /// `raw` is a description that lives during the call.
-    pub(super) unsafe fn read(plugin: &Plugin, raw: *mut sys::PJRT_DeviceDescription) -> Result<DeviceDescription> {
+    pub(super) unsafe fn read(
+        plugin: &Plugin,
+        raw: *mut sys::PJRT_DeviceDescription,
+    ) -> Result<DeviceDescription> {
         // SAFETY: by the contract; what comes out lives as long as the description.
         unsafe {
             let id = call!(plugin, PJRT_DeviceDescription_Id { device_description: raw })?.id;
-            let process = call!(plugin, PJRT_DeviceDescription_ProcessIndex { device_description: raw })?.process_index;
+            let process =
+                call!(plugin, PJRT_DeviceDescription_ProcessIndex { device_description: raw })?.process_index;
             let kind = call!(plugin, PJRT_DeviceDescription_Kind { device_description: raw })?;
             let text = call!(plugin, PJRT_DeviceDescription_ToString { device_description: raw })?;
             let attributes = call!(plugin, PJRT_DeviceDescription_Attributes { device_description: raw })?;

@@ -158,7 +158,13 @@ impl fmt::Display for Error {
                 version.1
             ),
             Error::Call { path, version, function, code, message } => {
-                write!(f, "{function}: {code:?}: {message} [plugin {}, PJRT API {}.{}]", path.display(), version.0, version.1)?;
+                write!(
+                    f,
+                    "{function}: {code:?}: {message} [plugin {}, PJRT API {}.{}]",
+                    path.display(),
+                    version.0,
+                    version.1
+                )?;
                 if message.contains("libtpu_lockfile") || message.contains("libtpu multi-process lockfile") {
                     f.write_str("; another process uses the TPU: stop it, or delete /tmp/libtpu_lockfile if none is alive")?;
                 }

@@ -130,7 +130,8 @@ impl Executable {
     /// If the plugin keeps no such statistics.
     pub fn memory_use(&self) -> Result<MemoryUse> {
         // SAFETY: the executable is alive.
-        let args = unsafe { call!(&self.plugin, PJRT_Executable_GetCompiledMemoryStats { executable: self.raw }) }?;
+        let args =
+            unsafe { call!(&self.plugin, PJRT_Executable_GetCompiledMemoryStats { executable: self.raw }) }?;
         Ok(MemoryUse {
             arguments: args.argument_size_in_bytes,
             outputs: args.output_size_in_bytes,
@@ -163,10 +164,16 @@ impl Executable {
         // SAFETY: the first call, with no room given, tells the size; the second writes that many bytes. The format's
         // name lives as long as the executable.
         unsafe {
-            call!(&self.plugin, PJRT_Executable_OptimizedProgram { executable: self.raw, program: &mut program })?;
+            call!(
+                &self.plugin,
+                PJRT_Executable_OptimizedProgram { executable: self.raw, program: &mut program }
+            )?;
             let mut code = vec![0; program.code_size];
             program.code = code.as_mut_ptr().cast();
-            call!(&self.plugin, PJRT_Executable_OptimizedProgram { executable: self.raw, program: &mut program })?;
+            call!(
+                &self.plugin,
+                PJRT_Executable_OptimizedProgram { executable: self.raw, program: &mut program }
+            )?;
             Ok(OptimizedProgram { format: value::text(program.format, program.format_size), code })
         }
     }

@@ -102,7 +102,8 @@ impl Loaded {
         let argument_lists: Vec<*const *mut sys::PJRT_Buffer> =
             arguments.iter().map(|list| list.as_ptr()).collect();
         let mut outputs = vec![vec![ptr::null_mut::<sys::PJRT_Buffer>(); self.outputs]; args.len()];
-        let output_lists: Vec<*mut *mut sys::PJRT_Buffer> = outputs.iter_mut().map(|list| list.as_mut_ptr()).collect();
+        let output_lists: Vec<*mut *mut sys::PJRT_Buffer> =
+            outputs.iter_mut().map(|list| list.as_mut_ptr()).collect();
         let mut options = sys::PJRT_ExecuteOptions {
             struct_size: size_of::<sys::PJRT_ExecuteOptions>(),
             non_donatable_input_indices: kept.as_ptr(),
@@ -113,14 +114,17 @@ impl Loaded {
         // SAFETY: all lists live during the call and have the lengths that they must have: one list a device, each with
         // the same number of arguments, and room for the program's results. Donated buffers are owned by `args`.
         unsafe {
-            call!(&client.plugin, PJRT_LoadedExecutable_Execute {
-                executable: self.raw.raw,
-                options: &mut options,
-                argument_lists: argument_lists.as_ptr(),
-                num_devices: args.len(),
-                num_args: args[0].len(),
-                output_lists: output_lists.as_ptr(),
-            })
+            call!(
+                &client.plugin,
+                PJRT_LoadedExecutable_Execute {
+                    executable: self.raw.raw,
+                    options: &mut options,
+                    argument_lists: argument_lists.as_ptr(),
+                    num_devices: args.len(),
+                    num_args: args[0].len(),
+                    output_lists: output_lists.as_ptr(),
+                }
+            )
         }?;
         let mut results = Vec::with_capacity(outputs.len());
         for list in &outputs {
@@ -146,10 +150,16 @@ impl Loaded {
         let kept = kept_in(&args[0]);
         for (number, list) in args.iter().enumerate() {
             if list.len() != args[0].len() {
-                return wrong(format!("device {number} got {} arguments, device 0 got {}", list.len(), args[0].len()));
+                return wrong(format!(
+                    "device {number} got {} arguments, device 0 got {}",
+                    list.len(),
+                    args[0].len()
+                ));
             }
             if kept_in(list) != kept {
-                return wrong(format!("device {number} donates other arguments than device 0; donate the same ones"));
+                return wrong(format!(
+                    "device {number} donates other arguments than device 0; donate the same ones"
+                ));
             }
             if let Some(index) = list.iter().position(|arg| !arg.buffer().belongs_to(&self.raw.client)) {
                 return wrong(format!("argument {index} on device {number} belongs to another client"));

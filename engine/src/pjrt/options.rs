@@ -30,7 +30,13 @@ pub struct CompileOptions {
 impl CompileOptions {
     /// For one device.
     pub fn single() -> CompileOptions {
-        CompileOptions { replicas: 1, partitions: 1, partitioner: None, devices: None, overrides: BTreeMap::new() }
+        CompileOptions {
+            replicas: 1,
+            partitions: 1,
+            partitioner: None,
+            devices: None,
+            overrides: BTreeMap::new(),
+        }
     }
 
     /// The same program on several devices (`all_reduce` and its kin join them), on devices 0, 1, 2 ...
@@ -90,7 +96,10 @@ impl CompileOptions {
                 Value::Float(number) => setting.double(4, (*number).into()),
                 // The proto has no lists; XLA reads them from text.
                 Value::Ints(numbers) => {
-                    setting.bytes(1, numbers.iter().map(i64::to_string).collect::<Vec<_>>().join(",").as_bytes());
+                    setting.bytes(
+                        1,
+                        numbers.iter().map(i64::to_string).collect::<Vec<_>>().join(",").as_bytes(),
+                    );
                 }
             }
             let mut entry = Message::default();
@@ -154,7 +163,8 @@ mod tests {
     fn overrides_are_a_map_in_field_7() {
         let overrides = BTreeMap::from([("a".to_string(), Value::Bool(true)), ("b".to_string(), "x".into())]);
         let bytes = CompileOptions { overrides, ..CompileOptions::single() }.to_bytes();
-        let golden = [0x3a, 7, 0x0a, 1, b'a', 0x12, 2, 0x10, 1, 0x3a, 8, 0x0a, 1, b'b', 0x12, 3, 0x0a, 1, b'x'];
+        let golden =
+            [0x3a, 7, 0x0a, 1, b'a', 0x12, 2, 0x10, 1, 0x3a, 8, 0x0a, 1, b'b', 0x12, 3, 0x0a, 1, b'x'];
         assert_eq!(bytes[6..], golden);
     }
 }

@@ -58,15 +58,16 @@ impl Plugin {
     /// If the file cannot be opened, is for another machine, is not a plugin, or speaks another API version.
     pub fn load(path: &Path) -> Result<Plugin> {
         let failed = |reason: String| Error::Open { path: path.to_path_buf(), reason };
-        let path = &fs::canonicalize(path)
-            .map_err(|error| failed(format!("{error}; give the path of a PJRT plugin, or cpu, cuda or tpu")))?;
+        let path = &fs::canonicalize(path).map_err(|error| {
+            failed(format!("{error}; give the path of a PJRT plugin, or cpu, cuda or tpu"))
+        })?;
         let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(plugin) = loaded.get(path) {
             return Ok(plugin.clone());
         }
         check_machine(path)?;
-        if path.file_name().is_some_and(|name| name.to_string_lossy().contains("libtpu")) {
-            prepare_libtpu();
+        if loaded.is_empty() {
+            prepare_environment();
         }
         // SAFETY: the initialisers of a library run; the user chose it, and it carries the marks of one for this machine.
         let library = unsafe { libloading::Library::new(path) }.map_err(|error| failed(error.to_string()))?;
@@ -186,7 +187,9 @@ fn check_machine(path: &Path) -> Result<()> {
         return Ok(());
     }
     if head.len() < 20 || head[..4] != *b"\x7fELF" {
-        return Err(failed("it is not a shared library (no ELF header); give the path of a PJRT plugin".to_string()));
+        return Err(failed(
+            "it is not a shared library (no ELF header); give the path of a PJRT plugin".to_string(),
+        ));
     }
     // The field `e_machine`, at byte 18 in the file's byte order; every machine here is little-endian.
     let found = match u16::from_le_bytes([head[18], head[19]]) {
@@ -196,26 +199,40 @@ fn check_machine(path: &Path) -> Result<()> {
         other => format!("ELF machine {other}"),
     };
     let wanted = env::consts::ARCH;
-    if found == wanted { Ok(()) } else { Err(Error::Architecture { path: path.to_path_buf(), found, wanted }) }
+    if found == wanted {
+        Ok(())
+    } else {
+        Err(Error::Architecture { path: path.to_path_buf(), found, wanted })
+    }
 }
 
-/// On a machine without a TPU, libtpu asks a metadata server that is not there for over a minute, and takes a lock that
-/// keeps other compilations away. Where there is a TPU, or the user has decided, nothing is changed.
-fn prepare_libtpu() {
+/// Settings that the plugins read from the environment; whatever the user has set stays.
+///
+/// On a machine without a TPU, libtpu asks a metadata server that is not there for over a minute, takes a lock that
+/// keeps other compilations away, and complains about names that only a TPU machine has. The log lines of XLA
+/// (with stack traces) repeat the errors that it returns.
+fn prepare_environment() {
     let numbered = |folder: &str, prefix: &str| {
-        let names = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
-        names.into_iter().any(|name| {
+        let mut names = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
+        names.any(|name| {
             name.to_string_lossy().strip_prefix(prefix).is_some_and(|rest| rest.parse::<u32>().is_ok())
         })
     };
-    if numbered("/dev", "accel") || numbered("/dev/vfio", "") {
-        return;
+    let mut settings = vec![("TF_CPP_MIN_LOG_LEVEL", "3")];
+    if !numbered("/dev", "accel") && !numbered("/dev/vfio", "") {
+        settings.extend([
+            ("TPU_SKIP_MDS_QUERY", "1"),
+            ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
+            ("TPU_ACCELERATOR_TYPE", "v6e-1"),
+            ("TPU_WORKER_HOSTNAMES", "localhost"),
+            ("TPU_WORKER_ID", "0"),
+        ]);
     }
-    for name in ["TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"] {
+    for (name, value) in settings {
         if env::var_os(name).is_none() {
             // SAFETY: Rust's own readers of the environment are locked against this. C code that reads it at this very
-            // moment is not; it happens once in a process, under the lock of `LOADED`, before libtpu has threads.
-            unsafe { env::set_var(name, "1") };
+            // moment is not; no plugin is in the process yet, and plugins are what brings C threads here.
+            unsafe { env::set_var(name, value) };
         }
     }
 }

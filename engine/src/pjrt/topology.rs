@@ -31,12 +31,15 @@ impl Topology {
         let raw_options = value::to_raw(options);
         // SAFETY: name and options live during the call.
         let args = unsafe {
-            call!(plugin, PJRT_TopologyDescription_Create {
-                topology_name: name.as_ptr().cast(),
-                topology_name_size: name.len(),
-                create_options: raw_options.as_ptr(),
-                num_options: raw_options.len(),
-            })
+            call!(
+                plugin,
+                PJRT_TopologyDescription_Create {
+                    topology_name: name.as_ptr().cast(),
+                    topology_name_size: name.len(),
+                    create_options: raw_options.as_ptr(),
+                    num_options: raw_options.len(),
+                }
+            )
         }?;
         Ok(Topology { plugin: plugin.clone(), raw: args.topology, counts: Arc::default() })
     }
@@ -60,7 +63,8 @@ impl Topology {
     pub fn devices(&self) -> Result<Vec<DeviceDescription>> {
         // SAFETY: the topology is alive, and its descriptions live as long.
         unsafe {
-            let args = call!(&self.plugin, PJRT_TopologyDescription_GetDeviceDescriptions { topology: self.raw })?;
+            let args =
+                call!(&self.plugin, PJRT_TopologyDescription_GetDeviceDescriptions { topology: self.raw })?;
             let raw = value::slice(args.descriptions, args.num_descriptions);
             raw.iter().map(|&raw| DeviceDescription::read(&self.plugin, raw)).collect()
         }
@@ -75,12 +79,15 @@ impl Topology {
         let program = program.raw();
         // SAFETY: program and options live during the call, and the topology is alive. What comes out is ours.
         unsafe {
-            let args = call!(&self.plugin, PJRT_Compile {
-                topology: self.raw,
-                program: &program,
-                compile_options: bytes.as_ptr().cast(),
-                compile_options_size: bytes.len(),
-            })?;
+            let args = call!(
+                &self.plugin,
+                PJRT_Compile {
+                    topology: self.raw,
+                    program: &program,
+                    compile_options: bytes.as_ptr().cast(),
+                    compile_options_size: bytes.len(),
+                }
+            )?;
             Ok(Executable::from_raw(&self.plugin, args.executable, &self.counts))
         }
     }

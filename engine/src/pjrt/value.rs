@@ -98,7 +98,9 @@ pub(super) unsafe fn from_raw(raw: *const sys::PJRT_NamedValue, count: usize) ->
             let value = match named.type_ {
                 sys::PJRT_NamedValue_kString => Value::Text(text(data.string_value, named.value_size)),
                 sys::PJRT_NamedValue_kInt64 => Value::Int(data.int64_value),
-                sys::PJRT_NamedValue_kInt64List => Value::Ints(slice(data.int64_array_value, named.value_size).to_vec()),
+                sys::PJRT_NamedValue_kInt64List => {
+                    Value::Ints(slice(data.int64_array_value, named.value_size).to_vec())
+                }
                 sys::PJRT_NamedValue_kFloat => Value::Float(data.float_value),
                 sys::PJRT_NamedValue_kBool => Value::Bool(data.bool_value),
                 _ => continue,

@@ -1,1 +1,0 @@
-//! The tests are beside this file; see `Cargo.toml`.
