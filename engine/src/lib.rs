@@ -6,10 +6,13 @@ mod host;
 mod ir;
 pub mod ops;
 pub mod passes;
+pub mod pjrt;
+pub mod plugin;
 mod program;
 pub mod random;
 mod text;
 mod types;
+mod wheel;
 
 pub use eval::{Array, Rounding, evaluate};
 pub use grad::{grad, grad_into};

@@ -1,0 +1,139 @@
+//! [`ExecutableCache`]: compiled programs on disk, so that a second start does not compile again.
+
+use super::client::Client;
+use super::error::Result;
+use super::loaded::Loaded;
+use super::options::CompileOptions;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+use std::{env, fs, io, process};
+
+/// Compiled programs in a folder. An entry that is missing, damaged or refused by the plugin is compiled again; a
+/// folder that cannot be written costs time and nothing else.
+#[derive(Clone, Debug)]
+pub struct ExecutableCache {
+    folder: PathBuf,
+    limit: u64,
+}
+
+/// How a program was come by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lookup {
+    /// It was in the cache.
+    Hit,
+    /// It was compiled, and kept if the folder can be written and the plugin can serialise it.
+    Miss,
+    /// The cache's entry was no good; it was compiled again.
+    Damaged,
+}
+
+/// Every entry starts with this and the blake3 of what follows the hash.
+const MAGIC: &[u8; 8] = b"pjrtexe1";
+const HEAD: usize = MAGIC.len() + blake3::OUT_LEN;
+
+/// Variables that change what the compilers make of the same text and options.
+const COMPILER_VARIABLES: [&str; 2] = ["XLA_FLAGS", "LIBTPU_INIT_ARGS"];
+
+impl ExecutableCache {
+    /// A cache in `folder`, which need not exist; the oldest entries go when all together exceed `limit` bytes.
+    pub fn new(folder: impl Into<PathBuf>, limit: u64) -> ExecutableCache {
+        ExecutableCache { folder: folder.into(), limit }
+    }
+
+    /// Gets a program from the cache, or compiles it and keeps it there.
+    ///
+    /// # Errors
+    /// If the program does not compile.
+    pub fn compile(&self, client: &Client, text: &str, options: &CompileOptions) -> Result<(Loaded, Lookup)> {
+        let path = self.folder.join(format!("{}.exe", key(client, text, options)?));
+        let mut lookup = Lookup::Miss;
+        if let Ok(entry) = fs::read(&path) {
+            if let Some(loaded) = sound(&entry).and_then(|bytes| client.deserialize(bytes).ok()) {
+                return Ok((loaded, Lookup::Hit));
+            }
+            lookup = Lookup::Damaged;
+        }
+        let loaded = client.compile(text, options)?;
+        if let Ok(bytes) = loaded.serialize() {
+            // What cannot be kept is compiled again next time.
+            let _ = self.keep(&path, &bytes);
+        }
+        Ok((loaded, lookup))
+    }
+
+    fn keep(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let mut entry = Vec::with_capacity(HEAD + bytes.len());
+        entry.extend_from_slice(MAGIC);
+        entry.extend_from_slice(blake3::hash(bytes).as_bytes());
+        entry.extend_from_slice(bytes);
+        fs::create_dir_all(&self.folder)?;
+        // Two processes that compile the same program write different files, and the last rename wins.
+        let part = path.with_extension(format!("{}.part", process::id()));
+        fs::write(&part, entry)?;
+        fs::rename(&part, path)?;
+        self.trim(path)
+    }
+
+    /// Deletes the oldest entries while all together exceed the limit, but not the one just written.
+    fn trim(&self, newest: &Path) -> io::Result<()> {
+        let mut entries: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
+        for entry in fs::read_dir(&self.folder)?.flatten() {
+            let data = entry.metadata()?;
+            if entry.path().extension().is_some_and(|extension| extension == "exe" || extension == "part") {
+                entries.push((data.modified()?, data.len(), entry.path()));
+            }
+        }
+        entries.sort();
+        let mut total: u64 = entries.iter().map(|(_, bytes, _)| bytes).sum();
+        for (_, bytes, path) in entries.iter().filter(|(_, _, path)| path != newest) {
+            if total <= self.limit {
+                break;
+            }
+            fs::remove_file(path)?;
+            total -= bytes;
+        }
+        Ok(())
+    }
+}
+
+/// The bytes of an entry, if they are those that were written.
+fn sound(entry: &[u8]) -> Option<&[u8]> {
+    let (head, bytes) = entry.split_at_checked(HEAD)?;
+    (head.starts_with(MAGIC) && head[MAGIC.len()..] == *blake3::hash(bytes).as_bytes()).then_some(bytes)
+}
+
+/// A hash of all that the compiled program depends on; not of where the plugin lies.
+fn key(client: &Client, text: &str, options: &CompileOptions) -> Result<blake3::Hash> {
+    let platform = client.platform_name()?;
+    let (major, minor) = client.plugin().version();
+    let mut parts = vec![
+        text.as_bytes().to_vec(),
+        options.to_bytes(),
+        format!("{} PJRT {major}.{minor}", client.platform_version()?).into_bytes(),
+        client.devices().first().map(|device| device.kind().as_bytes().to_vec()).unwrap_or_default(),
+        client.devices().len().to_string().into_bytes(),
+    ];
+    if platform == "cpu" {
+        // Machine code for this very processor, in a home folder that may be shared with another one.
+        parts.push(processor().into_bytes());
+    }
+    for name in COMPILER_VARIABLES {
+        parts.push(env::var_os(name).unwrap_or_default().into_encoded_bytes());
+    }
+    parts.push(platform.into_bytes());
+    let mut hash = blake3::Hasher::new();
+    for part in parts {
+        hash.update(&(part.len() as u64).to_le_bytes());
+        hash.update(&part);
+    }
+    Ok(hash.finalize())
+}
+
+/// The processor's model and features, as Linux lists them.
+fn processor() -> String {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let first = text.split("\n\n").next().unwrap_or_default();
+    let wanted =
+        |line: &&str| ["model name", "flags", "Features", "CPU part"].iter().any(|key| line.starts_with(key));
+    first.lines().filter(wanted).collect::<Vec<_>>().join("\n")
+}

@@ -1,0 +1,43 @@
+//! The PJRT runtime: the only part of the engine that talks to a compiler or a device, and the only one with `unsafe`.
+//!
+//! ```text
+//! Plugin::load -> Client   -> Loaded (an Executable that runs) -> Buffer -> Host
+//!              -> Topology -> Executable (statistics, serialised bytes; no device needed)
+//! ```
+//! A handle keeps what it stands on alive and destroys itself; [`Client::live`] counts what is left.
+//!
+//! # How a program is sharded
+//! Found by experiment; `tests/pjrt.rs` runs both spellings on the CPU plugin (API 0.81) and compiles both with libtpu 0.0.52.
+//! * [`Partitioner::Gspmd`]: string attributes, `{mhlo.sharding = "{devices=[4,1]<=[4]}"}` on arguments and results, and inside
+//!   `stablehlo.custom_call @Sharding(%x) {mhlo.sharding = "{devices=[4,1]<=[4]}"}`; `"{replicated}"` for all of it everywhere.
+//! * [`Partitioner::Shardy`]: `sdy.mesh @mesh = <["x"=4]>` in the module, `{sdy.sharding = #sdy.sharding<@mesh, [{"x"}, {}]>}`
+//!   on arguments and results, and inside `sdy.sharding_constraint %x <@mesh, [{"x"}, {}]> : tensor<8x8xf32>`.
+//! * Replicas need neither: `stablehlo.all_reduce` over `replica_groups` and [`CompileOptions::replicated`].
+
+#![allow(unsafe_code)]
+
+mod buffer;
+mod cache;
+mod client;
+mod device;
+mod error;
+mod event;
+mod executable;
+mod loaded;
+mod options;
+mod plugin;
+mod topology;
+mod value;
+
+pub use buffer::{Buffer, Transfer};
+pub use cache::{ExecutableCache, Lookup};
+pub use client::{Client, Live};
+pub use device::{Device, DeviceDescription, MemoryStats};
+pub use error::{Code, Error, Result};
+pub use event::Event;
+pub use executable::{Executable, MemoryUse, OptimizedProgram};
+pub use loaded::{Arg, Loaded};
+pub use options::{CompileOptions, Partitioner};
+pub use plugin::Plugin;
+pub use topology::Topology;
+pub use value::Value;

@@ -1,0 +1,188 @@
+//! Where plugins come from: the one table of pinned packages, and the way from a platform's name to a library.
+
+use crate::pjrt::{self, Plugin};
+use crate::wheel;
+use std::path::PathBuf;
+use std::process::Command;
+use std::str::FromStr;
+use std::{env, fmt};
+
+pub use crate::wheel::{Error as FetchError, Wheel, cache_folder};
+
+/// Which plugin to use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Platform {
+    /// XLA's CPU plugin.
+    Cpu,
+    /// XLA's plugin for NVIDIA GPUs.
+    Cuda,
+    /// libtpu; it also compiles for TPUs on a machine without one.
+    Tpu,
+    /// A plugin by its path.
+    Path(PathBuf),
+}
+
+/// Why there is no plugin.
+#[derive(Debug)]
+pub enum Error {
+    /// The name of a platform is not known, and is not a path.
+    UnknownPlatform(String),
+    /// No package of the platform is pinned for this machine.
+    NotForThisMachine {
+        /// The platform.
+        platform: Platform,
+        /// The machines that there is one for.
+        available: &'static str,
+    },
+    /// The package could not be fetched or unpacked.
+    Fetch(FetchError),
+    /// The library could not be used.
+    Load(pjrt::Error),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::UnknownPlatform(name) => {
+                write!(
+                    f,
+                    "choosing the platform: found `{name}`, wanted cpu, cuda, tpu, or the path of a plugin"
+                )
+            }
+            Error::NotForThisMachine { platform, available } => write!(
+                f,
+                "looking for the {platform} plugin: no package is pinned for {} {}, only for {available}; set PJRT_PLUGIN_PATH to a plugin",
+                env::consts::OS,
+                env::consts::ARCH
+            ),
+            Error::Fetch(error) => {
+                write!(f, "{error}\nor set PJRT_PLUGIN_PATH to a plugin that is already here")
+            }
+            Error::Load(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<pjrt::Error> for Error {
+    fn from(error: pjrt::Error) -> Error {
+        Error::Load(error)
+    }
+}
+
+impl fmt::Display for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Platform::Cpu => f.write_str("cpu"),
+            Platform::Cuda => f.write_str("cuda"),
+            Platform::Tpu => f.write_str("tpu"),
+            Platform::Path(path) => path.display().fmt(f),
+        }
+    }
+}
+
+impl FromStr for Platform {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Platform, Error> {
+        match name {
+            "cpu" => Ok(Platform::Cpu),
+            "cuda" => Ok(Platform::Cuda),
+            "tpu" => Ok(Platform::Tpu),
+            // A bare word is a typing error rather than a file in this folder.
+            path if path.contains('/') || path.ends_with(".so") => Ok(Platform::Path(path.into())),
+            _ => Err(Error::UnknownPlatform(name.to_string())),
+        }
+    }
+}
+
+/// The pinned wheel of a platform on this machine, and the library inside it.
+fn pinned(platform: &Platform) -> Option<(Wheel, &'static str)> {
+    if env::consts::OS != "linux" {
+        return None;
+    }
+    let arch = env::consts::ARCH;
+    match platform {
+        Platform::Cpu => Some((wheel::xla_cpu(arch)?, "xla_plugins/xla_cpu_pjrt/xla_cpu_pjrt.so")),
+        Platform::Cuda => {
+            let (file, sha256) = match arch {
+                "x86_64" => (
+                    "xla_cuda13_pjrt-0.0.1-py3-none-manylinux_2_27_x86_64.whl",
+                    "7ee65fdefde56f577f146681b586d4b811b299ee63504934062556190adc86d4",
+                ),
+                "aarch64" => (
+                    "xla_cuda13_pjrt-0.0.1-py3-none-manylinux_2_27_aarch64.whl",
+                    "d9d9923af02515d8b437c516c814bc79fb11c6e986236f3bd18a5aaf5b43c3bb",
+                ),
+                _ => return None,
+            };
+            let wheel = Wheel { package: "xla-cuda13-pjrt", version: "0.0.1", file, sha256 };
+            Some((wheel, "xla_plugins/xla_cuda13_pjrt/xla_gpu_pjrt.so"))
+        }
+        // There is no libtpu for aarch64.
+        Platform::Tpu if arch == "x86_64" => {
+            let wheel = Wheel {
+                package: "libtpu",
+                version: "0.0.52",
+                file: "libtpu-0.0.52-cp311-cp311-manylinux_2_31_x86_64.whl",
+                sha256: "f5e2e596eaea9357fbb5a6755a7a9007c6ab75bfde4a55191b03eff402971140",
+            };
+            Some((wheel, "libtpu/libtpu.so"))
+        }
+        Platform::Tpu | Platform::Path(_) => None,
+    }
+}
+
+impl Platform {
+    /// What the user asked for: a path in `flag`, else `PJRT_PLUGIN_PATH`, else the platform named in `flag`, else `cpu`.
+    ///
+    /// # Errors
+    /// If `flag` is neither a platform nor a path.
+    pub fn choose(flag: Option<&str>) -> Result<Platform, Error> {
+        let named = flag.map_or(Ok(Platform::Cpu), Platform::from_str)?;
+        match (named, env::var_os("PJRT_PLUGIN_PATH").filter(|path| !path.is_empty())) {
+            (Platform::Path(path), _) => Ok(Platform::Path(path)),
+            (_, Some(path)) => Ok(Platform::Path(path.into())),
+            (named, None) => Ok(named),
+        }
+    }
+
+    /// The path of the plugin's library. It is fetched if the cache does not have it, with a line on standard error.
+    ///
+    /// # Errors
+    /// If it is not in the cache and cannot be fetched, or none is made for this machine.
+    pub fn library(&self) -> Result<PathBuf, Error> {
+        if let Platform::Path(path) = self {
+            return Ok(path.clone());
+        }
+        if let Some(path) = (*self == Platform::Cuda).then(installed_cuda).flatten() {
+            return Ok(path);
+        }
+        let available = if *self == Platform::Tpu { "linux x86_64" } else { "linux x86_64 and aarch64" };
+        let (wheel, library) =
+            pinned(self).ok_or_else(|| Error::NotForThisMachine { platform: self.clone(), available })?;
+        cache_folder()
+            .and_then(|cache| wheel.member(library, &cache, &mut |line| eprintln!("{self} plugin: {line}")))
+            .map_err(Error::Fetch)
+    }
+
+    /// Fetches the plugin if need be, and opens it.
+    ///
+    /// # Errors
+    /// If it cannot be had, or not be used.
+    pub fn load(&self) -> Result<Plugin, Error> {
+        Ok(Plugin::load(&self.library()?)?)
+    }
+}
+
+/// The plugin of an installed `jax-cuda13-pjrt`, which finds its CUDA libraries beside it.
+fn installed_cuda() -> Option<PathBuf> {
+    const ASK: &str = "import importlib.util, pathlib
+spec = importlib.util.find_spec('jax_plugins.xla_cuda13')
+print(pathlib.Path(spec.origin).parent / 'xla_cuda_plugin.so')";
+    let output =
+        Command::new("python3").args(["-c", ASK]).output().ok().filter(|output| output.status.success())?;
+    let path = PathBuf::from(String::from_utf8(output.stdout).ok()?.trim());
+    path.is_file().then_some(path)
+}
