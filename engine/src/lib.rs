@@ -1,5 +1,6 @@
 //! The engine: a small autodiff IR that prints StableHLO and runs it through the PJRT C API.
 
+mod compiled;
 mod eval;
 mod grad;
 mod host;
@@ -14,6 +15,7 @@ mod text;
 mod types;
 mod wheel;
 
+pub use compiled::Compiled;
 pub use eval::{Array, Rounding, evaluate};
 pub use grad::{grad, grad_into};
 pub use host::{Element, Host};

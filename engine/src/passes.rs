@@ -200,6 +200,19 @@ pub fn select(program: &Program, target: Target, choice: KernelChoice) -> (Progr
     (program.with_main(main), chosen.into_iter().collect())
 }
 
+/// [`select`], then [`fold`], then [`verify`]: what stands between a built program and its text.
+///
+/// # Panics
+/// If the result is not sound: a bug in a pass or in a kernel's lowering.
+pub fn lower(program: &Program, target: Target, choice: KernelChoice) -> (Program, Vec<(String, Form)>) {
+    let (selected, forms) = select(program, target, choice);
+    let lowered = fold(&selected);
+    if let Err(fault) = verify(&lowered) {
+        panic!("lowering for {target:?}: {fault}");
+    }
+    (lowered, forms)
+}
+
 fn called(label: String, func: Func) -> Call {
     Call { label, body: Arc::new(func), save: Save::Everything }
 }
