@@ -274,6 +274,7 @@ pub(crate) enum Again<'a> {
 impl<'g> Linearized<'g> {
     /// The forward values that the backward part must be given, parameters among them, in order.
     pub(crate) fn frontier(&self, again: &Again) -> Vec<Value> {
+        let saved = self.saved(again);
         let mut frontier = BTreeSet::new();
         let mut seen = HashSet::new();
         let mut open: Vec<Value> = self.grads.iter().flatten().map(|grad| grad.value()).collect();
@@ -286,7 +287,8 @@ impl<'g> Linearized<'g> {
             if value.node >= self.end && parameter {
                 continue;
             }
-            if value.node < self.end && (parameter || !self.computed_again(&node, again)) {
+            let given = parameter || saved.contains(&value) || !self.computed_again(&node, again);
+            if value.node < self.end && given {
                 frontier.insert(value);
                 continue;
             }
@@ -295,9 +297,22 @@ impl<'g> Linearized<'g> {
         frontier.into_iter().collect()
     }
 
+    /// Values that the backward part is given under the policy, whatever it could compute itself.
+    fn saved(&self, again: &Again) -> HashSet<Value> {
+        let Again::AllBut(names) = again else { return HashSet::new() };
+        let mut saved = HashSet::new();
+        for index in 0..self.end {
+            self.builder.with_node(index, |node| match &node.op {
+                Op::Named(named) if names.contains(&named.name) => saved.extend(&node.operands),
+                _ => {}
+            });
+        }
+        saved
+    }
+
     fn computed_again(&self, node: &Node, again: &Again) -> bool {
         match again {
-            Again::AllBut(names) => !matches!(&node.op, Op::Named(named) if names.contains(&named.name)),
+            Again::AllBut(_) => true,
             Again::Views => {
                 let view = matches!(
                     node.op,

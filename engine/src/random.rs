@@ -8,6 +8,7 @@ pub(crate) const ROTATIONS: [u32; 8] = [13, 15, 26, 6, 17, 29, 16, 24];
 pub(crate) const PARITY: u32 = 0x1BD1_1BDA;
 
 /// Twenty rounds of Threefry over one counter: a bijection of `counter` for each `key`.
+#[inline]
 pub fn threefry2x32(key: [u32; 2], counter: [u32; 2]) -> [u32; 2] {
     let schedule = [key[0], key[1], key[0] ^ key[1] ^ PARITY];
     let mut x = [counter[0].wrapping_add(schedule[0]), counter[1].wrapping_add(schedule[1])];

@@ -1,0 +1,214 @@
+//! Linear cross-entropy: the loss of `h W^T` against target tokens, and both gradients in the same visit, so that the
+//! logits of all tokens never exist at once and are never computed twice.
+//!
+//! The portable form works on chunks of tokens with unnormalised probabilities: with y the capped logit and e = exp(y),
+//! `q = e dy/dz` is the one matrix that both products read, and what is per token (1/sum of e, the weight, the target)
+//! moves to rows of width m: `dh = (q W) w/s - c W[t]`, `dW = q^T (h w/s)` and rows `-c h` scattered at t, where
+//! `c = w dy_t/dz_t`. Checked against automatic differentiation by the tests.
+
+use crate::wide;
+use engine::{
+    Backward, Builder, DType, Func, Kernel, KernelChoice, Lowering, ScanOptions, ShapeError, Target, Tensor,
+    Type,
+};
+
+/// Whether the gradients are computed beside the loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Gradients {
+    With,
+    Without,
+}
+
+/// Arguments: h `[n, m]`, W `[v, m]` of one float type, targets `[n]` i32, weights `[n]` f32 (0 where there is no
+/// target; their normalisation is the caller's). Results: the weighted sum of `lse - z_t + z_loss lse^2`, a scalar f32,
+/// and with gradients dh `[n, m]` and dW `[v, m]`, both for a cotangent of 1.
+#[derive(Clone, Debug)]
+pub struct LinearCrossEntropy {
+    /// Soft cap of the logits, `cap tanh(x / cap)`; 0 is off.
+    pub cap: f64,
+    /// Columns from here on are padding: they count in no sum.
+    pub columns: usize,
+    /// Weight of the squared log-sum-exp.
+    pub z_loss: f64,
+    /// Whether gradients are computed.
+    pub gradients: Gradients,
+}
+
+/// Tokens of one chunk of the portable form: enough for the products to hide the sums' traffic, few enough for the
+/// logits to stay small (151808 columns: 1.2 GB in f32).
+const CHUNK: usize = 2048;
+
+impl LinearCrossEntropy {
+    fn check(&self, args: &[Type]) -> Result<(), ShapeError> {
+        let [h, w, targets, weights] = args else {
+            return Err(ShapeError("wants h, W, targets and weights".to_owned()));
+        };
+        let fits = h.rank() == 2
+            && w.rank() == 2
+            && h.shape[1] == w.shape[1]
+            && h.dtype == w.dtype
+            && h.dtype.is_float();
+        if !fits {
+            return Err(ShapeError("wants h [n, m] and W [v, m] of one float type".to_owned()));
+        }
+        let n = h.shape[0];
+        let wide = wide(h.dtype);
+        if *targets != Type::i32([n]) || *weights != Type::new(wide, [n]) {
+            return Err(ShapeError(format!("wants targets i32[{n}] and weights {wide}[{n}]")));
+        }
+        if self.columns == 0 || self.columns > w.shape[0] {
+            return Err(ShapeError(format!("{} columns of {}", self.columns, w.shape[0])));
+        }
+        Ok(())
+    }
+
+    /// Capped logits of real columns, `[n, v]`, and -inf for padding.
+    fn logits<'f>(&self, h: Tensor<'f>, w: Tensor<'f>) -> Tensor<'f> {
+        let z = h.einsum_as("nm,vm->nv", w, wide(h.dtype()));
+        let y = if self.cap > 0.0 { (z * (1.0 / self.cap)).tanh() * self.cap } else { z };
+        self.real(y, f64::NEG_INFINITY)
+    }
+
+    /// `x` in real columns, `other` in padding.
+    fn real<'f>(&self, x: Tensor<'f>, other: f64) -> Tensor<'f> {
+        if self.columns == x.dim(1) {
+            return x;
+        }
+        let column = x.builder().iota(x.ty().with_dtype(DType::I32), 1);
+        column.lt(self.columns as i32).select(x, other)
+    }
+
+    /// dy/dz of a capped logit.
+    fn slope<'f>(&self, y: Tensor<'f>) -> Option<Tensor<'f>> {
+        (self.cap > 0.0).then(|| {
+            let tanh = y * (1.0 / self.cap);
+            1.0 - tanh * tanh
+        })
+    }
+
+    /// Loss of a chunk, and with gradients its rows of dh, and dW added to `dw`.
+    fn chunk<'f>(
+        &self,
+        h: Tensor<'f>,
+        w: Tensor<'f>,
+        targets: Tensor<'f>,
+        weights: Tensor<'f>,
+        dw: Option<Tensor<'f>>,
+    ) -> (Tensor<'f>, Option<[Tensor<'f>; 2]>) {
+        let (narrow, wide) = (h.dtype(), wide(h.dtype()));
+        let y = self.logits(h, w);
+        // |y| <= cap: exp needs no shift, and the logits are visited once less.
+        let top = if self.cap > 0.0 { weights.zeros_like() } else { y.reduce_max(&[1]) };
+        let e = (y - top.along(y, &[0])).exp();
+        let sum = e.sum(&[1]);
+        let lse = sum.log() + top;
+        let rows = w.gather(targets); // [n, m]
+        let z_target = (h.convert(wide) * rows.convert(wide)).sum(&[1]);
+        let y_target =
+            if self.cap > 0.0 { (z_target * (1.0 / self.cap)).tanh() * self.cap } else { z_target };
+        let loss = (weights * (lse - y_target + lse * lse * self.z_loss)).sum(&[0]);
+        let Some(dw) = dw else { return (loss, None) };
+        let q = self.slope(y).map_or(e, |slope| self.real(e * slope, 0.0)).convert(narrow);
+        let scale = weights * (1.0 + lse * (2.0 * self.z_loss)) / sum; // w (1 + 2 z lse) / s
+        let c = self.slope(y_target).map_or(weights, |slope| weights * slope);
+        let (along_h, c) = (scale.along(rows, &[0]), c.along(rows, &[0]));
+        let dh = q.einsum_as("nv,vm->nm", w, wide) * along_h - c * rows.convert(wide);
+        let scaled = (h.convert(wide) * along_h).convert(narrow);
+        let dw = dw + q.einsum_as("nv,nm->vm", scaled, wide);
+        let dw = dw.scatter_add(targets, -(c * h.convert(wide)));
+        (loss, Some([dh.convert(narrow), dw]))
+    }
+
+    fn portable<'f>(&self, f: &'f Builder<'f>, args: &[Tensor<'f>]) -> Vec<Tensor<'f>> {
+        let &[h, w, targets, weights] = args else { unreachable!("checked when the kernel was called") };
+        let (n, m) = (h.dim(0), h.dim(1));
+        let chunk = (1..=CHUNK.min(n)).rev().find(|size| n % size == 0).unwrap_or(n);
+        let dw = w.convert(wide(w.dtype())).zeros_like();
+        let with = self.gradients == Gradients::With;
+        if chunk == n {
+            let (loss, grads) = self.chunk(h, w, targets, weights, with.then_some(dw));
+            return match grads {
+                Some([dh, dw]) => vec![loss, dh, dw.convert(w.dtype())],
+                None => vec![loss],
+            };
+        }
+        let count = n / chunk;
+        let xs =
+            [h.reshape([count, chunk, m]), targets.reshape([count, chunk]), weights.reshape([count, chunk])];
+        let zero = f.zeros(Type::scalar(weights.dtype()));
+        let carry = if with { vec![zero, dw] } else { vec![zero] };
+        let (sums, parts) = f.scan(ScanOptions::over(count), &carry, &xs, |g, carry, x| {
+            let (loss, grads) = self.chunk(x[0], g.capture(w), x[1], x[2], carry.get(1).copied());
+            let mut next = vec![carry[0] + loss];
+            next.extend(grads.map(|[_, dw]| dw));
+            (next, grads.into_iter().map(|[dh, _]| dh).collect())
+        });
+        let mut results = vec![sums[0]];
+        if with {
+            results.extend([parts[0].reshape([n, m]), sums[1].convert(w.dtype())]);
+        }
+        results
+    }
+}
+
+impl Kernel for LinearCrossEntropy {
+    fn name(&self) -> String {
+        let LinearCrossEntropy { cap, columns, z_loss, gradients } = self;
+        format!(
+            "linear_cross_entropy(cap={cap}, columns={columns}, z_loss={z_loss}, gradients={gradients:?})"
+        )
+    }
+
+    fn infer(&self, args: &[Type]) -> Result<Vec<Type>, ShapeError> {
+        self.check(args)?;
+        let loss = Type::scalar(wide(args[0].dtype));
+        Ok(match self.gradients {
+            Gradients::With => vec![loss, args[0].clone(), args[1].clone()],
+            Gradients::Without => vec![loss],
+        })
+    }
+
+    /// All logits at once, and the gradient as the textbook writes it.
+    fn reference<'f>(&self, args: &[Tensor<'f>]) -> Vec<Tensor<'f>> {
+        let &[h, w, targets, weights] = args else { unreachable!("checked when the kernel was called") };
+        let (n, v) = (h.dim(0), w.dim(0));
+        let y = self.logits(h, w);
+        let top = y.reduce_max(&[1]).stop_gradient();
+        let e = (y - top.along(y, &[0])).exp();
+        let sum = e.sum(&[1]);
+        let lse = sum.log() + top;
+        let f = h.builder();
+        let hot = f.iota(Type::i32([n, v]), 1).eq(targets.broadcast_in_dim([n, v], &[0]));
+        let y_target = hot.select(y, 0.0).sum(&[1]);
+        let loss = (weights * (lse - y_target + lse * lse * self.z_loss)).sum(&[0]);
+        if self.gradients == Gradients::Without {
+            return vec![loss];
+        }
+        // dz = (P (1 + 2 z lse) - onehot) w dy/dz
+        let p = e / sum.along(e, &[0]) * (1.0 + lse * (2.0 * self.z_loss)).along(e, &[0]);
+        let dy = (p - hot.convert(p.dtype())) * weights.along(p, &[0]);
+        let dz = self.real(self.slope(y).map_or(dy, |slope| dy * slope), 0.0).convert(h.dtype());
+        vec![loss, dz.einsum("nv,vm->nm", w), dz.einsum("nv,nm->vm", h)]
+    }
+
+    fn vjp<'f>(
+        &self,
+        _: &[Tensor<'f>],
+        results: &[Tensor<'f>],
+        cts: &[Tensor<'f>],
+        wanted: &[bool],
+    ) -> Backward<'f> {
+        match (self.gradients, wanted) {
+            (Gradients::With, [_, _, _, false]) => {
+                let scaled = |grad: Tensor<'f>| Some(grad * cts[0].convert(grad.dtype()));
+                Backward::Grads(vec![scaled(results[1]), scaled(results[2]), None, None])
+            }
+            _ => Backward::OfReference("the loss alone was asked for, or a gradient for the weights"),
+        }
+    }
+
+    fn lower(&self, args: &[Type], _: Target, _: KernelChoice) -> Lowering {
+        Lowering::Portable(Func::build(args, |f, args| self.portable(f, args)))
+    }
+}

@@ -1,0 +1,225 @@
+//! The trunk: embedding, blocks scanned over layers, final norm. Functions over named parameters.
+//!
+//! Master weights are `f32`; each is converted to the compute type where it is used. Norms, softmaxes, lambda and RoPE
+//! are computed in `f32`.
+
+use crate::config::{Attention, Compute, Config};
+use crate::dropout::{Dropout, Site};
+use crate::params::{Block, Diff, Params};
+use crate::rope::rope_tables;
+use engine::{Builder, DType, Host, Save, ScanOptions, Tensor, Type};
+use kernels::{DiffAttention, SwiGlu};
+
+/// Token ids and document segments, `[b, s]` i32 each. Segments do not decrease along a row; a negative one is padding.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch<T> {
+    /// Token ids.
+    pub ids: T,
+    /// Document of each token.
+    pub segments: T,
+}
+
+/// What a block's backward pass receives instead of computing it again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Remat {
+    /// Only the block's input: the least memory, one more forward pass.
+    Full,
+    /// Results of matrix products and of attention; norms, masks and activations are computed again.
+    #[default]
+    Selective,
+}
+
+impl Remat {
+    fn save(self) -> Save {
+        match self {
+            Remat::Full => Save::Only(Vec::new()),
+            Remat::Selective => {
+                Save::Only(["q", "k", "v", "o", "x1", "gate", "up"].map(str::to_owned).to_vec())
+            }
+        }
+    }
+}
+
+impl Compute {
+    /// The element type.
+    pub fn dtype(self) -> DType {
+        match self {
+            Compute::F32 => DType::F32,
+            Compute::Bf16 => DType::Bf16,
+        }
+    }
+}
+
+/// What blocks share: captured once, used by each.
+#[derive(Clone, Copy)]
+struct Shared<'f> {
+    segments: Tensor<'f>,
+    /// Cosine and sine, `[s, d/2]`.
+    rope: [Tensor<'f>; 2],
+    dropout: Option<Dropout<'f>>,
+}
+
+/// Hidden states behind the final norm, `[b, s, m]` in the compute type.
+pub fn trunk<'f>(
+    config: &Config,
+    params: &Params<Tensor<'f>>,
+    batch: Batch<Tensor<'f>>,
+    dropout: Option<Dropout<'f>>,
+    remat: Remat,
+) -> Tensor<'f> {
+    let f = batch.ids.builder();
+    let dtype = config.dtype.dtype();
+    let layers = config.num_hidden_layers;
+    let (cos, sin) = rope_tables(config, batch.ids.dim(1));
+    let shared = Shared { segments: batch.segments, rope: [f.constant(&cos), f.constant(&sin)], dropout };
+    let x = params.embed.gather(batch.ids).convert(dtype); // [b, s, m]
+    let lambda_init: Vec<f32> = (0..layers).map(|layer| config.lambda_init(layer) as f32).collect();
+    let mut stacks: Vec<Tensor<'f>> = Vec::new();
+    params.layers.as_ref().map(|_, &stack| stacks.push(stack));
+    stacks.push(f.constant(&Host::new([layers], &lambda_init)));
+    stacks.push(f.iota(Type::new(DType::U32, [layers]), 0));
+    let (x, _) = f.scan(ScanOptions::over(layers), &[x], &stacks, |g, carry, slices| {
+        let operands: Vec<Tensor<'_>> = carry.iter().chain(slices).copied().collect();
+        let x = g.call("block", remat.save(), &operands, |g, operands| {
+            let [x, weights @ .., lambda_init, layer] = operands else { unreachable!("as passed above") };
+            let mut weights = weights.iter();
+            let p = params.layers.as_ref().map(|_, _| *weights.next().expect("one slice for each parameter"));
+            let shared = Shared {
+                segments: g.capture(shared.segments),
+                rope: shared.rope.map(|table| g.capture(table)),
+                dropout: shared.dropout.map(|dropout| dropout.capture(g)),
+            };
+            vec![block(config, &p, *x, &shared, *lambda_init, *layer)]
+        });
+        (x, vec![])
+    });
+    rms_norm(x[0], params.norm, config.rms_norm_eps) // [b, s, m]
+}
+
+/// `Y = X + Drop(Attention(Norm(X)))`, `X' = Y + Drop(MLP(Norm(Y)))`. x: `[b, s, m]`. Source: arXiv 2410.05258 eq. 4-5.
+fn block<'f>(
+    config: &Config,
+    p: &Block<Tensor<'f>>,
+    x: Tensor<'f>,
+    shared: &Shared<'f>,
+    lambda_init: Tensor<'f>,
+    layer: Tensor<'f>,
+) -> Tensor<'f> {
+    let attended = attention(config, p, rms_norm(x, p.input_norm, config.rms_norm_eps), shared, lambda_init);
+    let x = (x + dropped(attended, shared, layer, Site::Attention)).named("x1");
+    let out = mlp(p, rms_norm(x, p.post_norm, config.rms_norm_eps), shared, layer);
+    x + dropped(out, shared, layer, Site::Mlp)
+}
+
+/// `w x / sqrt(mean(x^2) + eps)` over the last axis, in f32; the result has x's type.
+fn rms_norm<'f>(x: Tensor<'f>, w: Tensor<'f>, eps: f64) -> Tensor<'f> {
+    let last = x.rank() - 1;
+    let others: Vec<usize> = (0..last).collect();
+    let wide = x.convert(DType::F32);
+    let scale = ((wide * wide).mean(&[last]) + eps).rsqrt();
+    (wide * scale.along(wide, &others) * w.along(wide, &[last])).convert(x.dtype())
+}
+
+fn dropped<'f>(x: Tensor<'f>, shared: &Shared<'f>, layer: Tensor<'f>, site: Site) -> Tensor<'f> {
+    let Some(dropout) = &shared.dropout else { return x };
+    let [b, s, m] = x.shape()[..] else { unreachable!("[b, s, m]") };
+    x * dropout.mask(layer, site, m, x.dtype()).reshape([b, s, m])
+}
+
+/// Differential attention between its projections. x: `[b, s, m]`, normed.
+fn attention<'f>(
+    config: &Config,
+    p: &Block<Tensor<'f>>,
+    x: Tensor<'f>,
+    shared: &Shared<'f>,
+    lambda_init: Tensor<'f>,
+) -> Tensor<'f> {
+    let f = x.builder();
+    let dtype = x.dtype();
+    let [b, s, _] = x.shape()[..] else { unreachable!("[b, s, m]") };
+    let (heads, groups, d) = (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
+    let project = |w: Tensor<'f>| x.einsum("bsm,mw->bsw", w.convert(dtype)); // [b, s, w]
+    let (q, k, v) = (project(p.q).named("q"), project(p.k).named("k"), project(p.v).named("v"));
+    let kernel = DiffAttention { cap: config.attention_logit_cap };
+    let out = match (config.attention, &p.diff) {
+        (Attention::DiffV1, Diff::V1 { lambda_q1, lambda_k1, lambda_q2, lambda_k2, subln }) => {
+            let q = rope(q.reshape([b, s, heads / 2, 2, d]), shared.rope); // [b, s, h, 2, d]
+            let k = rope(k.reshape([b, s, groups / 2, 2, d]), shared.rope); // [b, s, g, 2, d]
+            let v = v.reshape([b, s, groups / 2, 2 * d]); // [b, s, g, e]
+            let dot = |a: Tensor<'f>, b: Tensor<'f>| (a * b).sum(&[0]).exp();
+            let lambda = dot(*lambda_q1, *lambda_k1) - dot(*lambda_q2, *lambda_k2) + lambda_init;
+            let o = f.kernel(kernel, &[q, k, v, lambda, shared.segments])[0].named("o"); // [b, s, h, e]
+            // The head norm's fixed factor keeps the gradient flow of an ordinary Transformer.
+            rms_norm(o, *subln, config.subln_eps) * (1.0 - lambda_init)
+        }
+        (Attention::DiffV2, Diff::V2 { lambda_proj }) => {
+            let q = rope(q.reshape([b, s, heads, 2, d]), shared.rope); // [b, s, h, 2, d]
+            let k = rope(k.reshape([b, s, groups, 1, d]), shared.rope).reshape([b, s, groups, d]);
+            let k = k.broadcast_in_dim([b, s, groups, 2, d], &[0, 1, 2, 4]); // both maps share their keys
+            let v = v.reshape([b, s, groups, d]); // [b, s, g, e]
+            let lambda = project(*lambda_proj).convert(DType::F32).logistic(); // [b, s, h]
+            f.kernel(kernel, &[q, k, v, lambda, shared.segments])[0].named("o") // [b, s, h, e]
+        }
+        _ => unreachable!("the parameter tree is made for the configuration"),
+    };
+    let out = out.convert(dtype).reshape([b, s, config.output_width()]);
+    out.einsum("bsw,wm->bsm", p.o.convert(dtype))
+}
+
+/// Rotates the two halves of the last axis by the angle of the position (axis 1), in f32. x: `[b, s, .., d]`.
+fn rope<'f>(x: Tensor<'f>, [cos, sin]: [Tensor<'f>; 2]) -> Tensor<'f> {
+    let last = x.rank() - 1;
+    let half = x.dim(last) / 2;
+    let wide = x.convert(DType::F32);
+    let (x1, x2) = (wide.slice_axis(last, 0, half), wide.slice_axis(last, half, 2 * half));
+    let (cos, sin) = (cos.along(x1, &[1, last]), sin.along(x1, &[1, last]));
+    Tensor::concatenate(&[x1 * cos - x2 * sin, x2 * cos + x1 * sin], last).convert(x.dtype())
+}
+
+/// SwiGLU between its projections. x: `[b, s, m]`, normed.
+fn mlp<'f>(p: &Block<Tensor<'f>>, x: Tensor<'f>, shared: &Shared<'f>, layer: Tensor<'f>) -> Tensor<'f> {
+    let f = x.builder();
+    let dtype = x.dtype();
+    let [b, s, m] = x.shape()[..] else { unreachable!("[b, s, m]") };
+    let mut operands = vec![x.reshape([b * s, m]), p.gate.convert(dtype), p.up.convert(dtype)];
+    operands.extend(shared.dropout.map(|dropout| dropout.mask(layer, Site::Hidden, p.gate.dim(1), dtype)));
+    let hidden = f.kernel(SwiGlu, &operands); // [n, i] each
+    hidden[1].named("gate");
+    hidden[2].named("up");
+    hidden[0].einsum("ni,im->nm", p.down.convert(dtype)).reshape([b, s, m])
+}
+
+/// Embedding and final norm in the compute type, for programs of their own: rows of the embedding for ids.
+pub(crate) fn embed<'f>(config: &Config, params: &Params<Tensor<'f>>, ids: Tensor<'f>) -> Tensor<'f> {
+    params.embed.gather(ids).convert(config.dtype.dtype())
+}
+
+/// The hidden state that predicts the token after next: the trunk's state and the next token's embedding, projected and
+/// normed. hidden: `[b, s, m]`; the last position of each row means nothing. Source: SPEC 2.
+pub(crate) fn mtp_hidden<'f>(
+    config: &Config,
+    params: &Params<Tensor<'f>>,
+    hidden: Tensor<'f>,
+    ids: Tensor<'f>,
+) -> Option<Tensor<'f>> {
+    let mtp = params.mtp.as_ref()?;
+    let next = embed(config, params, shifted(ids, 1)); // [b, s, m]
+    let joined = Tensor::concatenate(&[hidden, next], 2); // [b, s, 2m]
+    let z = joined.einsum("bsw,wm->bsm", mtp.proj.convert(hidden.dtype()));
+    Some(rms_norm(z, mtp.norm, config.rms_norm_eps))
+}
+
+/// Column `i` becomes column `i + by`; the last `by` columns repeat the first ones and mean nothing.
+pub(crate) fn shifted<'f>(x: Tensor<'f>, by: usize) -> Tensor<'f> {
+    let s = x.dim(1);
+    let by = by.min(s);
+    Tensor::concatenate(&[x.slice_axis(1, by, s), x.slice_axis(1, 0, by)], 1)
+}
+
+/// Positions `i` whose target `i + by` exists and lies in the same document: `[b, s]` bool.
+pub(crate) fn has_target<'f>(segments: Tensor<'f>, by: usize) -> Tensor<'f> {
+    let f: &'f Builder<'f> = segments.builder();
+    let (b, s) = (segments.dim(0), segments.dim(1));
+    let inside = f.iota(Type::i32([b, s]), 1).lt((s - by.min(s)) as i32);
+    inside & segments.eq(shifted(segments, by)) & segments.ge(0)
+}
