@@ -275,11 +275,32 @@ fn transfers_and_results_can_be_waited_for_and_asked() {
 }
 
 #[test]
+fn several_threads_share_a_client() {
+    let client = client();
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let client = &client;
+            scope.spawn(move || {
+                let program = compile(client, DOUBLE);
+                for step in 0..50 {
+                    let x = (thread * 100 + step) as f32;
+                    let results = run(client, &program, &[Host::new([4], &[x, 1.0, 2.0, 3.0])]);
+                    assert_eq!(results, [Host::new([4], &[2.0 * x, 2.0, 4.0, 6.0])]);
+                }
+            });
+        }
+    });
+    assert_eq!((client.live().buffers, client.live().executables), (0, 0));
+}
+
+#[test]
 fn an_executable_survives_as_bytes() {
     let client = client();
     let bytes = compile(&client, DONATING).serialize().unwrap();
     let program = client.deserialize(&bytes).unwrap();
     assert_eq!(program.memory_use().unwrap().aliased, 4096);
+    assert_eq!(program.output_types().unwrap(), [Type::f32([1024])]);
+    assert!(!program.fingerprint().unwrap().is_empty());
     let host = sample(Type::f32([1024]));
     let doubled: Vec<f32> = host.as_slice::<f32>().iter().map(|x| 2.0 * x).collect();
     assert_eq!(run(&client, &program, &[host]), [Host::new([1024], &doubled)]);
@@ -443,6 +464,9 @@ const void *GetPjrtApi(void) {{ return &api; }}"
     assert!(
         "gpu".parse::<Platform>().unwrap_err().to_string().contains("wanted cpu, cuda, tpu, or the path")
     );
+    let output =
+        fetch(folder.path(), false).env("PJRT_PLUGIN_PATH", "/somewhere/plugin.so").output().unwrap();
+    assert_eq!(path_of(&output), Path::new("/somewhere/plugin.so"));
     assert_eq!("./a.so".parse::<Platform>().unwrap(), Platform::Path("./a.so".into()));
 }
 

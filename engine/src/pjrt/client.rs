@@ -126,7 +126,7 @@ impl Client {
     /// # Errors
     /// If the text or the options are wrong, or the program does not fit.
     pub fn compile(&self, text: &str, options: &CompileOptions) -> Result<Loaded> {
-        let (mut program, bytes) = (Program::new(text), options.to_bytes());
+        let (mut program, bytes) = (Program::new(text), options.to_bytes()?);
         let program = program.raw();
         // SAFETY: program and options live during the call, and the client is alive. What comes out is ours.
         unsafe {

@@ -191,7 +191,7 @@ impl Executable {
     /// A name for the compiled program's content.
     ///
     /// # Errors
-    /// If the plugin gives none (the CPU plugin does not).
+    /// If the plugin gives none.
     pub fn fingerprint(&self) -> Result<String> {
         // SAFETY: the executable is alive, and what comes out lives as long.
         unsafe {

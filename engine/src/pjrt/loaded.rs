@@ -50,12 +50,6 @@ impl Arg<'_> {
     }
 }
 
-impl<'a> From<&'a Buffer> for Arg<'a> {
-    fn from(buffer: &'a Buffer) -> Arg<'a> {
-        Arg::Keep(buffer)
-    }
-}
-
 impl Loaded {
     /// # Safety
     /// `raw` is a loaded executable of `client` that nobody else destroys.

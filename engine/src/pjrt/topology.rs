@@ -75,7 +75,7 @@ impl Topology {
     /// # Errors
     /// If the text or the options are wrong, or the program does not fit.
     pub fn compile(&self, text: &str, options: &CompileOptions) -> Result<Executable> {
-        let (mut program, bytes) = (Program::new(text), options.to_bytes());
+        let (mut program, bytes) = (Program::new(text), options.to_bytes()?);
         let program = program.raw();
         // SAFETY: program and options live during the call, and the topology is alive. What comes out is ours.
         unsafe {
