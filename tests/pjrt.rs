@@ -398,6 +398,8 @@ fn wrong_programs_options_and_arguments_are_errors_with_reasons() {
     let error = program.run_on_all(vec![vec![Arg::Keep(&right)], vec![Arg::Keep(&right)]]).unwrap_err();
     assert!(error.to_string().contains("got arguments for 2 devices, wanted 1"), "{error}");
     let foreign = self::client();
+    let error = foreign.to_device(&sample(Type::f32([4])), device).unwrap_err();
+    assert!(error.to_string().contains("of another client"), "{error}");
     let foreign = foreign.to_device(&sample(Type::f32([4])), &foreign.devices()[0]).unwrap();
     let error = program.run([Arg::Keep(&foreign)]).unwrap_err();
     assert!(error.to_string().contains("belongs to another client"), "{error}");
