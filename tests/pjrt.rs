@@ -227,6 +227,27 @@ func.func @main(%x: tensor<8x8xf32> {sdy.sharding = #sdy.sharding<@mesh, [{"x"},
 }
 }"#;
 
+/// The part between the braces is written for one device.
+const MANUAL: &str = r#"module @sharded {
+sdy.mesh @mesh = <["x"=4]>
+func.func @main(%x: tensor<8x8xf32> {sdy.sharding = #sdy.sharding<@mesh, [{"x"}, {}]>}, %w: tensor<8x8xf32> {sdy.sharding = #sdy.sharding<@mesh, [{}, {}]>})
+    -> (tensor<8x8xf32> {sdy.sharding = #sdy.sharding<@mesh, [{"x"}, {}]>}, tensor<8x8xf32> {sdy.sharding = #sdy.sharding<@mesh, [{}, {}]>}) {
+  %y = sdy.manual_computation(%x, %w) in_shardings=[<@mesh, [{"x"}, {}]>, <@mesh, [{}, {}]>] out_shardings=[<@mesh, [{"x"}, {}]>] manual_axes={"x"} (%a: tensor<2x8xf32>, %b: tensor<8x8xf32>) {
+    %z = stablehlo.dot_general %a, %b, contracting_dims = [1] x [0] : (tensor<2x8xf32>, tensor<8x8xf32>) -> tensor<2x8xf32>
+    sdy.return %z : tensor<2x8xf32>
+  } : (tensor<8x8xf32>, tensor<8x8xf32>) -> tensor<8x8xf32>
+  return %y, %y : tensor<8x8xf32>, tensor<8x8xf32>
+}
+}"#;
+
+/// Ways to write the same product over four devices.
+const SHARDED: [(&str, Partitioner); 4] = [
+    (GSPMD, Partitioner::Gspmd),
+    (GSPMD, Partitioner::Shardy),
+    (SHARDY, Partitioner::Shardy),
+    (MANUAL, Partitioner::Shardy),
+];
+
 #[test]
 fn a_sharded_product_equals_the_single_one() {
     let client = client();
@@ -236,7 +257,7 @@ fn a_sharded_product_equals_the_single_one() {
   return %y : tensor<8x8xf32>
 }";
     let wanted = run(&client, &compile(&client, single), &[x.clone(), w.clone()]).remove(0);
-    for (text, partitioner) in [(GSPMD, Partitioner::Gspmd), (SHARDY, Partitioner::Shardy)] {
+    for (text, partitioner) in SHARDED {
         let program = client.compile(text, &CompileOptions::partitioned(4, partitioner)).unwrap();
         let rows: Vec<[Buffer; 2]> = (0..4)
             .map(|i| {
@@ -497,10 +518,8 @@ fn programs_compile_for_v6e_without_a_tpu() {
 
     let four = Topology::new(&plugin, "v6e:2x2", &[]).unwrap();
     assert_eq!(four.devices().unwrap().len(), 4);
-    for (text, options) in [
-        (GSPMD, CompileOptions::partitioned(4, Partitioner::Gspmd)),
-        (SHARDY, CompileOptions::partitioned(4, Partitioner::Shardy)),
-    ] {
+    for (text, partitioner) in SHARDED {
+        let options = CompileOptions::partitioned(4, partitioner);
         let program = four.compile(text, &options).unwrap();
         assert_eq!(program.output_types().unwrap(), [Type::f32([2, 8]), Type::f32([8, 8])]);
     }
@@ -511,7 +530,8 @@ fn programs_compile_for_v6e_without_a_tpu() {
     assert!(error.to_string().contains("v6e-1"), "{error}");
 }
 
-/// Asks for the CPU plugin in a process of its own; the wheel that is already here stands in for the registry.
+/// Asks for the CPU plugin in a process of its own; the wheel that is already here stands in for the
+/// registry.
 fn fetch(cache: &Path, network: bool) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_fetch-plugin"));
     command.env("PYTHONLM_CACHE", cache).env_remove("PJRT_PLUGIN_PATH");

@@ -32,7 +32,8 @@ unsafe impl Sync for BufferHandle {}
 /// A copy to the host under way; dropping it waits for its end.
 pub struct Transfer {
     event: Event,
-    // Read by nobody until the event is done. `Host` keeps its bytes on the heap, so moving it moves no bytes.
+    // Read by nobody until the event is done. `Host` keeps its bytes on the heap, so moving it moves no
+    // bytes.
     host: Option<Host>,
 }
 
@@ -58,7 +59,8 @@ impl Buffer {
         device: &Device,
     ) -> Result<Buffer> {
         let (handle, done) = upload(client, &host, device, sys::PJRT_HostBufferSemantics_kImmutableZeroCopy)?;
-        // Not tied to the life of `Buffer`: a program that is still running may read the memory after the handle is gone.
+        // Not tied to the life of `Buffer`: a program that is still running may read the memory after the
+        // handle is gone.
         let counts = client.counts.clone();
         counts.borrowed_hosts.fetch_add(1, Ordering::SeqCst);
         done.on_ready(move || {
@@ -108,7 +110,8 @@ impl Buffer {
         Ok(args.on_device_size_in_bytes)
     }
 
-    /// Where it lies in the device's memory, to see in tests and traces whether memory was reused. Waits for the value.
+    /// Where it lies in the device's memory, to see in tests and traces whether memory was reused. Waits for
+    /// the value.
     ///
     /// # Errors
     /// If the plugin does not tell.
@@ -160,7 +163,8 @@ impl Buffer {
             minor_to_major_size: minor_to_major.len(),
             ..Default::default()
         };
-        // SAFETY: the layout lives during the call, and the host bytes until the event is done: `Transfer` waits for it.
+        // SAFETY: the layout lives during the call, and the host bytes until the event is done: `Transfer`
+        // waits for it.
         unsafe {
             let bytes = host.bytes_mut();
             let args = call!(
@@ -250,8 +254,8 @@ fn upload(
         )));
     }
     let dims: Vec<i64> = host.ty().shape.iter().map(|&extent| extent as i64).collect();
-    // SAFETY: the dimensions live during the call; the data lives as long as `semantics` asks, see the callers.
-    // The device is one of the client's. What comes out is ours.
+    // SAFETY: the dimensions live during the call; the data lives as long as `semantics` asks, see the
+    // callers. The device is one of the client's. What comes out is ours.
     unsafe {
         let args = call!(
             plugin,

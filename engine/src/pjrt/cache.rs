@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 use std::{env, io, process};
 
-/// Compiled programs in a folder. An entry that is missing, damaged or refused by the plugin is compiled again; a
-/// folder that cannot be written costs time and nothing else.
+/// Compiled programs in a folder. An entry that is missing, damaged or refused by the plugin is compiled
+/// again; a folder that cannot be written costs time and nothing else.
 #[derive(Clone, Debug)]
 pub struct ExecutableCache {
     folder: PathBuf,
@@ -37,7 +37,8 @@ const HEAD: usize = MAGIC.len() + blake3::OUT_LEN;
 const COMPILER_VARIABLES: [&str; 2] = ["XLA_FLAGS", "LIBTPU_INIT_ARGS"];
 
 impl ExecutableCache {
-    /// A cache in `folder`, which need not exist; the entries that were not used for longest go when all together exceed `limit` bytes.
+    /// A cache in `folder`, which need not exist; the entries that were not used for longest go when all
+    /// together exceed `limit` bytes.
     pub fn new(folder: impl Into<PathBuf>, limit: u64) -> ExecutableCache {
         ExecutableCache { folder: folder.into(), limit }
     }
@@ -74,7 +75,8 @@ impl ExecutableCache {
         entry.extend_from_slice(blake3::hash(bytes).as_bytes());
         entry.extend_from_slice(bytes);
         fs::create_dir_all(&self.folder)?;
-        // Processes and threads that compile the same program write different files, and the last rename wins.
+        // Processes and threads that compile the same program write different files, and the last rename
+        // wins.
         static WRITES: AtomicU64 = AtomicU64::new(0);
         let number = WRITES.fetch_add(1, Ordering::Relaxed);
         let part = path.with_extension(format!("{}-{number}.part", process::id()));
@@ -83,7 +85,8 @@ impl ExecutableCache {
         self.trim(path)
     }
 
-    /// Deletes the entries not used for longest while all together exceed the limit, but not the one just written.
+    /// Deletes the entries not used for longest while all together exceed the limit, but not the one just
+    /// written.
     fn trim(&self, newest: &Path) -> io::Result<()> {
         let mut entries: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
         for entry in fs::read_dir(&self.folder)?.flatten() {

@@ -1,4 +1,5 @@
-//! What can go wrong between the engine and a plugin, with the plugin's path and API version in every message.
+//! What can go wrong between the engine and a plugin, with the plugin's path and API version in every
+//! message.
 
 use std::fmt;
 use std::path::PathBuf;

@@ -1,4 +1,5 @@
-//! [`CompileOptions`], and their form as the protobuf `xla.CompileOptionsProto`: a dozen bytes, written by hand.
+//! [`CompileOptions`], and their form as the protobuf `xla.CompileOptionsProto`: a dozen bytes, written by
+//! hand.
 
 use super::error::{Error, Result};
 use super::value::Value;
