@@ -1,8 +1,8 @@
 //! The build script of `engine/pjrt-sys`: declarations of the PJRT C API from `pjrt_c_api.h`.
 //!
 //! The header comes out of the wheel of XLA's CPU plugin, or from the path in `PJRT_HEADER`. libclang is the
-//! system's, or comes out of a wheel as well. That wheel has no C headers of its own, so bindgen always sees the
-//! four stubs below and never the system's headers: the same output everywhere.
+//! system's, or comes out of a wheel as well. That wheel has no C headers of its own, so bindgen always sees
+//! the four stubs below and never the system's headers: the same output everywhere.
 
 #[path = "engine/src/wheel.rs"]
 mod wheel;

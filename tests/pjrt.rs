@@ -227,6 +227,27 @@ func.func @main(%x: tensor<8x8xf32> {sdy.sharding = #sdy.sharding<@mesh, [{"x"},
 }
 }"#;
 
+/// The part between the braces is written for one device.
+const MANUAL: &str = r#"module @sharded {
+sdy.mesh @mesh = <["x"=4]>
+func.func @main(%x: tensor<8x8xf32> {sdy.sharding = #sdy.sharding<@mesh, [{"x"}, {}]>}, %w: tensor<8x8xf32> {sdy.sharding = #sdy.sharding<@mesh, [{}, {}]>})
+    -> (tensor<8x8xf32> {sdy.sharding = #sdy.sharding<@mesh, [{"x"}, {}]>}, tensor<8x8xf32> {sdy.sharding = #sdy.sharding<@mesh, [{}, {}]>}) {
+  %y = sdy.manual_computation(%x, %w) in_shardings=[<@mesh, [{"x"}, {}]>, <@mesh, [{}, {}]>] out_shardings=[<@mesh, [{"x"}, {}]>] manual_axes={"x"} (%a: tensor<2x8xf32>, %b: tensor<8x8xf32>) {
+    %z = stablehlo.dot_general %a, %b, contracting_dims = [1] x [0] : (tensor<2x8xf32>, tensor<8x8xf32>) -> tensor<2x8xf32>
+    sdy.return %z : tensor<2x8xf32>
+  } : (tensor<8x8xf32>, tensor<8x8xf32>) -> tensor<8x8xf32>
+  return %y, %y : tensor<8x8xf32>, tensor<8x8xf32>
+}
+}"#;
+
+/// Ways to write the same product over four devices.
+const SHARDED: [(&str, Partitioner); 4] = [
+    (GSPMD, Partitioner::Gspmd),
+    (GSPMD, Partitioner::Shardy),
+    (SHARDY, Partitioner::Shardy),
+    (MANUAL, Partitioner::Shardy),
+];
+
 #[test]
 fn a_sharded_product_equals_the_single_one() {
     let client = client();
@@ -236,7 +257,7 @@ fn a_sharded_product_equals_the_single_one() {
   return %y : tensor<8x8xf32>
 }";
     let wanted = run(&client, &compile(&client, single), &[x.clone(), w.clone()]).remove(0);
-    for (text, partitioner) in [(GSPMD, Partitioner::Gspmd), (SHARDY, Partitioner::Shardy)] {
+    for (text, partitioner) in SHARDED {
         let program = client.compile(text, &CompileOptions::partitioned(4, partitioner)).unwrap();
         let rows: Vec<[Buffer; 2]> = (0..4)
             .map(|i| {
@@ -275,11 +296,32 @@ fn transfers_and_results_can_be_waited_for_and_asked() {
 }
 
 #[test]
+fn several_threads_share_a_client() {
+    let client = client();
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let client = &client;
+            scope.spawn(move || {
+                let program = compile(client, DOUBLE);
+                for step in 0..50 {
+                    let x = (thread * 100 + step) as f32;
+                    let results = run(client, &program, &[Host::new([4], &[x, 1.0, 2.0, 3.0])]);
+                    assert_eq!(results, [Host::new([4], &[2.0 * x, 2.0, 4.0, 6.0])]);
+                }
+            });
+        }
+    });
+    assert_eq!((client.live().buffers, client.live().executables), (0, 0));
+}
+
+#[test]
 fn an_executable_survives_as_bytes() {
     let client = client();
     let bytes = compile(&client, DONATING).serialize().unwrap();
     let program = client.deserialize(&bytes).unwrap();
     assert_eq!(program.memory_use().unwrap().aliased, 4096);
+    assert_eq!(program.output_types().unwrap(), [Type::f32([1024])]);
+    assert!(!program.fingerprint().unwrap().is_empty());
     let host = sample(Type::f32([1024]));
     let doubled: Vec<f32> = host.as_slice::<f32>().iter().map(|x| 2.0 * x).collect();
     assert_eq!(run(&client, &program, &[host]), [Host::new([1024], &doubled)]);
@@ -377,6 +419,8 @@ fn wrong_programs_options_and_arguments_are_errors_with_reasons() {
     let error = program.run_on_all(vec![vec![Arg::Keep(&right)], vec![Arg::Keep(&right)]]).unwrap_err();
     assert!(error.to_string().contains("got arguments for 2 devices, wanted 1"), "{error}");
     let foreign = self::client();
+    let error = foreign.to_device(&sample(Type::f32([4])), device).unwrap_err();
+    assert!(error.to_string().contains("of another client"), "{error}");
     let foreign = foreign.to_device(&sample(Type::f32([4])), &foreign.devices()[0]).unwrap();
     let error = program.run([Arg::Keep(&foreign)]).unwrap_err();
     assert!(error.to_string().contains("belongs to another client"), "{error}");
@@ -443,6 +487,9 @@ const void *GetPjrtApi(void) {{ return &api; }}"
     assert!(
         "gpu".parse::<Platform>().unwrap_err().to_string().contains("wanted cpu, cuda, tpu, or the path")
     );
+    let output =
+        fetch(folder.path(), false).env("PJRT_PLUGIN_PATH", "/somewhere/plugin.so").output().unwrap();
+    assert_eq!(path_of(&output), Path::new("/somewhere/plugin.so"));
     assert_eq!("./a.so".parse::<Platform>().unwrap(), Platform::Path("./a.so".into()));
 }
 
@@ -471,10 +518,8 @@ fn programs_compile_for_v6e_without_a_tpu() {
 
     let four = Topology::new(&plugin, "v6e:2x2", &[]).unwrap();
     assert_eq!(four.devices().unwrap().len(), 4);
-    for (text, options) in [
-        (GSPMD, CompileOptions::partitioned(4, Partitioner::Gspmd)),
-        (SHARDY, CompileOptions::partitioned(4, Partitioner::Shardy)),
-    ] {
+    for (text, partitioner) in SHARDED {
+        let options = CompileOptions::partitioned(4, partitioner);
         let program = four.compile(text, &options).unwrap();
         assert_eq!(program.output_types().unwrap(), [Type::f32([2, 8]), Type::f32([8, 8])]);
     }
@@ -485,7 +530,8 @@ fn programs_compile_for_v6e_without_a_tpu() {
     assert!(error.to_string().contains("v6e-1"), "{error}");
 }
 
-/// Asks for the CPU plugin in a process of its own; the wheel that is already here stands in for the registry.
+/// Asks for the CPU plugin in a process of its own; the wheel that is already here stands in for the
+/// registry.
 fn fetch(cache: &Path, network: bool) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_fetch-plugin"));
     command.env("PYTHONLM_CACHE", cache).env_remove("PJRT_PLUGIN_PATH");

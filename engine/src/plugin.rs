@@ -1,4 +1,5 @@
-//! Where plugins come from: the one table of pinned packages, and the way from a platform's name to a library.
+//! Where plugins come from: the one table of pinned packages, and the way from a platform's name to a
+//! library.
 
 use crate::pjrt::{self, Plugin};
 use crate::wheel;
@@ -135,7 +136,8 @@ fn pinned(platform: &Platform) -> Option<(Wheel, &'static str)> {
 }
 
 impl Platform {
-    /// What the user asked for: a path in `flag`, else `PJRT_PLUGIN_PATH`, else the platform named in `flag`, else `cpu`.
+    /// What the user asked for: a path in `flag`, else `PJRT_PLUGIN_PATH`, else the platform named in `flag`,
+    /// else `cpu`.
     ///
     /// # Errors
     /// If `flag` is neither a platform nor a path.
@@ -148,7 +150,8 @@ impl Platform {
         }
     }
 
-    /// The path of the plugin's library. It is fetched if the cache does not have it, with a line on standard error.
+    /// The path of the plugin's library. It is fetched if the cache does not have it, with a line on standard
+    /// error.
     ///
     /// # Errors
     /// If it is not in the cache and cannot be fetched, or none is made for this machine.

@@ -1,8 +1,10 @@
-//! Pinned wheels: fetched by name with pip, checked against a hash kept here, one file of them unpacked into a cache.
+//! Pinned wheels: fetched by name with pip, checked against a hash kept here, one file of them unpacked into
+//! a cache.
 //!
-//! Two readers share this file: `engine::plugin` for the plugins, and `build.rs` for the PJRT header and libclang.
-//! pip and Python's `zipfile` do the transport, because they honour the user's proxies and mirrors and no
-//! archive code has to be compiled; the hash is checked by us, so a file laid down by hand is as good as a fetched one.
+//! Two readers share this file: `engine::plugin` for the plugins, and `build.rs` for the PJRT header and
+//! libclang. pip and Python's `zipfile` do the transport, because they honour the user's proxies and mirrors
+//! and no archive code has to be compiled; the hash is checked by us, so a file laid down by hand is as good
+//! as a fetched one.
 
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
@@ -129,11 +131,12 @@ pub fn cache_folder() -> Result<PathBuf, Error> {
 }
 
 impl Wheel {
-    /// The path of one file of the wheel, unpacked in `cache`; fetched and unpacked if it is not there or damaged.
+    /// The path of one file of the wheel, unpacked in `cache`; fetched and unpacked if it is not there or
+    /// damaged.
     ///
-    /// Whether it is damaged is seen from size and modification time, noted when it was unpacked: a plugin has
-    /// hundreds of megabytes and is opened by every process, and what an interrupted copy, a full disk or an
-    /// editor does to a file shows in one of the two. `say` gets one line before a download starts.
+    /// Whether it is damaged is seen from size and modification time, noted when it was unpacked: a plugin
+    /// has hundreds of megabytes and is opened by every process, and what an interrupted copy, a full disk or
+    /// an editor does to a file shows in one of the two. `say` gets one line before a download starts.
     ///
     /// # Errors
     /// If the wheel can neither be found nor fetched, has another hash, or the cache cannot be written.

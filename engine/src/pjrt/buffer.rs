@@ -2,7 +2,7 @@
 
 use super::client::ClientHandle;
 use super::device::Device;
-use super::error::Result;
+use super::error::{Error, Result};
 use super::event::Event;
 use super::plugin::{Plugin, call};
 use super::value;
@@ -32,7 +32,8 @@ unsafe impl Sync for BufferHandle {}
 /// A copy to the host under way; dropping it waits for its end.
 pub struct Transfer {
     event: Event,
-    // Read by nobody until the event is done. `Host` keeps its bytes on the heap, so moving it moves no bytes.
+    // Read by nobody until the event is done. `Host` keeps its bytes on the heap, so moving it moves no
+    // bytes.
     host: Option<Host>,
 }
 
@@ -40,24 +41,15 @@ impl Buffer {
     /// # Safety
     /// `raw` is a buffer of `client` that nobody else destroys.
     pub(super) unsafe fn from_raw(client: &Arc<ClientHandle>, raw: *mut sys::PJRT_Buffer) -> Result<Buffer> {
-        client.counts.buffers.fetch_add(1, Ordering::SeqCst);
-        let handle = BufferHandle { client: client.clone(), raw };
-        // SAFETY: the buffer is alive, and its dimensions live as long.
-        unsafe {
-            let element = call!(&client.plugin, PJRT_Buffer_ElementType { buffer: raw })?;
-            let dimensions = call!(&client.plugin, PJRT_Buffer_Dimensions { buffer: raw })?;
-            let shape = value::slice(dimensions.dims, dimensions.num_dims);
-            let ty = type_of(&client.plugin, element.type_, shape)?;
-            Ok(Buffer { handle, ty })
-        }
+        // SAFETY: by the contract.
+        Buffer::typed(unsafe { BufferHandle::own(client, raw) })
     }
 
     /// Copies before it returns.
     pub(super) fn copy_from(client: &Arc<ClientHandle>, host: &Host, device: &Device) -> Result<Buffer> {
-        let (buffer, done) =
+        let (handle, _) =
             upload(client, host, device, sys::PJRT_HostBufferSemantics_kImmutableOnlyDuringCall)?;
-        drop(done);
-        Ok(buffer)
+        Buffer::typed(handle)
     }
 
     /// Reads in place where the plugin can.
@@ -66,15 +58,27 @@ impl Buffer {
         host: Arc<Host>,
         device: &Device,
     ) -> Result<Buffer> {
-        let (buffer, done) = upload(client, &host, device, sys::PJRT_HostBufferSemantics_kImmutableZeroCopy)?;
-        // Not tied to the life of `Buffer`: a program that is still running may read the memory after the handle is gone.
+        let (handle, done) = upload(client, &host, device, sys::PJRT_HostBufferSemantics_kImmutableZeroCopy)?;
+        // Not tied to the life of `Buffer`: a program that is still running may read the memory after the
+        // handle is gone.
         let counts = client.counts.clone();
         counts.borrowed_hosts.fetch_add(1, Ordering::SeqCst);
         done.on_ready(move || {
             drop(host);
             counts.borrowed_hosts.fetch_sub(1, Ordering::SeqCst);
         })?;
-        Ok(buffer)
+        Buffer::typed(handle)
+    }
+
+    fn typed(handle: BufferHandle) -> Result<Buffer> {
+        let plugin = &handle.client.plugin;
+        // SAFETY: the buffer is alive, and its dimensions live as long.
+        let ty = unsafe {
+            let element = call!(plugin, PJRT_Buffer_ElementType { buffer: handle.raw })?;
+            let dimensions = call!(plugin, PJRT_Buffer_Dimensions { buffer: handle.raw })?;
+            type_of(plugin, element.type_, value::slice(dimensions.dims, dimensions.num_dims))?
+        };
+        Ok(Buffer { handle, ty })
     }
 
     /// Element type and shape of the part that lies on this device.
@@ -106,7 +110,8 @@ impl Buffer {
         Ok(args.on_device_size_in_bytes)
     }
 
-    /// Where it lies in the device's memory, to see in tests and traces whether memory was reused. Waits for the value.
+    /// Where it lies in the device's memory, to see in tests and traces whether memory was reused. Waits for
+    /// the value.
     ///
     /// # Errors
     /// If the plugin does not tell.
@@ -158,7 +163,8 @@ impl Buffer {
             minor_to_major_size: minor_to_major.len(),
             ..Default::default()
         };
-        // SAFETY: the layout lives during the call, and the host bytes until the event is done: `Transfer` waits for it.
+        // SAFETY: the layout lives during the call, and the host bytes until the event is done: `Transfer`
+        // waits for it.
         unsafe {
             let bytes = host.bytes_mut();
             let args = call!(
@@ -180,6 +186,15 @@ impl Buffer {
 
     pub(super) fn belongs_to(&self, client: &Arc<ClientHandle>) -> bool {
         Arc::ptr_eq(&self.handle.client, client)
+    }
+}
+
+impl BufferHandle {
+    /// # Safety
+    /// `raw` is a buffer of `client` that nobody else destroys.
+    unsafe fn own(client: &Arc<ClientHandle>, raw: *mut sys::PJRT_Buffer) -> BufferHandle {
+        client.counts.buffers.fetch_add(1, Ordering::SeqCst);
+        BufferHandle { client: client.clone(), raw }
     }
 }
 
@@ -230,11 +245,17 @@ fn upload(
     host: &Host,
     device: &Device,
     semantics: sys::PJRT_HostBufferSemantics,
-) -> Result<(Buffer, Event)> {
+) -> Result<(BufferHandle, Event)> {
     let plugin = &client.plugin;
+    if !Arc::ptr_eq(&device.client, client) {
+        return Err(Error::Arguments(format!(
+            "copying {} to {device:?}: the device is of another client",
+            host.ty()
+        )));
+    }
     let dims: Vec<i64> = host.ty().shape.iter().map(|&extent| extent as i64).collect();
-    // SAFETY: the dimensions live during the call; the data lives as long as `semantics` asks, see the callers.
-    // The device is one of the client's or the plugin says so. What comes out is ours.
+    // SAFETY: the dimensions live during the call; the data lives as long as `semantics` asks, see the
+    // callers. The device is one of the client's. What comes out is ours.
     unsafe {
         let args = call!(
             plugin,
@@ -248,8 +269,7 @@ fn upload(
                 device: device.raw,
             }
         )?;
-        let done = Event::from_raw(plugin, args.done_with_host_buffer);
-        Ok((Buffer::from_raw(client, args.buffer)?, done))
+        Ok((BufferHandle::own(client, args.buffer), Event::from_raw(plugin, args.done_with_host_buffer)))
     }
 }
 

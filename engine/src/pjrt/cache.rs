@@ -4,12 +4,14 @@ use super::client::Client;
 use super::error::Result;
 use super::loaded::Loaded;
 use super::options::CompileOptions;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
-use std::{env, fs, io, process};
+use std::{env, io, process};
 
-/// Compiled programs in a folder. An entry that is missing, damaged or refused by the plugin is compiled again; a
-/// folder that cannot be written costs time and nothing else.
+/// Compiled programs in a folder. An entry that is missing, damaged or refused by the plugin is compiled
+/// again; a folder that cannot be written costs time and nothing else.
 #[derive(Clone, Debug)]
 pub struct ExecutableCache {
     folder: PathBuf,
@@ -35,7 +37,8 @@ const HEAD: usize = MAGIC.len() + blake3::OUT_LEN;
 const COMPILER_VARIABLES: [&str; 2] = ["XLA_FLAGS", "LIBTPU_INIT_ARGS"];
 
 impl ExecutableCache {
-    /// A cache in `folder`, which need not exist; the oldest entries go when all together exceed `limit` bytes.
+    /// A cache in `folder`, which need not exist; the entries that were not used for longest go when all
+    /// together exceed `limit` bytes.
     pub fn new(folder: impl Into<PathBuf>, limit: u64) -> ExecutableCache {
         ExecutableCache { folder: folder.into(), limit }
     }
@@ -49,6 +52,11 @@ impl ExecutableCache {
         let mut lookup = Lookup::Miss;
         if let Ok(entry) = fs::read(&path) {
             if let Some(loaded) = sound(&entry).and_then(|bytes| client.deserialize(bytes).ok()) {
+                // What is used stays young, if the folder lets us say so.
+                let _ = File::options()
+                    .append(true)
+                    .open(&path)
+                    .and_then(|file| file.set_modified(SystemTime::now()));
                 return Ok((loaded, Lookup::Hit));
             }
             lookup = Lookup::Damaged;
@@ -67,14 +75,18 @@ impl ExecutableCache {
         entry.extend_from_slice(blake3::hash(bytes).as_bytes());
         entry.extend_from_slice(bytes);
         fs::create_dir_all(&self.folder)?;
-        // Two processes that compile the same program write different files, and the last rename wins.
-        let part = path.with_extension(format!("{}.part", process::id()));
+        // Processes and threads that compile the same program write different files, and the last rename
+        // wins.
+        static WRITES: AtomicU64 = AtomicU64::new(0);
+        let number = WRITES.fetch_add(1, Ordering::Relaxed);
+        let part = path.with_extension(format!("{}-{number}.part", process::id()));
         fs::write(&part, entry)?;
         fs::rename(&part, path)?;
         self.trim(path)
     }
 
-    /// Deletes the oldest entries while all together exceed the limit, but not the one just written.
+    /// Deletes the entries not used for longest while all together exceed the limit, but not the one just
+    /// written.
     fn trim(&self, newest: &Path) -> io::Result<()> {
         let mut entries: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
         for entry in fs::read_dir(&self.folder)?.flatten() {
@@ -108,7 +120,7 @@ fn key(client: &Client, text: &str, options: &CompileOptions) -> Result<blake3::
     let (major, minor) = client.plugin().version();
     let mut parts = vec![
         text.as_bytes().to_vec(),
-        options.to_bytes(),
+        options.to_bytes()?,
         format!("{} PJRT {major}.{minor}", client.platform_version()?).into_bytes(),
         client.devices().first().map(|device| device.kind().as_bytes().to_vec()).unwrap_or_default(),
         client.devices().len().to_string().into_bytes(),

@@ -126,7 +126,7 @@ impl Client {
     /// # Errors
     /// If the text or the options are wrong, or the program does not fit.
     pub fn compile(&self, text: &str, options: &CompileOptions) -> Result<Loaded> {
-        let (mut program, bytes) = (Program::new(text), options.to_bytes());
+        let (mut program, bytes) = (Program::new(text), options.to_bytes()?);
         let program = program.raw();
         // SAFETY: program and options live during the call, and the client is alive. What comes out is ours.
         unsafe {
@@ -145,8 +145,8 @@ impl Client {
 
     /// Loads what [`Executable::serialize`](super::Executable::serialize) wrote.
     ///
-    /// The bytes must come from the same plugin version and the same kind of device: a plugin may run machine code
-    /// from them. [`ExecutableCache`](super::ExecutableCache) keeps these apart.
+    /// The bytes must come from the same plugin version and the same kind of device: a plugin may run machine
+    /// code from them. [`ExecutableCache`](super::ExecutableCache) keeps these apart.
     ///
     /// # Errors
     /// If the plugin does not accept them.
@@ -173,8 +173,8 @@ impl Client {
         Buffer::copy_from(&self.handle, host, device)
     }
 
-    /// Gives a tensor to a device, which reads it in place where it can (the CPU plugin does) and copies it else.
-    /// The memory lives until the last reader on the device is done with it.
+    /// Gives a tensor to a device, which reads it in place where it can (the CPU plugin does) and copies it
+    /// else. The memory lives until the last reader on the device is done with it.
     ///
     /// # Errors
     /// If the device is out of memory.
@@ -209,7 +209,8 @@ impl ClientHandle {
 
 impl Drop for ClientHandle {
     fn drop(&mut self) {
-        // SAFETY: the client is alive, and everything made with it held this handle. A failure could not be acted upon.
+        // SAFETY: the client is alive, and everything made with it held this handle. A failure could not be
+        // acted upon.
         let _ = unsafe { call!(&self.plugin, PJRT_Client_Destroy { client: self.raw }) };
     }
 }

@@ -1,4 +1,5 @@
-//! What can go wrong between the engine and a plugin, with the plugin's path and API version in every message.
+//! What can go wrong between the engine and a plugin, with the plugin's path and API version in every
+//! message.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -131,7 +132,16 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Error::Open { path, reason } => write!(f, "opening the plugin {}: {reason}", path.display()),
+            Error::Open { path, reason } => {
+                write!(f, "opening the plugin {}: {reason}", path.display())?;
+                // The words of the dynamic loader; the CUDA plugin does not bring the CUDA libraries with it.
+                if reason.contains("cannot open shared object file") {
+                    f.write_str(
+                        "; the plugin needs that library: install it, or name its folder in LD_LIBRARY_PATH",
+                    )?;
+                }
+                Ok(())
+            }
             Error::Architecture { path, found, wanted } => write!(
                 f,
                 "opening the plugin {}: it is for {found}, this machine is {wanted}; take the plugin for {wanted}",

@@ -49,7 +49,8 @@ impl Event {
         unsafe extern "C" fn ready(error: *mut sys::PJRT_Error, user: *mut std::ffi::c_void) {
             // SAFETY: `user` is the box made below, and the plugin calls back once.
             let pending = unsafe { Box::from_raw(user.cast::<Pending>()) };
-            // SAFETY: the callback owns the error. The work's other handles report it, so it is only destroyed here.
+            // SAFETY: the callback owns the error. The work's other handles report it, so it is only
+            // destroyed here.
             let _ = unsafe { pending.event.plugin.check("PJRT_Event_OnReady", error) };
             (pending.then)();
         }
@@ -59,8 +60,8 @@ impl Event {
         let result = unsafe {
             call!(&plugin, PJRT_Event_OnReady { event: raw, callback: Some(ready), user_arg: pending.cast() })
         };
-        // When the plugin refuses it will not call back, and whether the work still runs is unknown: the box, with
-        // whatever `then` keeps alive, is leaked rather than freed under the device.
+        // When the plugin refuses it will not call back, and whether the work still runs is unknown: the box,
+        // with whatever `then` keeps alive, is leaked rather than freed under the device.
         result.map(|_| ())
     }
 }

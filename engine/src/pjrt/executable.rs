@@ -142,7 +142,8 @@ impl Executable {
         })
     }
 
-    /// The compiler's estimate of the work: `flops`, `bytes accessed` and others. The body of a loop counts once.
+    /// The compiler's estimate of the work: `flops`, `bytes accessed` and others. The body of a loop counts
+    /// once.
     ///
     /// # Errors
     /// If the plugin makes none.
@@ -161,8 +162,8 @@ impl Executable {
     pub fn optimized_program(&self) -> Result<OptimizedProgram> {
         let mut program =
             sys::PJRT_Program { struct_size: size_of::<sys::PJRT_Program>(), ..Default::default() };
-        // SAFETY: the first call, with no room given, tells the size; the second writes that many bytes. The format's
-        // name lives as long as the executable.
+        // SAFETY: the first call, with no room given, tells the size; the second writes that many bytes. The
+        // format's name lives as long as the executable.
         unsafe {
             call!(
                 &self.plugin,
@@ -191,7 +192,7 @@ impl Executable {
     /// A name for the compiled program's content.
     ///
     /// # Errors
-    /// If the plugin gives none (the CPU plugin does not).
+    /// If the plugin gives none.
     pub fn fingerprint(&self) -> Result<String> {
         // SAFETY: the executable is alive, and what comes out lives as long.
         unsafe {

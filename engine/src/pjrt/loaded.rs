@@ -37,7 +37,8 @@ unsafe impl Sync for LoadedHandle {}
 pub enum Arg<'a> {
     /// The buffer stays as it is; where the program would write over it, the plugin copies it first.
     Keep(&'a Buffer),
-    /// The program may write its result into this buffer's memory (`tf.aliasing_output` in the text); it is gone afterwards.
+    /// The program may write its result into this buffer's memory (`tf.aliasing_output` in the text); it is
+    /// gone afterwards.
     Donate(Buffer),
 }
 
@@ -47,12 +48,6 @@ impl Arg<'_> {
             Arg::Keep(buffer) => buffer,
             Arg::Donate(buffer) => buffer,
         }
-    }
-}
-
-impl<'a> From<&'a Buffer> for Arg<'a> {
-    fn from(buffer: &'a Buffer) -> Arg<'a> {
-        Arg::Keep(buffer)
     }
 }
 
@@ -93,8 +88,8 @@ impl Loaded {
     /// Runs on all of its devices: one list of arguments for each, and one list of results from each.
     ///
     /// # Errors
-    /// If the number of lists is not that of the devices, the lists differ in length or in what they donate, a buffer
-    /// is of another client, or the plugin finds that the arguments do not fit the program.
+    /// If the number of lists is not that of the devices, the lists differ in length or in what they donate,
+    /// a buffer is of another client, or the plugin finds that the arguments do not fit the program.
     pub fn run_on_all(&self, args: Vec<Vec<Arg<'_>>>) -> Result<Vec<Vec<Buffer>>> {
         let kept = self.check(&args)?;
         let arguments: Vec<Vec<*mut sys::PJRT_Buffer>> =
@@ -111,8 +106,9 @@ impl Loaded {
             ..Default::default()
         };
         let client = &self.raw.client;
-        // SAFETY: all lists live during the call and have the lengths that they must have: one list a device, each with
-        // the same number of arguments, and room for the program's results. Donated buffers are owned by `args`.
+        // SAFETY: all lists live during the call and have the lengths that they must have: one list a device,
+        // each with the same number of arguments, and room for the program's results. Donated buffers are
+        // owned by `args`.
         unsafe {
             call!(
                 &client.plugin,

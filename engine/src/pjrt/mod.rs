@@ -1,4 +1,5 @@
-//! The PJRT runtime: the only part of the engine that talks to a compiler or a device, and the only one with `unsafe`.
+//! The PJRT runtime: the only part of the engine that talks to a compiler or a device, and the only one with
+//! `unsafe`.
 //!
 //! ```text
 //! Plugin::load -> Client   -> Loaded (an Executable that runs) -> Buffer -> Host
@@ -7,14 +8,23 @@
 //! A handle keeps what it stands on alive and destroys itself; [`Client::live`] counts what is left.
 //!
 //! # How a program is sharded
-//! Found by experiment; `tests/pjrt.rs` runs both spellings on the CPU plugin (API 0.81) and compiles both with libtpu 0.0.52.
-//! * [`Partitioner::Gspmd`]: string attributes, `{mhlo.sharding = "{devices=[4,1]<=[4]}"}` on arguments and results, and inside
-//!   `stablehlo.custom_call @Sharding(%x) {mhlo.sharding = "{devices=[4,1]<=[4]}"}`; `"{replicated}"` for all of it everywhere.
-//! * [`Partitioner::Shardy`]: `sdy.mesh @mesh = <["x"=4]>` in the module, `{sdy.sharding = #sdy.sharding<@mesh, [{"x"}, {}]>}`
-//!   on arguments and results, and inside `sdy.sharding_constraint %x <@mesh, [{"x"}, {}]> : tensor<8x8xf32>`.
+//! Found by experiment with the CPU plugin (API 0.81) and libtpu 0.0.52; `tests/pjrt.rs` runs these on the
+//! one and compiles them with the other.
+//! * [`Partitioner::Shardy`], which to prefer: `sdy.mesh @mesh = <["x"=4]>` in the module,
+//!   `{sdy.sharding = #sdy.sharding<@mesh, [{"x"}, {}]>}` on arguments and results, and inside
+//!   `sdy.sharding_constraint %x <@mesh, [{"x"}, {}]> : tensor<8x8xf32>`. A part written for one device
+//!   stands in
+//!   `sdy.manual_computation(..) in_shardings=[..] out_shardings=[..] manual_axes={"x"} (..) {.. sdy.return ..}`.
+//! * [`Partitioner::Gspmd`]: strings, `{mhlo.sharding = "{devices=[4,1]<=[4]}"}` on arguments and results, and
+//!   inside `stablehlo.custom_call @Sharding(%x) {mhlo.sharding = "{devices=[4,1]<=[4]}"}`; `"{replicated}"`
+//!   for all of it everywhere. A program with `sdy` in it does not compile this way, while both plugins
+//!   take strings under Shardy.
 //! * Replicas need neither: `stablehlo.all_reduce` over `replica_groups` and [`CompileOptions::replicated`].
+//!
+//! `mhlo.num_partitions` and `mhlo.num_replicas` on the module are not needed; the compile options say it.
 
 #![allow(unsafe_code)]
+#![warn(clippy::undocumented_unsafe_blocks)]
 
 mod buffer;
 mod cache;

@@ -1,14 +1,16 @@
-//! [`CompileOptions`], and their form as the protobuf `xla.CompileOptionsProto`: a dozen bytes, written by hand.
+//! [`CompileOptions`], and their form as the protobuf `xla.CompileOptionsProto`: a dozen bytes, written by
+//! hand.
 
+use super::error::{Error, Result};
 use super::value::Value;
 use std::collections::BTreeMap;
 
 /// Who splits a program over the partitions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Partitioner {
-    /// From `mhlo.sharding` strings.
+    /// From `mhlo.sharding` strings only; XLA announces its end.
     Gspmd,
-    /// From the `sdy` dialect.
+    /// From the `sdy` dialect, or from `mhlo.sharding` strings if the program has any.
     Shardy,
 }
 
@@ -59,7 +61,10 @@ impl CompileOptions {
     /// The protobuf bytes; equal options give equal bytes.
     ///
     /// The field numbers are those of `xla/pjrt/proto/compile_options.proto`.
-    pub fn to_bytes(&self) -> Vec<u8> {
+    ///
+    /// # Errors
+    /// If `devices` does not have one device for each partition of each replica.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let mut build = Message::default();
         build.int(4, self.replicas as i64);
         build.int(5, self.partitions as i64);
@@ -70,6 +75,14 @@ impl CompileOptions {
             }
         }
         if let Some(devices) = &self.devices {
+            if devices.len() != self.replicas
+                || devices.iter().any(|replica| replica.len() != self.partitions)
+            {
+                return Err(Error::Arguments(format!(
+                    "compile options: the devices are {devices:?}, wanted {} lists (replicas) of {} (partitions)",
+                    self.replicas, self.partitions
+                )));
+            }
             let mut assignment = Message::default();
             assignment.int(1, self.replicas as i64);
             assignment.int(2, self.partitions as i64);
@@ -77,7 +90,7 @@ impl CompileOptions {
             for partition in 0..self.partitions {
                 let mut ids = Message::default();
                 for replica in devices {
-                    ids.varint(replica.get(partition).copied().unwrap_or_default() as u64);
+                    ids.varint(replica[partition] as u64);
                 }
                 let mut computation = Message::default();
                 computation.bytes(1, &ids.0);
@@ -107,7 +120,7 @@ impl CompileOptions {
             entry.bytes(2, &setting.0);
             options.bytes(7, &entry.0);
         }
-        options.0
+        Ok(options.0)
     }
 }
 
@@ -148,21 +161,23 @@ mod tests {
     /// The bytes that were tried against libtpu and the CPU plugin.
     #[test]
     fn bytes_are_the_ones_that_plugins_accept() {
-        assert_eq!(CompileOptions::single().to_bytes(), [0x1a, 0x04, 0x20, 1, 0x28, 1]);
+        assert_eq!(CompileOptions::single().to_bytes().unwrap(), [0x1a, 0x04, 0x20, 1, 0x28, 1]);
         let assigned = CompileOptions { devices: Some(vec![vec![0]]), ..CompileOptions::single() };
         let golden = [0x1a, 0x0f, 0x20, 1, 0x28, 1, 0x4a, 0x09, 8, 1, 0x10, 1, 0x1a, 3, 0x0a, 1, 0];
-        assert_eq!(assigned.to_bytes(), golden);
-        // TPU.md has fields 6, 19 and 9 in this order too, but protobuf does not ask for one.
+        assert_eq!(assigned.to_bytes().unwrap(), golden);
+        // Protobuf asks for no order of fields; this is the one that was tried.
         let head = [0x1a, 0x23, 0x20, 1, 0x28, 4, 0x30, 1, 0x98, 1, 1, 0x4a, 0x18, 8, 1, 0x10, 4];
         let ids = (0..4).flat_map(|id| [0x1a, 3, 0x0a, 1, id]);
         let golden: Vec<u8> = head.into_iter().chain(ids).collect();
-        assert_eq!(CompileOptions::partitioned(4, Partitioner::Shardy).to_bytes(), golden);
+        assert_eq!(CompileOptions::partitioned(4, Partitioner::Shardy).to_bytes().unwrap(), golden);
+        let error = CompileOptions { replicas: 2, ..assigned }.to_bytes().unwrap_err();
+        assert!(error.to_string().contains("devices are [[0]], wanted 2 lists (replicas) of 1 (partitions)"));
     }
 
     #[test]
     fn overrides_are_a_map_in_field_7() {
         let overrides = BTreeMap::from([("a".to_string(), Value::Bool(true)), ("b".to_string(), "x".into())]);
-        let bytes = CompileOptions { overrides, ..CompileOptions::single() }.to_bytes();
+        let bytes = CompileOptions { overrides, ..CompileOptions::single() }.to_bytes().unwrap();
         let golden =
             [0x3a, 7, 0x0a, 1, b'a', 0x12, 2, 0x10, 1, 0x3a, 8, 0x0a, 1, b'b', 0x12, 3, 0x0a, 1, b'x'];
         assert_eq!(bytes[6..], golden);

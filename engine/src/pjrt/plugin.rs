@@ -20,13 +20,14 @@ struct Inner {
     version: (i32, i32),
 }
 
-// SAFETY: the function table is never written after it was made, and the PJRT C API may be called from any thread.
+// SAFETY: the function table is never written after it was made, and the PJRT C API may be called from any
+// thread.
 unsafe impl Send for Inner {}
 // SAFETY: as above.
 unsafe impl Sync for Inner {}
 
-/// Calls one function of the C API: `call!(plugin, PJRT_Event_Await { event: pointer })` gives back its argument
-/// struct, or the error. It checks that the plugin has the function and fills in `struct_size`.
+/// Calls one function of the C API: `call!(plugin, PJRT_Event_Await { event: pointer })` gives back its
+/// argument struct, or the error. It checks that the plugin has the function and fills in `struct_size`.
 macro_rules! call {
     ($plugin:expr, $function:ident { $($field:ident: $value:expr),* $(,)? }) => {{
         let plugin: &$crate::pjrt::Plugin = $plugin;
@@ -69,7 +70,8 @@ impl Plugin {
         if loaded.is_empty() {
             prepare_environment();
         }
-        // SAFETY: the initialisers of a library run; the user chose it, and it carries the marks of one for this machine.
+        // SAFETY: the initialisers of a library run; the user chose it, and it carries the marks of one for
+        // this machine.
         let library = unsafe { libloading::Library::new(path) }.map_err(|error| failed(error.to_string()))?;
         let not_a_plugin = || Error::NotAPlugin { path: path.to_path_buf() };
         // SAFETY: the symbol has this type in every PJRT plugin.
@@ -142,8 +144,8 @@ impl Plugin {
         }
         let api = self.0.api;
         let (mut code, mut message) = (Code::Unknown, String::from("(the plugin gives no message)"));
-        // SAFETY: these are the first three functions of the table, there in every version; `error` is alive until
-        // the last of them. They are not called through `call!`, which ends up here.
+        // SAFETY: these are the first three functions of the table, there in every version; `error` is alive
+        // until the last of them. They are not called through `call!`, which ends up here.
         unsafe {
             if let Some(entry) = (&raw const (*api).PJRT_Error_Message).read() {
                 let mut args = args_of(&entry);
@@ -208,9 +210,9 @@ fn check_machine(path: &Path) -> Result<()> {
 
 /// Settings that the plugins read from the environment; whatever the user has set stays.
 ///
-/// On a machine without a TPU, libtpu asks a metadata server that is not there for over a minute, takes a lock that
-/// keeps other compilations away, and complains about names that only a TPU machine has. The log lines of XLA
-/// (with stack traces) repeat the errors that it returns.
+/// On a machine without a TPU, libtpu asks a metadata server that is not there for over a minute, takes a
+/// lock that keeps other compilations away, and complains about names that only a TPU machine has. The log
+/// lines of XLA (with stack traces) repeat the errors that it returns.
 fn prepare_environment() {
     let numbered = |folder: &str, prefix: &str| {
         let mut names = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
@@ -230,8 +232,9 @@ fn prepare_environment() {
     }
     for (name, value) in settings {
         if env::var_os(name).is_none() {
-            // SAFETY: Rust's own readers of the environment are locked against this. C code that reads it at this very
-            // moment is not; no plugin is in the process yet, and plugins are what brings C threads here.
+            // SAFETY: Rust's own readers of the environment are locked against this. C code that reads it at
+            // this very moment is not; no plugin is in the process yet, and plugins are what brings C threads
+            // here.
             unsafe { env::set_var(name, value) };
         }
     }

@@ -23,7 +23,8 @@ unsafe impl Send for Topology {}
 unsafe impl Sync for Topology {}
 
 impl Topology {
-    /// Looks up a topology. libtpu knows `v6e:1x1`, `v6e:2x2`, `v5e:..`, `v5p:..`; without options, these are enough.
+    /// Looks up a topology. libtpu knows `v6e:1x1`, `v6e:2x2`, `v5e:..`, `v5p:..`; without options, these are
+    /// enough.
     ///
     /// # Errors
     /// If the plugin does not know the name or an option, or cannot compile without devices at all.
@@ -75,9 +76,10 @@ impl Topology {
     /// # Errors
     /// If the text or the options are wrong, or the program does not fit.
     pub fn compile(&self, text: &str, options: &CompileOptions) -> Result<Executable> {
-        let (mut program, bytes) = (Program::new(text), options.to_bytes());
+        let (mut program, bytes) = (Program::new(text), options.to_bytes()?);
         let program = program.raw();
-        // SAFETY: program and options live during the call, and the topology is alive. What comes out is ours.
+        // SAFETY: program and options live during the call, and the topology is alive. What comes out is
+        // ours.
         unsafe {
             let args = call!(
                 &self.plugin,
