@@ -1,0 +1,2 @@
+//! The trainer.
+pub mod step;

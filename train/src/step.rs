@@ -1,0 +1,191 @@
+//! One training step as one program: micro-batches accumulated by a scan, gradients clipped, AdamW, all state donated.
+//! Learning rate, seed and step are inputs, so that a schedule compiles nothing again. And the program that measures
+//! the loss of held-out rows.
+
+use engine::{DType, Program, ScanOptions, Tensor, Type, grad, grad_into};
+use kernels::Gradients;
+use model::loss::{Counts, Losses, losses};
+use model::{Batch, Config, Decay, Dropout, Params, Remat, specs};
+
+/// How the rows of one step are cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepShape {
+    /// Micro-batches of one step.
+    pub accumulation: usize,
+    /// Rows of one micro-batch.
+    pub micro: usize,
+    /// Tokens of one row.
+    pub seq: usize,
+}
+
+impl StepShape {
+    /// Tokens of one step.
+    pub fn tokens(&self) -> usize {
+        self.accumulation * self.micro * self.seq
+    }
+
+    /// Type of ids and segments, `[accumulation, micro, seq]` i32.
+    pub fn ids(&self) -> Type {
+        Type::i32([self.accumulation, self.micro, self.seq])
+    }
+}
+
+/// AdamW's constants, as optax spells the update (SPEC 4): eps stands outside of the root, decay beside the update.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decay of the weights whose spec says so.
+    pub weight_decay: f64,
+    /// Largest norm of the gradient of all parameters together; longer ones are scaled down to it.
+    pub clip: f64,
+}
+
+/// Entries of the metrics vector, f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metric {
+    /// main + weight * mtp.
+    Loss,
+    /// Loss of the next token.
+    Main,
+    /// Loss of the token after it.
+    Mtp,
+    /// Norm of the gradient before clipping.
+    GradientNorm,
+    /// 1 if the weights were updated, 0 if the step was thrown away.
+    Applied,
+    /// Targets of the next-token loss.
+    Targets,
+}
+
+impl Metric {
+    /// Every entry, in order.
+    pub const ALL: [Metric; 6] =
+        [Metric::Loss, Metric::Main, Metric::Mtp, Metric::GradientNorm, Metric::Applied, Metric::Targets];
+}
+
+/// The step program. Inputs: `params.*`, `m.*`, `v.*` (f32), `updates` (i32, how many updates there were), all four
+/// written over; `ids`, `segments` `i32[accumulation, micro, seq]`, `learning_rate` f32, `largest_norm` f32, `step` u32,
+/// `seed` `u32[2]`. Outputs: the state, and `metrics` f32 in the order of [`Metric::ALL`].
+///
+/// A step whose loss or gradient norm is not finite, or whose norm exceeds `largest_norm`, leaves the state as it was.
+pub fn step_program(config: &Config, shape: StepShape, adamw: AdamW, remat: Remat) -> Program {
+    Program::build("step", |f| {
+        let specs = specs(config);
+        let params = specs.as_ref().map(|name, spec| f.input(&format!("params.{name}"), spec.ty.clone()));
+        let m = specs.as_ref().map(|name, spec| f.input(&format!("m.{name}"), spec.ty.clone()));
+        let v = specs.as_ref().map(|name, spec| f.input(&format!("v.{name}"), spec.ty.clone()));
+        let updates = f.input("updates", Type::scalar(DType::I32));
+        let batch = Batch { ids: f.input("ids", shape.ids()), segments: f.input("segments", shape.ids()) };
+        let learning_rate = f.input("learning_rate", Type::scalar(DType::F32));
+        let largest_norm = f.input("largest_norm", Type::scalar(DType::F32));
+        let step = f.input("step", Type::scalar(DType::U32));
+        let seed = f.input("seed", Type::new(DType::U32, [2]));
+        let seed = [0, 1].map(|word| seed.slice_axis(0, word, word + 1).reshape([]));
+
+        let key = Dropout::key(seed, step);
+        let (gradients, sums) = accumulated(config, shape, &params, batch, key, remat);
+        let squares = gradients.iter().map(|(_, g)| (*g * *g).sum_all()).reduce(|a, b| a + b);
+        let norm = squares.expect("a model has parameters").sqrt();
+        let applied = norm.is_finite() & sums.total.is_finite() & norm.le(largest_norm);
+        let scale = (adamw.clip / norm).min(1.0);
+
+        // 1 - beta^t, accurate for small t
+        let t = (updates + 1i32).convert(DType::F32);
+        let correction = |beta: f64| -(t * beta.ln()).expm1();
+        let (c1, c2) = (correction(adamw.beta1), correction(adamw.beta2));
+        let state = params.zip(m).zip(v).zip(gradients).zip(specs);
+        for (name, ((((p, m), v), g), spec)) in state.into_flat() {
+            let g = g * scale;
+            let new_m = m * adamw.beta1 + g * (1.0 - adamw.beta1);
+            let new_v = v * adamw.beta2 + g * g * (1.0 - adamw.beta2);
+            let update = new_m / c1 / ((new_v / c2).sqrt() + adamw.eps);
+            let update = match spec.decay {
+                Decay::Yes => update + p * adamw.weight_decay,
+                Decay::No => update,
+            };
+            f.output_over(&format!("params.{name}"), applied.select(p - update * learning_rate, p), p);
+            f.output_over(&format!("m.{name}"), applied.select(new_m, m), m);
+            f.output_over(&format!("v.{name}"), applied.select(new_v, v), v);
+        }
+        f.output_over("updates", updates + applied.convert(DType::I32), updates);
+        let metrics = Metric::ALL.map(|metric| match metric {
+            Metric::Loss => sums.total,
+            Metric::Main => sums.main,
+            Metric::Mtp => sums.mtp,
+            Metric::GradientNorm => norm,
+            Metric::Applied => applied.convert(DType::F32),
+            Metric::Targets => Counts::of(batch.segments).main,
+        });
+        f.output("metrics", Tensor::concatenate(&metrics.map(|metric| metric.reshape([1])), 0));
+    })
+}
+
+/// Gradients and losses of all micro-batches, each target counted once whatever micro-batch it is in.
+fn accumulated<'f>(
+    config: &Config,
+    shape: StepShape,
+    params: &Params<Tensor<'f>>,
+    batch: Batch<Tensor<'f>>,
+    key: [Tensor<'f>; 2],
+    remat: Remat,
+) -> (Params<Tensor<'f>>, Losses<Tensor<'f>>) {
+    let f = batch.ids.builder();
+    let counts = Counts::of(batch.segments);
+    if shape.accumulation == 1 {
+        let rows = |x: Tensor<'f>| x.reshape([shape.micro, shape.seq]);
+        let batch = Batch { ids: rows(batch.ids), segments: rows(batch.segments) };
+        let micro = f.zeros(Type::scalar(DType::U32));
+        let losses = losses(config, params, batch, counts, dropout(config, shape, key, micro), remat, Gradients::With);
+        let wrt: Vec<Tensor<'f>> = params.iter().map(|(_, p)| *p).collect();
+        return (params.with_leaves(grad(losses.total, &wrt)), losses);
+    }
+    let zero = f.zeros(Type::scalar(DType::F32));
+    let mut carry = vec![zero; 3];
+    carry.extend(params.iter().map(|(_, p)| p.zeros_like()));
+    let micros = f.iota(Type::new(DType::U32, [shape.accumulation]), 0);
+    let (sums, _) = f.scan(
+        ScanOptions::over(shape.accumulation),
+        &carry,
+        &[batch.ids, batch.segments, micros],
+        |g, carry, slices| {
+            let params = params.as_ref().map(|_, &p| g.capture(p));
+            let batch = Batch { ids: slices[0], segments: slices[1] };
+            let counts = Counts { main: g.capture(counts.main), mtp: g.capture(counts.mtp) };
+            let key = key.map(|word| g.capture(word));
+            let dropout = dropout(config, shape, key, slices[2]);
+            let losses = losses(config, &params, batch, counts, dropout, remat, Gradients::With);
+            let wrt: Vec<Tensor<'_>> = params.iter().map(|(_, p)| *p).collect();
+            let mut next = vec![carry[0] + losses.total, carry[1] + losses.main, carry[2] + losses.mtp];
+            next.extend(grad_into(losses.total, &wrt, &carry[3..]));
+            (next, vec![])
+        },
+    );
+    let losses = Losses { total: sums[0], main: sums[1], mtp: sums[2] };
+    (params.with_leaves(sums[3..].iter().copied()), losses)
+}
+
+/// Masks of micro-batch number `micro` (a `u32` scalar), if the model drops anything.
+fn dropout<'f>(config: &Config, shape: StepShape, key: [Tensor<'f>; 2], micro: Tensor<'f>) -> Option<Dropout<'f>> {
+    let tokens = Dropout::token_indices(micro, shape.micro * shape.seq);
+    (config.dropout > 0.0).then_some(Dropout { rate: config.dropout, key, tokens })
+}
+
+/// The validation program. Inputs: `params.*`, `ids` and `segments` `i32[micro, seq]`. Output: `sums` f32: loss of next
+/// tokens summed, their number, loss of tokens after them summed, their number.
+pub fn validation_program(config: &Config, shape: StepShape) -> Program {
+    Program::build("validation", |f| {
+        let params = specs(config).map(|name, spec| f.input(&format!("params.{name}"), spec.ty));
+        let ty = Type::i32([shape.micro, shape.seq]);
+        let batch = Batch { ids: f.input("ids", ty.clone()), segments: f.input("segments", ty) };
+        let one = f.full(Type::scalar(DType::F32), 1.0);
+        let sums = losses(config, &params, batch, Counts { main: one, mtp: one }, None, Remat::Full, Gradients::Without);
+        let counts = Counts::of(batch.segments);
+        let sums = [sums.main, counts.main, sums.mtp, counts.mtp].map(|sum| sum.reshape([1]));
+        f.output("sums", Tensor::concatenate(&sums, 0));
+    })
+}
