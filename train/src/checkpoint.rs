@@ -119,7 +119,7 @@ pub enum CheckpointError {
     #[error("checkpoint {path}: {file} is damaged: {reason}; use an older checkpoint (--resume auto finds the newest good one)", path = path.display())]
     Damaged { path: PathBuf, file: String, reason: String },
     /// A folder without the files of a checkpoint.
-    #[error("{path} is not a checkpoint: {reason}", path = path.display())]
+    #[error("{path} is not a checkpoint: {reason}; give a folder step_<number> that a run has written", path = path.display())]
     NotACheckpoint { path: PathBuf, reason: String },
     /// Weights of another architecture.
     #[error("checkpoint {path} belongs to another model: {list}; set the fields to the checkpoint's, or start anew with --resume never", path = path.display(), list = differences.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]

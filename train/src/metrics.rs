@@ -8,7 +8,7 @@ pub mod tensorboard;
 pub use console::{Look, line};
 pub use plot::{Curves, loss_svg};
 
-use crate::atomic::{self, Disk, RealDisk};
+use crate::atomic::{self, RealDisk};
 use console::Console;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
@@ -137,7 +137,7 @@ impl Recorder {
         scalars.extend(validation.mtp_loss.map(|loss| ("validation/mtp_loss", loss)));
         self.console.say(&format!("step {} | validation loss {:.4}", validation.step, validation.loss));
         self.record(Record::Validation(validation), validation.step, &scalars)?;
-        self.draw(&RealDisk).map(drop)
+        self.draw().map(drop)
     }
 
     /// Shows a line without disturbing the progress line.
@@ -151,7 +151,7 @@ impl Recorder {
     /// If the plot cannot be written.
     pub fn finish(self) -> io::Result<PathBuf> {
         self.console.finish();
-        self.draw(&RealDisk)
+        self.draw()
     }
 
     fn record(&mut self, record: Record, step: u64, scalars: &[(&str, f64)]) -> io::Result<()> {
@@ -161,10 +161,10 @@ impl Recorder {
         self.events.scalars(step, scalars)
     }
 
-    fn draw(&self, disk: &dyn Disk) -> io::Result<PathBuf> {
+    fn draw(&self) -> io::Result<PathBuf> {
         let path = self.folder.join(PLOT);
         let svg = loss_svg(&self.curves);
-        atomic::write_file(disk, &path, |out| out.write_all(svg.as_bytes()))?;
+        atomic::write_file(&RealDisk, &path, |out| out.write_all(svg.as_bytes()))?;
         Ok(path)
     }
 }

@@ -91,7 +91,7 @@ pub fn read_params(path: &Path, config: &Config) -> Result<Params<Host>, Checkpo
 }
 
 /// Every tensor of the file with the parameter that it is a part of, in alphabetical order.
-fn listed<'a>(params: Params<(ParamSpec, &'a Host)>) -> Vec<(Entry, &'a Host)> {
+fn listed(params: Params<(ParamSpec, &Host)>) -> Vec<(Entry, &Host)> {
     let mut list = Vec::new();
     for (name, (spec, host)) in params.into_flat() {
         assert!(

@@ -166,18 +166,22 @@ fn axes(curves: &Curves, smooth: &[(u64, f64)]) -> (Axis, Axis) {
     (x, y.rounded())
 }
 
-/// Exponential average whose memory grows with the curve, so that a short run is not all memory.
+/// Mean over a window around each point, a fiftieth of the curve: an average of the past alone would draw a falling
+/// loss too high. The window narrows at the steep start and is cut off at the end, so that the last value is a mean.
 fn smoothed(curve: &[(u64, f64)]) -> Vec<(u64, f64)> {
-    let memory = (curve.len() as f64 / 50.0).clamp(1.0, 50.0);
-    let mut state: Option<f64> = None;
-    curve
-        .iter()
-        .map(|&(step, loss)| {
-            let value = state.map_or(loss, |before| before + (loss - before) / memory);
-            state = Some(value);
-            (step, value)
-        })
-        .collect()
+    let sums: Vec<f64> = std::iter::once(0.0)
+        .chain(curve.iter().scan(0.0, |sum, (_, loss)| {
+            *sum += loss;
+            Some(*sum)
+        }))
+        .collect();
+    let reach = curve.len() / 100;
+    let mean = |(i, &(step, _)): (usize, &(u64, f64))| {
+        let from = i - reach.min(i);
+        let to = (i + reach.min(i) + 1).min(curve.len());
+        (step, (sums[to] - sums[from]) / (to - from) as f64)
+    };
+    curve.iter().enumerate().map(mean).collect()
 }
 
 /// At most [`POINTS`] points, the last one among them.
