@@ -1,105 +1,120 @@
-//! The whole model against `golden/tiny_model`, which was computed in f64 by another implementation.
+//! The whole model against `golden/tiny_model`, which another implementation computed in f64: log-probabilities of both
+//! heads, losses, every gradient by name, and the weights after three optimiser steps. f32 on the CPU plugin.
 
-use engine::passes;
 use engine::pjrt::Client;
 use engine::plugin::Platform;
-use engine::{DType, Host, KernelChoice, Program, Target, Type, grad};
+use engine::{Compiled, DType, Host, KernelChoice, Program, Target, Type, grad, passes};
 use kernels::Gradients;
 use model::loss::{Counts, losses};
 use model::{Batch, Config, Params, Remat, specs, token_log_probs};
-use safetensors::SafeTensors;
-use std::path::PathBuf;
+use serde_json::Value;
+use tests::golden;
+use train::checkpoint::read_params;
+use train::step::{AdamW, Metric, StepShape, step_program};
 
-fn golden(file: &str) -> Vec<u8> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden/tiny_model").join(file);
-    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
+/// Largest error of a tensor, as a part of its largest element.
+const TOLERANCE: f64 = 1e-4;
 
 fn config() -> Config {
-    Config::from_json(std::str::from_utf8(&golden("config.json")).unwrap()).unwrap()
+    Config::from_json(&std::fs::read_to_string(golden("tiny_model/config.json")).unwrap()).unwrap()
 }
 
-/// Parameters of a golden file, stacked and transposed as the program wants them.
 fn params(file: &str) -> Params<Host> {
-    let bytes = golden(file);
-    let tensors = SafeTensors::deserialize(&bytes).unwrap();
-    specs(&config()).map(|_, spec| {
-        let mut values = Vec::new();
-        for entry in spec.entries() {
-            let view = tensors.tensor(&entry.name).unwrap();
-            let found: Vec<f32> = match view.dtype() {
-                safetensors::Dtype::F32 => bytemuck::allocation::pod_collect_to_vec::<u8, f32>(view.data()),
-                other => panic!("{other:?}"),
-            };
-            assert_eq!(view.shape(), entry.ty.shape);
-            match entry.layout {
-                model::params::Layout::Same => values.extend(found),
-                model::params::Layout::Transposed => {
-                    let (rows, columns) = (entry.ty.shape[0], entry.ty.shape[1]);
-                    values.extend((0..columns).flat_map(|c| (0..rows).map(move |r| (r, c))).map(|(r, c)| found[r * columns + c]));
-                }
-            }
-        }
-        Host::new(spec.ty.shape.clone(), &values)
+    read_params(&golden(&format!("tiny_model/{file}")), &config()).unwrap()
+}
+
+fn expected() -> Value {
+    serde_json::from_str(&std::fs::read_to_string(golden("tiny_model/expected.json")).unwrap()).unwrap()
+}
+
+/// Every number of nested lists.
+fn numbers(value: &Value) -> Vec<f64> {
+    match value {
+        Value::Array(items) => items.iter().flat_map(numbers).collect(),
+        number => vec![number.as_f64().unwrap()],
+    }
+}
+
+/// Ids and segments of batch number `step`, under the given shape.
+fn batch(expected: &Value, step: usize, shape: &[usize]) -> [Host; 2] {
+    ["ids", "seg"].map(|key| {
+        let ints: Vec<i32> = numbers(&expected[key][step]).into_iter().map(|x| x as i32).collect();
+        Host::new(shape, &ints)
     })
+}
+
+fn compile(program: &Program) -> Compiled {
+    let (program, _) = passes::lower(program, Target::Cpu, KernelChoice::Auto);
+    program.compile(&Client::new(&Platform::Cpu.load().unwrap(), &[]).unwrap()).unwrap()
+}
+
+/// Largest error as a part of the largest element; printed, so that `--nocapture` gives the table.
+#[track_caller]
+fn close(name: &str, found: &[f64], wanted: &[f64]) {
+    assert_eq!(found.len(), wanted.len(), "{name}");
+    let top = wanted.iter().fold(0.0, |top: f64, x| top.max(x.abs()));
+    let error = found.iter().zip(wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) / top;
+    println!("{name:24} {error:.1e}");
+    assert!(error <= TOLERANCE, "{name}: largest error {error:e} of the largest element {top:e}");
 }
 
 #[test]
 fn log_probabilities_losses_and_gradients() {
-    let config = config();
-    let expected: serde_json::Value = serde_json::from_slice(&golden("expected.json")).unwrap();
-    println!("{:?}", expected.as_object().unwrap().keys().collect::<Vec<_>>());
-    let ints = |v: &serde_json::Value| -> Vec<i32> {
-        v.as_array().unwrap().iter().flat_map(|r| r.as_array().unwrap()).map(|x| x.as_i64().unwrap() as i32).collect()
-    };
-    let ids = Host::new([2, 64], &ints(&expected["ids"][0]));
-    let seg = Host::new([2, 64], &ints(&expected["seg"][0]));
+    let (config, expected) = (config(), expected());
     let program = Program::build("parity", |f| {
-        let p = specs(&config).map(|name, spec| f.input(name, spec.ty));
-        let batch = Batch { ids: f.input("ids", Type::i32([2, 64])), segments: f.input("segments", Type::i32([2, 64])) };
-        let (next, after) = token_log_probs(&config, &p, batch);
+        let params = specs(&config).map(|name, spec| f.input(name, spec.ty));
+        let ty = Type::i32([2, 64]);
+        let batch = Batch { ids: f.input("ids", ty.clone()), segments: f.input("segments", ty) };
+        let (next, after) = token_log_probs(&config, &params, batch);
         let counts = Counts::of(batch.segments);
-        let l = losses(&config, &p, batch, counts, None, Remat::Selective, Gradients::With);
+        let losses = losses(&config, &params, batch, counts, None, Remat::Selective, Gradients::With);
         f.output("next", next);
         f.output("after", after.unwrap());
-        f.output("total", l.total);
-        f.output("main", l.main);
-        f.output("mtp", l.mtp);
-        let wrt: Vec<_> = p.iter().map(|(_, t)| *t).collect();
-        for ((name, _), g) in p.iter().zip(grad(l.total, &wrt)) {
-            f.output(&format!("d.{name}"), g);
+        f.output("loss", losses.total);
+        let wrt: Vec<_> = params.iter().map(|(_, p)| *p).collect();
+        for ((name, _), gradient) in params.iter().zip(grad(losses.total, &wrt)) {
+            f.output(&format!("gradient.{name}"), gradient);
         }
     });
-    let (program, forms) = passes::lower(&program, Target::Cpu, KernelChoice::Auto);
-    println!("{forms:?}");
-    let client = Client::new(&Platform::Cpu.load().unwrap(), &[]).unwrap();
-    let compiled = program.compile(&client).unwrap();
-    let mut args: Vec<Host> = params("model.safetensors").into_flat().into_iter().map(|(_, h)| h).collect();
-    args.extend([ids, seg]);
-    let out = compiled.call(&args).unwrap();
-    println!("loss {:?} {:?} {:?}", out[2], out[3], out[4]);
-    for key in ["loss", "losses", "grad_norms", "grad_norm"] {
-        println!("{key} {:?}", expected.get(key));
+    let mut args: Vec<Host> =
+        params("model.safetensors").into_flat().into_iter().map(|(_, host)| host).collect();
+    args.extend(batch(&expected, 0, &[2, 64]));
+    let results = compile(&program).call(&args).unwrap();
+    close("log-probabilities", &results[0].to_f64(), &numbers(&expected["logprobs"]));
+    close("mtp log-probabilities", &results[1].to_f64(), &numbers(&expected["mtp_logprobs"]));
+    close("loss", &results[2].to_f64(), &numbers(&expected["loss"]));
+    for ((name, wanted), found) in params("gradients.safetensors").iter().zip(&results[3..]) {
+        close(name, &found.to_f64(), &wanted.to_f64());
     }
-    let flat = |v: &serde_json::Value| -> Vec<f64> {
-        v.as_array().unwrap().iter().flat_map(|r| r.as_array().unwrap()).map(|x| x.as_f64().unwrap()).collect()
-    };
-    for (k, v) in expected.as_object().unwrap() {
-        if let Some(a) = v.as_array() && a[0].is_array() && a[0][0].is_f64() {
-            let want = flat(v);
-            for o in &out[..2] {
-                if o.ty().elements() == want.len() {
-                    let err = o.to_f64().iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-                    println!("{k} {err:e}");
-                }
-            }
-        }
+}
+
+#[test]
+fn three_optimiser_steps() {
+    let (config, expected) = (config(), expected());
+    let shape = StepShape { accumulation: 1, micro: 2, seq: 64 };
+    let adamw = AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, clip: 1.0 };
+    let step = compile(&step_program(&config, shape, adamw, Remat::Full));
+    let weights = params("model.safetensors").into_flat().into_iter().map(|(_, host)| host);
+    let moments = || specs(&config).into_flat().into_iter().map(|(_, spec)| Host::zeros(spec.ty));
+    let mut state: Vec<Host> = weights.chain(moments()).chain(moments()).collect();
+    state.push(Host::zeros(Type::scalar(DType::I32)));
+    let (mut losses, mut norms) = (Vec::new(), Vec::new());
+    for number in 0..3 {
+        let mut args = state.clone();
+        args.extend(batch(&expected, number, &[1, 2, 64]));
+        args.extend([Host::scalar(1e-3f32), Host::scalar(f32::INFINITY), Host::scalar(number as u32)]);
+        args.push(Host::new([2], &[0u32, 0]));
+        let mut results = step.call(&args).unwrap();
+        let metrics = results.pop().unwrap().to_f64();
+        let metric = |wanted| metrics[Metric::ALL.iter().position(|metric| *metric == wanted).unwrap()];
+        losses.push(metric(Metric::Loss));
+        norms.push(metric(Metric::GradientNorm));
+        assert_eq!(metric(Metric::Applied), 1.0);
+        state = results;
     }
-    let want = params("gradients.safetensors");
-    for ((name, w), g) in want.iter().zip(&out[5..]) {
-        let top = w.to_f64().iter().fold(0.0, |m: f64, x| m.max(x.abs()));
-        let err = w.to_f64().iter().zip(g.to_f64()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-        println!("{name} {:e} of {top:e}", err / top);
+    close("losses", &losses, &numbers(&expected["losses"]));
+    close("gradient norms", &norms, &numbers(&expected["grad_norms"]));
+    for ((name, wanted), found) in params("after_3_steps.safetensors").iter().zip(&state) {
+        close(name, &found.to_f64(), &wanted.to_f64());
     }
-    let _ = DType::F32;
 }

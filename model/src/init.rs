@@ -6,39 +6,24 @@ use crate::config::Config;
 use crate::params::{Init, ParamSpec, Params, specs};
 use engine::Host;
 use engine::random::threefry2x32;
-use std::num::NonZero;
 
 /// Numbers made at a time: long enough for the compiler to vectorise each step, short enough for the first cache.
 const LANES: usize = 64;
-/// Elements a task of a thread takes.
-const TASK: usize = 1 << 20;
 
-/// Fresh master weights for a seed.
+/// Fresh master weights for a seed. One thread a parameter: the first touch of the memory takes as long as the numbers.
 pub fn initial_params(config: &Config, seed: u64) -> Params<Host> {
-    specs(config).map(|name, spec| initial_values(name, &spec, seed))
+    std::thread::scope(|scope| {
+        let threads = specs(config).map(|name, spec| scope.spawn(move || initial_values(name, &spec, seed)));
+        threads.map(|name, thread| thread.join().unwrap_or_else(|_| panic!("initialising `{name}` panicked")))
+    })
 }
 
 fn initial_values(name: &str, spec: &ParamSpec, seed: u64) -> Host {
     let mut host = Host::zeros(spec.ty.clone());
-    let key = key(name, seed);
-    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let tasks = std::sync::Mutex::new(host.as_mut_slice::<f32>().chunks_mut(TASK).enumerate());
-    let work = || {
-        loop {
-            let task = tasks.lock().expect("no task panics while it holds the list").next();
-            let Some((index, values)) = task else { break };
-            match spec.init {
-                Init::Ones => values.fill(1.0),
-                Init::Normal { std } => fill_normal(key, index * TASK, std as f32, values),
-            }
-        }
-    };
-    std::thread::scope(|scope| {
-        if spec.ty.elements() > TASK {
-            (1..threads).for_each(|_| drop(scope.spawn(work)));
-        }
-        work();
-    });
+    match spec.init {
+        Init::Ones => host.as_mut_slice::<f32>().fill(1.0),
+        Init::Normal { std } => fill_normal(key(name, seed), 0, std as f32, host.as_mut_slice::<f32>()),
+    }
     host
 }
 
@@ -153,7 +138,7 @@ mod tests {
         assert_eq!(params, initial_params(&config, 7));
         assert_ne!(params.layers.q, initial_params(&config, 8).layers.q);
         assert_ne!(params.layers.gate, params.layers.up);
-        // The first task's numbers, made alone and from another block boundary, are the same ones.
+        // Numbers made alone and from another block boundary are the same ones.
         let spec = specs(&config).embed;
         let mut alone = vec![0.0; 1000];
         fill_normal(key("embed", 7), 4096, 0.02, &mut alone);

@@ -1,2 +1,12 @@
-//! The trainer.
+//! The trainer: run configuration, learning-rate schedule, checkpoints, metrics and signals.
+//! Nothing but this crate and `prepare-data` writes users' files, and both write through [`atomic`].
+
+pub mod atomic;
+pub mod checkpoint;
+pub mod cli;
+pub mod config;
+pub mod metrics;
+pub mod scaling;
+pub mod schedule;
+pub mod signals;
 pub mod step;

@@ -98,8 +98,9 @@ pub fn step_program(config: &Config, shape: StepShape, adamw: AdamW, remat: Rema
         let t = (updates + 1i32).convert(DType::F32);
         let correction = |beta: f64| -(t * beta.ln()).expm1();
         let (c1, c2) = (correction(adamw.beta1), correction(adamw.beta2));
-        let state = params.zip(m).zip(v).zip(gradients).zip(specs);
-        for (name, ((((p, m), v), g), spec)) in state.into_flat() {
+        let state = params.zip(m).zip(v).zip(gradients).zip(specs).into_flat();
+        let mut updated = Vec::new();
+        for (name, ((((p, m), v), g), spec)) in state {
             let g = g * scale;
             let new_m = m * adamw.beta1 + g * (1.0 - adamw.beta1);
             let new_v = v * adamw.beta2 + g * g * (1.0 - adamw.beta2);
@@ -108,9 +109,13 @@ pub fn step_program(config: &Config, shape: StepShape, adamw: AdamW, remat: Rema
                 Decay::Yes => update + p * adamw.weight_decay,
                 Decay::No => update,
             };
-            f.output_over(&format!("params.{name}"), applied.select(p - update * learning_rate, p), p);
-            f.output_over(&format!("m.{name}"), applied.select(new_m, m), m);
-            f.output_over(&format!("v.{name}"), applied.select(new_v, v), v);
+            updated.push((name, [(p - update * learning_rate, p), (new_m, m), (new_v, v)]));
+        }
+        for (group, part) in ["params", "m", "v"].into_iter().enumerate() {
+            for (name, pairs) in &updated {
+                let (new, old) = pairs[group];
+                f.output_over(&format!("{part}.{name}"), applied.select(new, old), old);
+            }
         }
         f.output_over("updates", updates + applied.convert(DType::I32), updates);
         let metrics = Metric::ALL.map(|metric| match metric {
@@ -140,7 +145,8 @@ fn accumulated<'f>(
         let rows = |x: Tensor<'f>| x.reshape([shape.micro, shape.seq]);
         let batch = Batch { ids: rows(batch.ids), segments: rows(batch.segments) };
         let micro = f.zeros(Type::scalar(DType::U32));
-        let losses = losses(config, params, batch, counts, dropout(config, shape, key, micro), remat, Gradients::With);
+        let losses =
+            losses(config, params, batch, counts, dropout(config, shape, key, micro), remat, Gradients::With);
         let wrt: Vec<Tensor<'f>> = params.iter().map(|(_, p)| *p).collect();
         return (params.with_leaves(grad(losses.total, &wrt)), losses);
     }
@@ -170,7 +176,12 @@ fn accumulated<'f>(
 }
 
 /// Masks of micro-batch number `micro` (a `u32` scalar), if the model drops anything.
-fn dropout<'f>(config: &Config, shape: StepShape, key: [Tensor<'f>; 2], micro: Tensor<'f>) -> Option<Dropout<'f>> {
+fn dropout<'f>(
+    config: &Config,
+    shape: StepShape,
+    key: [Tensor<'f>; 2],
+    micro: Tensor<'f>,
+) -> Option<Dropout<'f>> {
     let tokens = Dropout::token_indices(micro, shape.micro * shape.seq);
     (config.dropout > 0.0).then_some(Dropout { rate: config.dropout, key, tokens })
 }
@@ -183,7 +194,15 @@ pub fn validation_program(config: &Config, shape: StepShape) -> Program {
         let ty = Type::i32([shape.micro, shape.seq]);
         let batch = Batch { ids: f.input("ids", ty.clone()), segments: f.input("segments", ty) };
         let one = f.full(Type::scalar(DType::F32), 1.0);
-        let sums = losses(config, &params, batch, Counts { main: one, mtp: one }, None, Remat::Full, Gradients::Without);
+        let sums = losses(
+            config,
+            &params,
+            batch,
+            Counts { main: one, mtp: one },
+            None,
+            Remat::Full,
+            Gradients::Without,
+        );
         let counts = Counts::of(batch.segments);
         let sums = [sums.main, counts.main, sums.mtp, counts.mtp].map(|sum| sum.reshape([1]));
         f.output("sums", Tensor::concatenate(&sums, 0));

@@ -1,0 +1,342 @@
+//! Checkpoints: nothing is lost when any single operation fails, damage is found and named, goldens come through bit
+//! for bit.
+
+use engine::{Host, Type};
+use model::{Config, Preset, initial_params};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use tests::golden;
+use train::atomic::faults::{Fault, FaultyDisk};
+use train::atomic::{Disk, RealDisk};
+use train::checkpoint::{
+    CheckpointError, FORMAT, Keep, Retention, Saver, Snapshot, State, Store, TensorFile, files, latest_good,
+    load, load_params, mirror, read_params, verify, write_params,
+};
+use train::schedule::Phase;
+
+/// A model small enough to write a thousand times.
+fn config() -> Config {
+    Config {
+        hidden_size: 8,
+        num_hidden_layers: 1,
+        num_attention_heads: 2,
+        num_key_value_heads: 2,
+        head_dim: 2,
+        intermediate_size: 8,
+        vocab_size: 16,
+        num_tokens: 16,
+        ..Config::preset(Preset::Tiny)
+    }
+}
+
+/// A snapshot whose every tensor depends on the step.
+fn snapshot(step: u64) -> Snapshot {
+    let config = config();
+    let params = initial_params(&config, step);
+    let moment = |prefix: &str, seed: u64| {
+        let moments = initial_params(&config, seed).into_flat().into_iter();
+        moments.map(|(name, host)| (format!("{prefix}.{name}"), host)).collect::<Vec<_>>()
+    };
+    let state = State {
+        format: FORMAT,
+        step,
+        tokens_seen: 100 * step,
+        seed: 3,
+        phase: Phase::Stable,
+        keep: Keep::Rolling,
+        data: serde_json::json!({"epoch": 0, "row": step}),
+        hashes: BTreeMap::new(),
+        written_by: "test".into(),
+    };
+    let optimizer = [moment("m", 1000 + step), moment("v", 2000 + step)].concat();
+    Snapshot { params, optimizer, state, config, tokenizer: Some(Arc::from(*b"{}")) }
+}
+
+fn assert_loads_as(root: &Path, step: u64) {
+    let good = latest_good(root).unwrap().good.expect("a good checkpoint");
+    let loaded = load(&good, &config()).unwrap();
+    let mut expected = snapshot(step);
+    expected.optimizer.sort_by(|(a, _), (b, _)| a.cmp(b));
+    assert_eq!(loaded.state, expected.state);
+    assert_eq!(loaded.params, expected.params);
+    assert_eq!(loaded.optimizer, expected.optimizer);
+}
+
+fn store(disk: impl Disk + 'static, root: &Path) -> Result<Store, CheckpointError> {
+    Store::open(Arc::new(disk), root)
+}
+
+/// Saves step 2 over a durable step 1 (or over itself) with one fault, then looks with the eyes of a new process.
+fn with_fault(fault: Fault, over: u64) -> bool {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    store(RealDisk, root).unwrap().save(&snapshot(over)).unwrap();
+    let disk = FaultyDisk::new(fault);
+    let failed = store(disk, root).and_then(|store| store.save(&snapshot(2)).map(drop)).is_err();
+    // A new process clears up and must find the old checkpoint or the new one, whole.
+    let reopened = store(RealDisk, root).unwrap();
+    let found = latest_good(root).unwrap();
+    assert!(found.refused.is_empty(), "{fault:?}: {:?}", found.refused);
+    let step = if root.join("step_00000002").exists() { 2 } else { over };
+    assert_loads_as(root, step);
+    assert!(failed || step == 2, "{fault:?}: reported as written, but not there");
+    let litter: Vec<_> = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(litter.iter().all(|name| !name.to_string_lossy().ends_with(".tmp")), "{fault:?}: {litter:?}");
+    // The run goes on as if nothing had happened.
+    reopened.save(&snapshot(3)).unwrap();
+    assert_loads_as(root, 3);
+    failed
+}
+
+/// Operations and bytes that one clean save takes.
+fn clean_save() -> (usize, u64) {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::new(Fault::None);
+    store(disk.clone(), folder.path()).unwrap().save(&snapshot(2)).unwrap();
+    (disk.operations(), disk.written())
+}
+
+#[test]
+fn every_operation_may_fail_and_nothing_is_lost() {
+    let (operations, bytes) = clean_save();
+    assert!(operations > 80, "{operations}");
+    let mut injected = 0;
+    // Replacing a checkpoint of the same step differs at the end only, where it takes two operations more.
+    for (over, first, end) in [(1, 0, operations), (2, operations - 8, operations + 2)] {
+        for k in first..end {
+            injected += usize::from(with_fault(Fault::Once(k), over));
+            injected += usize::from(with_fault(Fault::Crash(k), over));
+        }
+    }
+    for k in 0..16 {
+        injected += usize::from(with_fault(Fault::FullAfter(bytes * k / 16), 1));
+    }
+    println!("{injected} faults over {operations} operations and {bytes} bytes, nothing lost");
+    assert!(injected >= 2 * operations, "{injected} of {operations}");
+}
+
+#[test]
+fn every_kind_of_damage_is_named_and_the_older_one_offered() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let store = store(RealDisk, root).unwrap();
+    let (old, new) = (store.save(&snapshot(1)).unwrap().path, store.save(&snapshot(2)).unwrap().path);
+    let names =
+        [files::MODEL, files::OPTIMIZER, files::STATE, files::CONFIG, files::TOKENIZER, files::MANIFEST];
+    let mut flips = 0;
+    for name in names {
+        let path = new.join(name);
+        let good = fs::read(&path).unwrap();
+        let swapped = fs::read(old.join(name)).unwrap();
+        let mut damages: Vec<(String, Option<Vec<u8>>)> = vec![
+            ("truncated".into(), Some(good[..good.len() / 2].to_vec())),
+            ("emptied".into(), Some(Vec::new())),
+            ("missing".into(), None),
+        ];
+        if swapped != good {
+            damages.push(("swapped".into(), Some(swapped)));
+        }
+        for at in (0..good.len()).step_by(good.len().div_ceil(40)) {
+            let mut flipped = good.clone();
+            flipped[at] ^= 1 << (at % 8);
+            damages.push((format!("flipped at {at}"), Some(flipped)));
+            flips += 1;
+        }
+        for (damage, content) in damages {
+            match content {
+                Some(content) => fs::write(&path, content).unwrap(),
+                None => fs::remove_file(&path).unwrap(),
+            }
+            let found = latest_good(root).unwrap();
+            assert_eq!(found.good.expect("the older one").path(), old, "{name} {damage}");
+            let (refused, error) = &found.refused[0];
+            assert_eq!(*refused, new);
+            // A manifest of another step accuses the first file that it does not fit.
+            if !(name == files::MANIFEST && damage == "swapped") {
+                assert!(error.to_string().contains(name), "{name} {damage}: {error}");
+            }
+        }
+        fs::write(&path, good).unwrap();
+        verify(&new).unwrap();
+    }
+    println!("{flips} bit flips, all found");
+}
+
+#[test]
+fn the_golden_model_comes_through_bit_for_bit() {
+    let path = golden("tiny_model/model.safetensors");
+    let (config, params) = load_params(&path).unwrap();
+    assert_eq!((config.num_hidden_layers, config.mtp_num_tokens), (2, 1));
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join("model.safetensors");
+    let mut bytes = Vec::new();
+    write_params(&mut bytes, &config, &params).unwrap();
+    fs::write(&copy, bytes).unwrap();
+    let (ours, theirs) = (TensorFile::open(&copy).unwrap(), TensorFile::open(&path).unwrap());
+    assert_eq!(ours.names(), theirs.names());
+    for name in ours.names() {
+        assert_eq!(ours.tensor(&name).unwrap(), theirs.tensor(&name).unwrap(), "{name}");
+    }
+    assert_eq!(read_params(&copy, &config).unwrap(), params);
+    // The program's matrices are the checkpoint's transposed: [in, out] against [out, in].
+    let (ty, bytes) = theirs.tensor("model.layers.1.mlp.up_proj.weight").unwrap().unwrap();
+    let theirs = Host::from_bytes(ty, bytes);
+    let (ours, theirs) = (params.layers.up.as_slice::<f32>(), theirs.as_slice::<f32>());
+    let (width, inner) = (config.hidden_size, config.intermediate_size);
+    assert_eq!(ours[width * inner + 5 * inner + 7], theirs[7 * width + 5]);
+}
+
+#[test]
+fn half_precision_weights_are_widened() {
+    let config = config();
+    let (_, spec) = model::specs(&config).into_flat().swap_remove(0);
+    assert_eq!(spec.checkpoint, "model.embed_tokens.weight");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("half.safetensors");
+    let ty = Type::new(engine::DType::Bf16, [16, 8]);
+    let entries: Vec<_> =
+        model::specs(&config).into_flat().into_iter().flat_map(|(_, spec)| spec.entries()).collect();
+    let types: Vec<_> =
+        entries.iter().map(|e| (e.name.clone(), e.ty.with_dtype(engine::DType::Bf16))).collect();
+    let mut bytes = Vec::new();
+    train::checkpoint::write_tensors(&mut bytes, &[], &types, |i| {
+        [0x80, 0x3f].repeat(types[i].1.elements()).into()
+    })
+    .unwrap();
+    fs::write(&path, bytes).unwrap();
+    let params = read_params(&path, &config).unwrap();
+    assert_eq!(params.embed, Host::from_f64(ty.with_dtype(engine::DType::F32), &[1.0; 128]));
+}
+
+#[test]
+fn another_config_is_refused_by_field() {
+    let folder = tempfile::tempdir().unwrap();
+    store(RealDisk, folder.path()).unwrap().save(&snapshot(1)).unwrap();
+    let good = latest_good(folder.path()).unwrap().good.unwrap();
+    let other = Config { intermediate_size: 16, dropout: 0.5, ..config() };
+    let error = load(&good, &other).unwrap_err().to_string();
+    assert!(
+        error.contains("intermediate_size is 16 here and 8 there") && !error.contains("dropout"),
+        "{error}"
+    );
+    // What belongs to a run may change.
+    load(&good, &Config { dropout: 0.5, max_position_embeddings: 9, ..config() }).unwrap();
+    let model = good.path().join(files::MODEL);
+    let error = read_params(&model, &other).unwrap_err().to_string();
+    assert!(error.contains("mlp.gate_proj.weight` is f32[8,8], but this model wants f32[16,8]"), "{error}");
+    let error = read_params(&model, &Config { num_hidden_layers: 2, ..config() }).unwrap_err().to_string();
+    assert!(error.contains("has no tensor `model.layers.1.input_layernorm.weight`"), "{error}");
+    let error = read_params(&model, &Config { mtp_num_tokens: 0, ..config() }).unwrap_err().to_string();
+    assert!(error.contains("tensors that this model does not: mtp.lm_head.weight"), "{error}");
+}
+
+#[test]
+fn retention_keeps_the_newest_the_multiples_and_the_ends_of_epochs() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let retention = Retention { keep_last: 2, keep_every: Some(4) };
+    let mut saver = Saver::new(store(RealDisk, root).unwrap(), retention);
+    for step in 1..=9 {
+        let mut snapshot = snapshot(step);
+        if step == 3 {
+            snapshot.state.keep = Keep::EpochEnd(1);
+        }
+        let before = saver.save(snapshot).unwrap();
+        assert_eq!(before.map(|saved| saved.step), (step > 1).then(|| step - 1));
+    }
+    let last = saver.finish().unwrap().unwrap();
+    assert_eq!(last.removed.len(), 1);
+    let mut names: Vec<_> =
+        fs::read_dir(root).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    assert_eq!(names, [".lock", "step_00000003", "step_00000004", "step_00000008", "step_00000009"]);
+}
+
+#[test]
+fn a_damaged_newest_one_does_not_cost_the_older_good_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let store = store(RealDisk, root).unwrap();
+    store.save(&snapshot(1)).unwrap();
+    fs::remove_file(store.save(&snapshot(2)).unwrap().path.join(files::MODEL)).unwrap();
+    assert_eq!(
+        store.prune(Retention { keep_last: 1, keep_every: None }).unwrap(),
+        Vec::<std::path::PathBuf>::new()
+    );
+    assert_loads_as(root, 1);
+}
+
+#[test]
+fn a_failed_background_write_is_heard_at_the_next_call() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::new(Fault::Once(40));
+    let retention = Retention { keep_last: 2, keep_every: None };
+    let mut saver = Saver::new(store(disk, folder.path()).unwrap(), retention);
+    assert_eq!(saver.save(snapshot(1)).unwrap(), None);
+    let error = saver.save(snapshot(2)).unwrap_err().to_string();
+    assert!(
+        error.contains("injected input/output error") && error.contains("previous checkpoint"),
+        "{error}"
+    );
+    // The caller goes on, and the next one works.
+    saver.save(snapshot(3)).unwrap();
+    assert_eq!(saver.finish().unwrap().unwrap().step, 3);
+    assert_loads_as(folder.path(), 3);
+}
+
+#[test]
+fn two_runs_do_not_share_a_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = store(RealDisk, folder.path()).unwrap();
+    let error = store(RealDisk, folder.path()).map(drop).unwrap_err().to_string();
+    assert!(error.contains("in use by another run"), "{error}");
+    drop(first);
+    store(RealDisk, folder.path()).unwrap();
+}
+
+#[test]
+fn a_mirror_is_complete_or_no_checkpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let (root, drive) = (folder.path().join("checkpoints"), folder.path().join("drive"));
+    store(RealDisk, &root).unwrap().save(&snapshot(1)).unwrap();
+    let good = latest_good(&root).unwrap().good.unwrap();
+    let counting = FaultyDisk::new(Fault::None);
+    mirror(&good, &counting, &folder.path().join("count")).unwrap();
+    for k in 0..counting.operations() {
+        let _ = fs::remove_dir_all(&drive);
+        let copied = mirror(&good, &FaultyDisk::new(Fault::Crash(k)), &drive);
+        let there = latest_good(&drive).unwrap().good;
+        assert!(copied.is_err() || there.is_some(), "crash at {k}");
+        mirror(&good, &RealDisk, &drive).unwrap();
+        assert_loads_as(&drive, 1);
+    }
+}
+
+/// How fast a checkpoint of a model of hundreds of megabytes is written and read:
+/// `cargo test -p tests --test checkpoint -- --ignored --nocapture throughput`.
+#[test]
+#[ignore = "writes 1.5 GB"]
+fn throughput() {
+    let config = Config { dropout: 0.0, ..Config::preset(Preset::Small) };
+    let params = initial_params(&config, 1);
+    let flat = |prefix: &str| {
+        let flat = params.clone().into_flat().into_iter();
+        flat.map(|(name, host)| (format!("{prefix}.{name}"), host)).collect::<Vec<_>>()
+    };
+    let optimizer = [flat("m"), flat("v")].concat();
+    let state = State { step: 7, ..snapshot(1).state };
+    let snapshot = Snapshot { optimizer, params, state, config: config.clone(), tokenizer: None };
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let saved = store(RealDisk, folder.path()).unwrap().save(&snapshot).unwrap();
+    let rate = |bytes: u64, seconds: f64| bytes as f64 / 1e6 / seconds;
+    println!("write {} MB: {:.0} MB/s", saved.bytes / 1_000_000, rate(saved.bytes, saved.took.as_secs_f64()));
+    let start = std::time::Instant::now();
+    let good = latest_good(folder.path()).unwrap().good.unwrap();
+    println!("verify: {:.0} MB/s", rate(saved.bytes, start.elapsed().as_secs_f64()));
+    let start = std::time::Instant::now();
+    let loaded = load(&good, &config).unwrap();
+    println!("load: {:.0} MB/s", rate(saved.bytes, start.elapsed().as_secs_f64()));
+    assert_eq!(loaded.params, snapshot.params);
+}

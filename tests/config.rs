@@ -1,0 +1,199 @@
+//! Configurations: what a person types, what they are told, and the numbers behind the presets.
+
+use clap::Parser;
+use model::{Config, Preset, Yarn};
+use std::collections::BTreeSet;
+use tests::golden;
+use train::cli::{Cli, Resume};
+use train::config::{KEYS, Override, Packing, Resolved, RunConfigError, Source, resolve};
+
+fn set(assignments: &[&str]) -> Result<Resolved, RunConfigError> {
+    let overrides: Vec<_> = assignments.iter().map(|text| Override::parse(text).unwrap()).collect();
+    resolve(Preset::Tiny, None, &overrides)
+}
+
+fn file(text: &str) -> Result<Resolved, RunConfigError> {
+    resolve(Preset::Tiny, Some(("run.toml".as_ref(), text)), &[])
+}
+
+#[test]
+fn mistakes_are_named_with_their_remedy() {
+    let cases: &[(Result<Resolved, RunConfigError>, &str)] = &[
+        (
+            file("[optimizer]\nlearning_rte = 1.0"),
+            "unknown key `optimizer.learning_rte` (run.toml); did you mean `optimizer.learning_rate`?",
+        ),
+        (
+            set(&["learning_rate=1"]),
+            "unknown key `learning_rate` (--set); did you mean `optimizer.learning_rate`?",
+        ),
+        (set(&["optimiser.beta1=0.5"]), "did you mean `optimizer.beta1`?"),
+        (set(&["qwertyuiop=1"]), "the tables are model, data, batch"),
+        (
+            file("[batch]\nmicro = \"8\""),
+            "`batch.micro` wants a whole number that is not negative, got \"8\" (run.toml)",
+        ),
+        (set(&["batch.micro=-1"]), "`batch.micro` wants a whole number that is not negative, got -1 (--set)"),
+        (set(&["data.shuffle=yes"]), "`data.shuffle` wants true or false, got yes (--set)"),
+        (
+            set(&["data.packing=best"]),
+            "unknown variant `best`, expected one of `best-fit`, `sequential`, `none`",
+        ),
+        (set(&["data.fim_rate=1.5"]), "`data.fim_rate` is 1.5, but must be in [0, 1] (--set)"),
+        (
+            set(&["batch.seq=4096"]),
+            "`batch.seq` is 4096, but must be at most model.max_position_embeddings (1024)",
+        ),
+        (set(&["model.head_dim=31"]), "`head_dim` is 31, but must be even"),
+        (set(&["seed=auto"]), "`seed` wants a whole number"),
+        (file("seed = "), "run.toml is not TOML"),
+        (file("preset = \"huge\""), "unknown preset `huge`"),
+    ];
+    for (result, message) in cases {
+        let error = result.as_ref().unwrap_err().to_string();
+        assert!(error.contains(message), "wanted: {message}\ngot:    {error}");
+    }
+    assert!(Override::parse("steps").unwrap_err().to_string().contains("--set steps: wants KEY=VALUE"));
+}
+
+#[test]
+fn later_layers_win_and_each_value_knows_its_origin() {
+    let text = "preset = \"1b\"\nseed = 5\n[data]\npacking = \"none\"\n[optimizer]\nlearning_rate = 1\nbeta1 = 0.8\n";
+    let overrides = [
+        Override::parse("optimizer.beta1 = 0.7").unwrap(),
+        Override { key: "steps".into(), value: "1_000".into(), source: Source::Flag("--steps") },
+    ];
+    let resolved = resolve(Preset::Tiny, Some(("my.toml".as_ref(), text)), &overrides).unwrap();
+    let run = &resolved.run;
+    assert_eq!(run.model, Config::preset(Preset::OneB));
+    assert_eq!((run.seed, run.steps, run.data.packing), (5, Some(1000), Packing::None));
+    assert_eq!((run.optimizer.learning_rate, run.optimizer.beta1), (Some(1.0), 0.7));
+    let toml = resolved.to_toml();
+    for line in [
+        "seed = 5 # my.toml; of initial values",
+        "steps = 1000 # --steps; optimiser steps",
+        "beta1 = 0.7 # --set; decay",
+        "beta2 = 0.95 # preset 1b; decay",
+        "warmup_steps = \"auto\" # linear warmup",
+    ] {
+        assert!(toml.contains(line), "no `{line}` in\n{toml}");
+    }
+}
+
+#[test]
+fn the_resolved_file_gives_the_same_run_again() {
+    for preset in Preset::ALL {
+        let mut resolved = resolve(preset, None, &[]).unwrap();
+        resolved.run.model.rope_scaling = Some(Yarn::new(4.0, 2048));
+        resolved.run.data.path = Some("a \"quoted\" folder".into());
+        let text = resolved.to_toml();
+        // Over another preset: every key is in the file.
+        let again = resolve(Preset::Small, Some(("config.toml".as_ref(), &text)), &[]).unwrap();
+        assert_eq!(again.run, resolved.run);
+    }
+}
+
+#[test]
+fn every_field_is_a_known_key_and_every_key_a_field() {
+    let mut run = resolve(Preset::OneB, None, &[]).unwrap().run;
+    run.steps = Some(1);
+    run.model.rope_scaling = Some(Yarn { attention_factor: Some(1.0), ..Yarn::new(4.0, 2048) });
+    run.data.path = Some("x".into());
+    run.optimizer.learning_rate = Some(1.0);
+    run.schedule.warmup_steps = Some(1);
+    run.checkpoint.every_minutes = Some(1.0);
+    run.checkpoint.keep_every = Some(1);
+    let mut fields = BTreeSet::new();
+    walk("", &serde_json::to_value(&run).unwrap(), &mut fields);
+    let keys: BTreeSet<String> = KEYS.iter().map(|key| key.path.to_string()).collect();
+    assert_eq!(fields, keys);
+}
+
+fn walk(prefix: &str, value: &serde_json::Value, fields: &mut BTreeSet<String>) {
+    match value {
+        serde_json::Value::Object(map) => {
+            let dot = if prefix.is_empty() { "" } else { "." };
+            map.iter().for_each(|(name, value)| walk(&format!("{prefix}{dot}{name}"), value, fields));
+        }
+        _ => drop(fields.insert(prefix.into())),
+    }
+}
+
+#[test]
+fn the_command_line_is_the_documented_one() {
+    let cli = Cli::try_parse_from([
+        "train",
+        "--preset",
+        "bench",
+        "--set",
+        "batch.micro=2",
+        "--set",
+        "batch.micro=4",
+        "--data",
+        "d",
+        "--out",
+        "o",
+        "--init",
+        "i",
+        "--resume",
+        "o/checkpoints/step_00000010",
+        "--steps",
+        "7",
+        "--platform",
+        "cuda",
+        "--dry-run",
+    ])
+    .unwrap();
+    let resolved = cli.resolve().unwrap();
+    assert_eq!(resolved.run.batch.micro, 4);
+    assert_eq!((resolved.run.steps, resolved.run.platform.as_str()), (Some(7), "cuda"));
+    assert_eq!(resolved.source("data.path"), Source::Flag("--data"));
+    assert_eq!(cli.resume, Resume::From("o/checkpoints/step_00000010".into()));
+    assert!(cli.dry_run);
+    let plain = Cli::try_parse_from(["train"]).unwrap();
+    assert_eq!(plain.resolve().unwrap().run.model, Config::preset(Preset::Tiny));
+    assert_eq!(plain.resume, Resume::Auto);
+    let error = Cli::try_parse_from(["train", "--preset", "2b"]).unwrap_err().to_string();
+    assert!(error.contains("there are tiny, bench, small, 1b"), "{error}");
+    assert!(Cli::try_parse_from(["train", "--preset", "tiny", "--config", "x.toml"]).is_err());
+    let missing = Cli::try_parse_from(["train", "--config", "nowhere.toml"]).unwrap().resolve().unwrap_err();
+    assert!(missing.to_string().contains("reading the configuration nowhere.toml"), "{missing}");
+}
+
+#[test]
+fn rope_and_yarn_are_the_goldens() {
+    let text = std::fs::read_to_string(golden("yarn.json")).unwrap();
+    let golden: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let numbers = |name: &str| -> Vec<f64> {
+        golden[name].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+    };
+    let plain = Config::preset(Preset::OneB);
+    let yarn = Config { rope_scaling: Some(Yarn::new(4.0, 2048)), ..plain.clone() };
+    let cases =
+        [(&plain, "inv_freq_plain", 1.0), (&yarn, "inv_freq_yarn", golden["mscale"].as_f64().unwrap())];
+    for (config, name, scale) in cases {
+        let (frequencies, found_scale) = model::rope::frequencies(config);
+        assert!((found_scale - scale).abs() < 1e-15);
+        let expected = numbers(name);
+        assert_eq!(frequencies.len(), expected.len());
+        for (i, (found, expected)) in frequencies.iter().zip(&expected).enumerate() {
+            assert!((found / expected - 1.0).abs() < 1e-14, "{name}[{i}]: {found} {expected}");
+        }
+        let (cos, sin) = model::rope::rope_tables(config, 100);
+        assert_eq!(cos.ty().shape, [100, 64]);
+        let at = 99 * 64 + 20;
+        let angle = 99.0 * expected[20];
+        assert_eq!(cos.as_slice::<f32>()[at], (angle.cos() * scale) as f32);
+        assert_eq!(sin.as_slice::<f32>()[at], (angle.sin() * scale) as f32);
+        assert_eq!(cos.as_slice::<f32>()[0], scale as f32);
+    }
+}
+
+#[test]
+fn the_golden_config_is_read_with_defaults() {
+    let text = std::fs::read_to_string(golden("tiny_model/config.json")).unwrap();
+    let config = Config::from_json(&text).unwrap();
+    assert_eq!((config.hidden_size, config.num_tokens, config.mtp_num_tokens), (64, 250, 1));
+    assert_eq!((config.attention, config.dtype), (model::Attention::DiffV1, model::Compute::F32));
+    assert_eq!((config.dropout, config.rope_scaling), (0.0, None));
+}

@@ -1,0 +1,174 @@
+//! A disk that fails on request: the k-th operation once, or that one and all after it with the loss of what was not
+//! synced (a crash), or every write beyond a number of bytes (a full disk).
+
+use super::{Disk, DiskFile, RealDisk};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+/// What goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The operation of this number (from 0) reports an input/output error; later ones work.
+    Once(usize),
+    /// The process dies at the operation of this number: it and all later ones fail, files that were not synced lose
+    /// their second half, and a new name in a folder that was not synced is forgotten.
+    Crash(usize),
+    /// The disk has room for so many bytes.
+    FullAfter(u64),
+    /// Nothing: operations are only counted.
+    None,
+}
+
+/// A [`RealDisk`] with one planned fault.
+#[derive(Clone, Debug)]
+pub struct FaultyDisk {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug)]
+struct State {
+    fault: Fault,
+    operations: usize,
+    written: u64,
+    crashed: bool,
+    unsynced: Vec<PathBuf>,
+    renamed: Vec<(PathBuf, PathBuf)>,
+}
+
+struct FaultyFile {
+    disk: FaultyDisk,
+    path: PathBuf,
+    file: Box<dyn DiskFile>,
+}
+
+impl FaultyDisk {
+    /// A disk with a fault ahead.
+    pub fn new(fault: Fault) -> FaultyDisk {
+        let (unsynced, renamed) = (Vec::new(), Vec::new());
+        let state = State { fault, operations: 0, written: 0, crashed: false, unsynced, renamed };
+        FaultyDisk { state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// Operations so far, failed ones included.
+    pub fn operations(&self) -> usize {
+        self.state.lock().expect("no operation panics").operations
+    }
+
+    /// Bytes that files were asked to hold so far.
+    pub fn written(&self) -> u64 {
+        self.state.lock().expect("no operation panics").written
+    }
+
+    /// Counts an operation; an error if it is the one to fail.
+    fn pass(&self) -> io::Result<()> {
+        let mut state = self.state.lock().expect("no operation panics");
+        let number = state.operations;
+        state.operations += 1;
+        match state.fault {
+            Fault::Once(k) if k == number => Err(io::Error::other("injected input/output error")),
+            Fault::Crash(k) if k <= number => {
+                if !state.crashed {
+                    state.crashed = true;
+                    state.lose_what_was_not_synced();
+                }
+                Err(io::Error::other("injected crash"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state.lock().expect("no operation panics"));
+    }
+}
+
+impl State {
+    fn lose_what_was_not_synced(&mut self) {
+        for (from, to) in self.renamed.drain(..).rev() {
+            // Only a new name can be forgotten here: what a replaced one held is gone on the real disk below.
+            let _ = std::fs::rename(to, from);
+        }
+        for path in self.unsynced.drain(..) {
+            if let Ok(file) = std::fs::OpenOptions::new().write(true).open(&path) {
+                let length = file.metadata().map_or(0, |metadata| metadata.len());
+                let _ = file.set_len(length / 2);
+            }
+        }
+    }
+}
+
+impl Disk for FaultyDisk {
+    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        self.pass()?;
+        let file = RealDisk.create(path)?;
+        self.change(|state| state.unsynced.push(path.into()));
+        Ok(Box::new(FaultyFile { disk: self.clone(), path: path.into(), file }))
+    }
+
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.pass()?;
+        RealDisk.create_dir_all(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.pass()?;
+        let new = !to.exists();
+        RealDisk.rename(from, to)?;
+        self.change(|state| {
+            if new {
+                state.renamed.push((from.into(), to.into()));
+            }
+        });
+        Ok(())
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.pass()?;
+        RealDisk.sync_dir(path)?;
+        self.change(|state| state.renamed.retain(|(_, to)| to.parent() != Some(path)));
+        Ok(())
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        self.pass()?;
+        RealDisk.remove_file(path)
+    }
+
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.pass()?;
+        RealDisk.remove_dir_all(path)
+    }
+
+    fn available(&self, path: &Path) -> io::Result<u64> {
+        RealDisk.available(path)
+    }
+}
+
+impl Write for FaultyFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.disk.pass()?;
+        let mut full = false;
+        self.disk.change(|state| {
+            state.written += bytes.len() as u64;
+            full = matches!(state.fault, Fault::FullAfter(limit) if state.written > limit);
+        });
+        if full {
+            return Err(io::Error::new(io::ErrorKind::StorageFull, "injected: no space left on device"));
+        }
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl DiskFile for FaultyFile {
+    fn sync(&mut self) -> io::Result<()> {
+        self.disk.pass()?;
+        self.file.sync()?;
+        self.disk.change(|state| state.unsynced.retain(|path| *path != self.path));
+        Ok(())
+    }
+}

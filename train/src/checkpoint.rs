@@ -1,0 +1,155 @@
+//! Checkpoints: folders `step_00001000/` with `model.safetensors`, `optimizer.safetensors`, `state.json`,
+//! `config.json`, `tokenizer.json` (if there is one) and `manifest.json`, which is written last and holds the size
+//! and the hash of every other file. A folder without a valid manifest is not a checkpoint.
+
+mod manifest;
+mod params;
+mod saver;
+mod store;
+mod tensors;
+
+pub use manifest::{FileRecord, Manifest, Verified, verify};
+pub use params::{read_params, write_params};
+pub use saver::Saver;
+pub use store::{Latest, Retention, Saved, Store, latest_good, load, load_params, mirror};
+pub use tensors::{TensorFile, write_tensors};
+
+use crate::schedule::Phase;
+use engine::{Host, Type};
+use model::config::Difference;
+use model::{Config, Params};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Version of the folder's layout; other versions are refused.
+pub const FORMAT: u32 = 1;
+
+/// Names of the files of a checkpoint.
+pub mod files {
+    /// Master weights under their Hugging Face names, `[out, in]`.
+    pub const MODEL: &str = "model.safetensors";
+    /// The optimiser's tensors as the program holds them: stacked, `[in, out]`.
+    pub const OPTIMIZER: &str = "optimizer.safetensors";
+    /// Everything else that a run goes on from.
+    pub const STATE: &str = "state.json";
+    /// The architecture.
+    pub const CONFIG: &str = "config.json";
+    /// The tokenizer, if the data came with one.
+    pub const TOKENIZER: &str = "tokenizer.json";
+    /// Sizes and hashes of the others.
+    pub const MANIFEST: &str = "manifest.json";
+}
+
+/// `state.json`: what a run goes on from beside its tensors.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Tokens that were trained on, repetitions included.
+    pub tokens_seen: u64,
+    /// The run's seed.
+    pub seed: u64,
+    /// The schedule's phase of the next step: only the stable phase can be branched from.
+    pub phase: Phase,
+    /// How long to keep the checkpoint.
+    pub keep: Keep,
+    /// The loader's position; its meaning belongs to the loader.
+    pub data: serde_json::Value,
+    /// blake3 of what the run depends on, by name (dataset, tokenizer, step program).
+    pub hashes: BTreeMap<String, String>,
+    /// Version of the program that wrote it.
+    pub written_by: String,
+}
+
+/// How long to keep a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Keep {
+    /// Until newer ones replace it.
+    Rolling,
+    /// For ever: it ends the epoch of this number (from 1), and evaluations compare epochs.
+    EpochEnd(u32),
+}
+
+/// All of a run's state in main memory, staged for writing.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Master weights, f32.
+    pub params: Params<Host>,
+    /// The optimiser's tensors by name (`m.layers.q`), in any order.
+    pub optimizer: Vec<(String, Host)>,
+    /// Step, position and the like.
+    pub state: State,
+    /// The architecture.
+    pub config: Config,
+    /// Content of `tokenizer.json`.
+    pub tokenizer: Option<Arc<[u8]>>,
+}
+
+/// A checkpoint read back.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// Master weights, f32.
+    pub params: Params<Host>,
+    /// The optimiser's tensors by name, in alphabetical order.
+    pub optimizer: Vec<(String, Host)>,
+    /// Step, position and the like.
+    pub state: State,
+    /// The architecture that it was written with; it may differ from the asked one in fields of a run.
+    pub config: Config,
+}
+
+/// Why a checkpoint could not be written, found or read.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum CheckpointError {
+    /// Reading failed.
+    #[error("{doing} {path}: {error}", path = path.display())]
+    Read { doing: &'static str, path: PathBuf, error: io::Error },
+    /// Writing failed; the message names step and path.
+    #[error("writing a checkpoint: {0}; the previous checkpoint is untouched")]
+    Write(io::Error),
+    /// A file is not what the manifest says.
+    #[error("checkpoint {path}: {file} is damaged: {reason}; use an older checkpoint (--resume auto finds the newest good one)", path = path.display())]
+    Damaged { path: PathBuf, file: String, reason: String },
+    /// A folder without the files of a checkpoint.
+    #[error("{path} is not a checkpoint: {reason}; give a folder step_<number> that a run has written", path = path.display())]
+    NotACheckpoint { path: PathBuf, reason: String },
+    /// Weights of another architecture.
+    #[error("checkpoint {path} belongs to another model: {list}; set the fields to the checkpoint's, or start anew with --resume never", path = path.display(), list = differences.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]
+    OtherConfig { path: PathBuf, differences: Vec<Difference> },
+    /// The file is no safetensors file.
+    #[error("{path} is not a readable safetensors file: {reason}", path = path.display())]
+    NotTensors { path: PathBuf, reason: String },
+    /// A tensor that the model needs is not there.
+    #[error("{path} has no tensor `{name}`; it has {found} tensors of which {known} are this model's", path = path.display())]
+    MissingTensor { path: PathBuf, name: String, found: usize, known: usize },
+    /// A tensor of another type.
+    #[error("{path}: tensor `{name}` is {found}, but this model wants {wanted}", path = path.display())]
+    TensorType { path: PathBuf, name: String, found: String, wanted: Type },
+    /// Tensors that the model has no place for.
+    #[error("{path} has tensors that this model does not: {names}", path = path.display())]
+    ExtraTensors { path: PathBuf, names: String },
+    /// Too little room, found before anything was written.
+    #[error("no room for a checkpoint in {path}: it takes {needed_mib} MiB and a fifth more to be safe, {available_mib} MiB are free; free some, lower checkpoint.keep_last, or give another --out", path = path.display())]
+    NoRoom { path: PathBuf, needed_mib: u64, available_mib: u64 },
+    /// Two runs in one folder.
+    #[error("{path} is in use by another run; give this one its own --out", path = path.display())]
+    InUse { path: PathBuf },
+    /// The writing thread panicked.
+    #[error("the thread that writes checkpoints panicked: {0}; this is a bug of train")]
+    Panicked(String),
+}
+
+impl CheckpointError {
+    fn read(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CheckpointError {
+        let path = path.to_path_buf();
+        move |error| CheckpointError::Read { doing, path, error }
+    }
+}

@@ -1,0 +1,155 @@
+//! `manifest.json`: which files belong to a checkpoint, how long they are and what they hash to.
+
+use super::{CheckpointError, FORMAT, files};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+/// The content of `manifest.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Every other file of the folder by name.
+    pub files: BTreeMap<String, FileRecord>,
+    /// blake3 of `files`: a damaged manifest accuses itself and not the file whose hash was hit.
+    pub seal: String,
+}
+
+/// One file of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileRecord {
+    /// Length in bytes.
+    pub bytes: u64,
+    /// blake3 in hexadecimal.
+    pub blake3: String,
+}
+
+/// A checkpoint whose every byte was compared with its manifest.
+#[derive(Clone, Debug)]
+pub struct Verified {
+    path: PathBuf,
+    manifest: Manifest,
+}
+
+/// Compares every file of a checkpoint with the manifest.
+///
+/// # Errors
+/// If there is no manifest, or a file is missing, has another length or another hash: the file is named.
+pub fn verify(path: &Path) -> Result<Verified, CheckpointError> {
+    let manifest = read(path)?;
+    for (name, record) in &manifest.files {
+        let damaged = |reason| CheckpointError::Damaged { path: path.into(), file: name.clone(), reason };
+        let file = path.join(name);
+        let found = fs::metadata(&file).map_err(|error| damaged(error.to_string()))?.len();
+        if found != record.bytes {
+            return Err(damaged(format!("it has {found} bytes, the manifest says {}", record.bytes)));
+        }
+        let found = hash(&file)?;
+        if found != record.blake3 {
+            return Err(damaged(format!("its blake3 is {found}, the manifest says {}", record.blake3)));
+        }
+    }
+    Ok(Verified { path: path.into(), manifest })
+}
+
+/// The manifest of a checkpoint, itself valid and listing the files that must be there; they are not opened.
+pub(super) fn read(path: &Path) -> Result<Manifest, CheckpointError> {
+    let not = |reason: String| CheckpointError::NotACheckpoint { path: path.into(), reason };
+    let file = path.join(files::MANIFEST);
+    let text = match fs::read(&file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(not(format!("there is no {}", files::MANIFEST)));
+        }
+        Err(error) => return Err(CheckpointError::Read { doing: "reading", path: file, error }),
+    };
+    let damaged =
+        |reason| CheckpointError::Damaged { path: path.into(), file: files::MANIFEST.into(), reason };
+    let manifest: Manifest = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
+    if manifest.format != FORMAT {
+        return Err(damaged(format!("it has format {}, this program reads {FORMAT}", manifest.format)));
+    }
+    if manifest.seal != seal(&manifest.files) {
+        return Err(damaged("its seal does not match its content".into()));
+    }
+    for name in [files::MODEL, files::OPTIMIZER, files::STATE, files::CONFIG] {
+        if !manifest.files.contains_key(name) {
+            return Err(not(format!("its manifest does not list {name}")));
+        }
+    }
+    Ok(manifest)
+}
+
+impl Manifest {
+    /// A manifest of these files.
+    pub fn new(files: BTreeMap<String, FileRecord>) -> Manifest {
+        let seal = seal(&files);
+        Manifest { format: FORMAT, files, seal }
+    }
+
+    /// The text of `manifest.json`.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string_pretty(self).expect("a manifest has only string keys") + "\n"
+    }
+}
+
+impl Verified {
+    /// The checkpoint's folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its manifest.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+}
+
+/// A writer that knows what went through it.
+pub(super) struct Hashing<'w> {
+    out: &'w mut dyn Write,
+    hasher: blake3::Hasher,
+    bytes: u64,
+}
+
+impl<'w> Hashing<'w> {
+    pub(super) fn new(out: &'w mut dyn Write) -> Hashing<'w> {
+        Hashing { out, hasher: blake3::Hasher::new(), bytes: 0 }
+    }
+
+    pub(super) fn record(&self) -> FileRecord {
+        FileRecord { bytes: self.bytes, blake3: self.hasher.finalize().to_hex().to_string() }
+    }
+}
+
+impl Write for Hashing<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.hasher.update(&bytes[..written]);
+        self.bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// blake3 of a file in hexadecimal.
+pub(super) fn hash(path: &Path) -> Result<String, CheckpointError> {
+    let mut hasher = blake3::Hasher::new();
+    File::open(path)
+        .and_then(|file| hasher.update_reader(file).map(|_| ()))
+        .map_err(CheckpointError::read("reading", path))?;
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+fn seal(files: &BTreeMap<String, FileRecord>) -> String {
+    let text = serde_json::to_string(files).expect("names are strings");
+    blake3::hash(text.as_bytes()).to_hex().to_string()
+}

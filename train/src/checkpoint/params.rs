@@ -1,0 +1,169 @@
+//! Between the program's parameters (stacked, `[in, out]`) and a checkpoint's tensors (one a layer, `[out, in]`).
+
+use super::{CheckpointError, TensorFile, tensors, write_tensors};
+use engine::{DType, Host, Type};
+use half::slice::HalfFloatSliceExt;
+use model::{Config, Entry, Layout, ParamSpec, Params, specs};
+use std::borrow::Cow;
+use std::io::{self, Write};
+use std::path::Path;
+
+/// Hugging Face's loader refuses files that do not say which framework's names and layouts they follow.
+const METADATA: &[(&str, &str)] = &[("format", "pt")];
+/// Side of the blocks in which matrices are transposed: 32 x 32 x 4 bytes stay in the first cache.
+const BLOCK: usize = 32;
+
+/// Writes master weights as a `model.safetensors`, names in alphabetical order, one transposed matrix in memory at a
+/// time.
+///
+/// # Errors
+/// Whatever `out` reports.
+///
+/// # Panics
+/// If a parameter's type is not the configuration's.
+pub fn write_params(out: &mut dyn Write, config: &Config, params: &Params<Host>) -> io::Result<()> {
+    let list = listed(specs(config).zip(params.as_ref()));
+    let types: Vec<_> = list.iter().map(|(entry, _)| (entry.name.clone(), entry.ty.clone())).collect();
+    write_tensors(out, METADATA, &types, |i| {
+        let (entry, host) = &list[i];
+        let bytes = slice(host.bytes(), entry);
+        match entry.layout {
+            Layout::Same => Cow::Borrowed(bytes),
+            Layout::Transposed => {
+                let mut transposed = vec![0; bytes.len()];
+                // The checkpoint's shape is the result's.
+                transpose(bytes, &mut transposed, entry.ty.shape[1], entry.ty.shape[0]);
+                Cow::Owned(transposed)
+            }
+        }
+    })
+}
+
+/// Bytes of the file that [`write_params`] writes.
+pub(super) fn params_file_bytes(config: &Config) -> u64 {
+    let entries = specs(config).into_flat().into_iter().flat_map(|(_, spec)| spec.entries());
+    tensors::file_bytes(METADATA, &entries.map(|entry| (entry.name, entry.ty)).collect::<Vec<_>>())
+}
+
+/// Reads master weights from any safetensors file with this model's names; `bf16` and `f16` are widened to `f32`.
+///
+/// # Errors
+/// If the file is not readable, or a tensor is missing, has another shape, or is none of this model's.
+pub fn read_params(path: &Path, config: &Config) -> Result<Params<Host>, CheckpointError> {
+    let file = TensorFile::open(path)?;
+    let specs = specs(config);
+    let names = file.names();
+    let (known, extra): (Vec<_>, Vec<_>) = names.iter().partition(|name| specs.find(name).is_some());
+    let params = specs.try_map(|_, spec| {
+        let mut host = Host::zeros(spec.ty.clone());
+        for entry in spec.entries() {
+            let Some((ty, bytes)) = file.tensor(&entry.name)? else {
+                let (found, known) = (names.len(), known.len());
+                return Err(CheckpointError::MissingTensor {
+                    path: path.into(),
+                    name: entry.name,
+                    found,
+                    known,
+                });
+            };
+            let bytes = widened(&ty, bytes).filter(|_| ty.shape == entry.ty.shape).ok_or_else(|| {
+                let (path, name, wanted) = (path.into(), entry.name.clone(), entry.ty.clone());
+                CheckpointError::TensorType { path, name, found: ty.to_string(), wanted }
+            })?;
+            let target = slice_mut(host.bytes_mut(), &entry);
+            match entry.layout {
+                Layout::Same => target.copy_from_slice(&bytes),
+                Layout::Transposed => transpose(&bytes, target, ty.shape[0], ty.shape[1]),
+            }
+        }
+        Ok(host)
+    })?;
+    if extra.is_empty() {
+        return Ok(params);
+    }
+    let some: Vec<_> = extra.iter().take(5).map(|name| name.as_str()).collect();
+    let more = if extra.len() > some.len() {
+        format!(" and {} more", extra.len() - some.len())
+    } else {
+        String::new()
+    };
+    Err(CheckpointError::ExtraTensors { path: path.into(), names: some.join(", ") + &more })
+}
+
+/// Every tensor of the file with the parameter that it is a part of, in alphabetical order.
+fn listed(params: Params<(ParamSpec, &Host)>) -> Vec<(Entry, &Host)> {
+    let mut list = Vec::new();
+    for (name, (spec, host)) in params.into_flat() {
+        assert!(
+            *host.ty() == spec.ty,
+            "parameter `{name}` is {}, but its configuration says {}",
+            host.ty(),
+            spec.ty
+        );
+        list.extend(spec.entries().into_iter().map(|entry| (entry, host)));
+    }
+    list.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
+    list
+}
+
+fn range(entry: &Entry) -> std::ops::Range<usize> {
+    let bytes = entry.ty.bytes();
+    let start = entry.layer.unwrap_or(0) * bytes;
+    start..start + bytes
+}
+
+fn slice<'a>(stacked: &'a [u8], entry: &Entry) -> &'a [u8] {
+    &stacked[range(entry)]
+}
+
+fn slice_mut<'a>(stacked: &'a mut [u8], entry: &Entry) -> &'a mut [u8] {
+    &mut stacked[range(entry)]
+}
+
+/// The bytes of the same numbers as `f32`; none for other element types.
+fn widened<'a>(ty: &Type, bytes: &'a [u8]) -> Option<Cow<'a, [u8]>> {
+    let mut wide = match ty.dtype {
+        DType::F32 => return Some(Cow::Borrowed(bytes)),
+        DType::Bf16 | DType::F16 => vec![0_f32; ty.elements()],
+        _ => return None,
+    };
+    // `Host` aligns the numbers; a file need not.
+    let narrow = Host::from_bytes(ty.clone(), bytes);
+    match ty.dtype {
+        DType::Bf16 => narrow.as_slice::<half::bf16>().convert_to_f32_slice(&mut wide),
+        _ => narrow.as_slice::<half::f16>().convert_to_f32_slice(&mut wide),
+    }
+    Some(Cow::Owned(bytemuck::cast_slice(&wide).to_vec()))
+}
+
+/// `[rows, columns]` of four-byte elements to `[columns, rows]`.
+fn transpose(from: &[u8], to: &mut [u8], rows: usize, columns: usize) {
+    let from: &[[u8; 4]] = bytemuck::cast_slice(from);
+    let to: &mut [[u8; 4]] = bytemuck::cast_slice_mut(to);
+    for row_block in (0..rows).step_by(BLOCK) {
+        for column_block in (0..columns).step_by(BLOCK) {
+            for column in column_block..(column_block + BLOCK).min(columns) {
+                for row in row_block..(row_block + BLOCK).min(rows) {
+                    to[column * rows + row] = from[row * columns + column];
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transposing_twice_changes_nothing_and_once_does() {
+        for (rows, columns) in [(1, 5), (33, 64), (100, 31)] {
+            let from: Vec<u8> = (0..rows * columns).flat_map(|i| (i as u32).to_le_bytes()).collect();
+            let (mut once, mut twice) = (vec![0; from.len()], vec![0; from.len()]);
+            transpose(&from, &mut once, rows, columns);
+            assert_eq!(once[4 * rows..4 * rows + 4], from[4..8]);
+            transpose(&once, &mut twice, columns, rows);
+            assert_eq!(from, twice);
+        }
+    }
+}

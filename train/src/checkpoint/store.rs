@@ -1,0 +1,338 @@
+//! [`Store`]: the folder of a run's checkpoints. One process at a time writes into it; anyone may read.
+
+use super::manifest::{self, Hashing, Verified};
+use super::params::{params_file_bytes, read_params, write_params};
+use super::tensors::{TensorFile, file_bytes, write_tensors};
+use super::{CheckpointError, FORMAT, FileRecord, Keep, Loaded, Manifest, Snapshot, State, files, verify};
+use crate::atomic::{self, AtomicDir, Disk, TEMPORARY};
+use engine::{Host, Type};
+use model::config::Bearing;
+use model::{Config, Params};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The folder of a run's checkpoints, open for writing.
+pub struct Store {
+    disk: Arc<dyn Disk>,
+    root: PathBuf,
+    _lock: File,
+}
+
+/// Which checkpoints are kept. Ends of epochs and the newest one are always kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// The newest ones.
+    pub keep_last: usize,
+    /// Those of steps that are a multiple of this.
+    pub keep_every: Option<u64>,
+}
+
+/// A checkpoint that was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Saved {
+    /// Its folder.
+    pub path: PathBuf,
+    /// Its step.
+    pub step: u64,
+    /// Bytes of all its files but the manifest.
+    pub bytes: u64,
+    /// Time from the first byte to the synced name.
+    pub took: Duration,
+    /// Older checkpoints that were removed afterwards.
+    pub removed: Vec<PathBuf>,
+}
+
+/// The newest good checkpoint and what stands in front of it.
+#[derive(Debug, Default)]
+pub struct Latest {
+    /// The newest one whose every byte is right.
+    pub good: Option<Verified>,
+    /// Newer ones that are damaged, with the reason.
+    pub refused: Vec<(PathBuf, CheckpointError)>,
+}
+
+/// Name of the lock that keeps two runs apart.
+const LOCK: &str = ".lock";
+
+impl Store {
+    /// Opens or creates the folder, locks it against other runs, and clears what a crash left behind.
+    ///
+    /// # Errors
+    /// If it cannot be written to, or another run has it open.
+    pub fn open(disk: Arc<dyn Disk>, root: &Path) -> Result<Store, CheckpointError> {
+        disk.create_dir_all(root).map_err(CheckpointError::read("creating the folder", root))?;
+        let lock = root.join(LOCK);
+        let file = File::create(&lock).map_err(CheckpointError::read("creating", &lock))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(CheckpointError::InUse { path: root.into() }),
+            Err(TryLockError::Error(error)) => return Err(CheckpointError::read("locking", &lock)(error)),
+        }
+        let store = Store { disk, root: root.into(), _lock: file };
+        store.recover()?;
+        Ok(store)
+    }
+
+    /// The folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Writes a checkpoint so that it appears complete or not at all.
+    ///
+    /// # Errors
+    /// If there is no room for it, or writing fails; the folder's checkpoints are then what they were.
+    pub fn save(&self, snapshot: &Snapshot) -> Result<Saved, CheckpointError> {
+        let start = Instant::now();
+        self.check_room(snapshot)?;
+        let step = snapshot.state.step;
+        let path = self.root.join(format!("step_{step:08}"));
+        let bytes = self.write(snapshot, &path).map_err(CheckpointError::Write)?;
+        Ok(Saved { path, step, bytes, took: start.elapsed(), removed: Vec::new() })
+    }
+
+    /// Removes checkpoints that `retention` does not keep, oldest first, and says which. Damaged ones are left for
+    /// a person to look at and do not count as kept.
+    ///
+    /// # Errors
+    /// If removing fails; what was not removed is still whole.
+    pub fn prune(&self, retention: Retention) -> Result<Vec<PathBuf>, CheckpointError> {
+        let good: Vec<_> = steps(&self.root)?
+            .into_iter()
+            .filter_map(|(step, path)| Some((step, whole(&path)?, path)))
+            .collect();
+        let newest = good.len().saturating_sub(retention.keep_last.max(1));
+        let mut removed = Vec::new();
+        for (step, state, path) in &good[..newest] {
+            let multiple = retention.keep_every.is_some_and(|every| step.is_multiple_of(every));
+            if !multiple && state.keep == Keep::Rolling {
+                atomic::remove_dir(&*self.disk, path).map_err(CheckpointError::Write)?;
+                removed.push(path.clone());
+            }
+        }
+        Ok(removed)
+    }
+
+    fn write(&self, snapshot: &Snapshot, path: &Path) -> io::Result<u64> {
+        let dir = AtomicDir::begin(&*self.disk, path)?;
+        let mut records = BTreeMap::new();
+        let mut add = |name: &str, write: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>| {
+            let record = dir.file(name, |out| {
+                let mut out = Hashing::new(out);
+                write(&mut out)?;
+                Ok(out.record())
+            })?;
+            records.insert(name.to_string(), record);
+            io::Result::Ok(())
+        };
+        add(files::MODEL, &mut |out| write_params(out, &snapshot.config, &snapshot.params))?;
+        let mut optimizer: Vec<&(String, Host)> = snapshot.optimizer.iter().collect();
+        optimizer.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let types: Vec<_> = optimizer.iter().map(|(name, host)| (name.clone(), host.ty().clone())).collect();
+        add(files::OPTIMIZER, &mut |out| {
+            write_tensors(out, &[], &types, |i| Cow::Borrowed(optimizer[i].1.bytes()))
+        })?;
+        let state = serde_json::to_string_pretty(&snapshot.state).map_err(io::Error::other)? + "\n";
+        add(files::STATE, &mut |out| out.write_all(state.as_bytes()))?;
+        add(files::CONFIG, &mut |out| out.write_all(snapshot.config.to_json().as_bytes()))?;
+        if let Some(tokenizer) = &snapshot.tokenizer {
+            add(files::TOKENIZER, &mut |out| out.write_all(tokenizer))?;
+        }
+        let bytes = records.values().map(|record| record.bytes).sum();
+        let manifest = Manifest::new(records).to_json();
+        dir.file(files::MANIFEST, |out| out.write_all(manifest.as_bytes()))?;
+        dir.commit()?;
+        Ok(bytes)
+    }
+
+    fn check_room(&self, snapshot: &Snapshot) -> Result<(), CheckpointError> {
+        let optimizer: Vec<(String, Type)> =
+            snapshot.optimizer.iter().map(|(name, host)| (name.clone(), host.ty().clone())).collect();
+        let tokenizer = snapshot.tokenizer.as_ref().map_or(0, |bytes| bytes.len() as u64);
+        let needed = params_file_bytes(&snapshot.config) + file_bytes(&[], &optimizer) + tokenizer;
+        let available = self
+            .disk
+            .available(&self.root)
+            .map_err(CheckpointError::read("asking for free space in", &self.root))?;
+        if available < needed + needed / 5 {
+            let (needed_mib, available_mib) = (needed.div_ceil(1 << 20), available >> 20);
+            return Err(CheckpointError::NoRoom { path: self.root.clone(), needed_mib, available_mib });
+        }
+        Ok(())
+    }
+
+    /// After a crash: a checkpoint that was set aside gets its name back unless its successor is whole; all other
+    /// temporary names go.
+    fn recover(&self) -> Result<(), CheckpointError> {
+        for (_, path) in steps_with_suffix(&self.root, ".replaced.tmp")? {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let target = path.with_file_name(name.trim_end_matches(".replaced.tmp"));
+            if whole(&target).is_none() && whole(&path).is_some() {
+                if target.exists() {
+                    self.disk.remove_dir_all(&target).map_err(CheckpointError::Write)?;
+                }
+                self.disk.rename(&path, &target).map_err(CheckpointError::Write)?;
+            }
+        }
+        for entry in fs::read_dir(&self.root).map_err(CheckpointError::read("listing", &self.root))? {
+            let path = entry.map_err(CheckpointError::read("listing", &self.root))?.path();
+            if path.to_string_lossy().ends_with(TEMPORARY) {
+                let removed = if path.is_dir() {
+                    self.disk.remove_dir_all(&path)
+                } else {
+                    self.disk.remove_file(&path)
+                };
+                removed.map_err(CheckpointError::Write)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The newest checkpoint of a folder whose every byte is right. A folder that does not exist has none.
+///
+/// # Errors
+/// If the folder cannot be listed.
+pub fn latest_good(root: &Path) -> Result<Latest, CheckpointError> {
+    let mut latest = Latest::default();
+    if !root.exists() {
+        return Ok(latest);
+    }
+    for (_, path) in steps(root)?.into_iter().rev() {
+        match verify(&path) {
+            Ok(good) => {
+                latest.good = Some(good);
+                break;
+            }
+            Err(error) => latest.refused.push((path, error)),
+        }
+    }
+    Ok(latest)
+}
+
+/// Reads a verified checkpoint for a run with this configuration.
+///
+/// # Errors
+/// If the weights belong to another architecture, or a file does not hold what its name says.
+pub fn load(checkpoint: &Verified, config: &Config) -> Result<Loaded, CheckpointError> {
+    let path = checkpoint.path();
+    let found = own_config(path)?;
+    let mut differences = config.differences(&found);
+    differences.retain(|difference| difference.bearing == Bearing::Weights);
+    if !differences.is_empty() {
+        return Err(CheckpointError::OtherConfig { path: path.into(), differences });
+    }
+    let params = read_params(&path.join(files::MODEL), config)?;
+    let file = TensorFile::open(&path.join(files::OPTIMIZER))?;
+    let mut optimizer = Vec::new();
+    for name in file.names() {
+        if let Some((ty, bytes)) = file.tensor(&name)? {
+            optimizer.push((name, Host::from_bytes(ty, bytes)));
+        }
+    }
+    Ok(Loaded { params, optimizer, state: read_state(path)?, config: found })
+}
+
+/// Configuration and weights alone, as generation and evaluation need them: from a checkpoint's folder, which is
+/// verified, or from a `model.safetensors` with a `config.json` beside it.
+///
+/// # Errors
+/// If the checkpoint is damaged or the files are not there.
+pub fn load_params(path: &Path) -> Result<(Config, Params<Host>), CheckpointError> {
+    let (folder, model) = if path.is_dir() {
+        // Published models have no manifest, and there is nothing to compare them with.
+        if path.join(files::MANIFEST).exists() {
+            verify(path)?;
+        }
+        (path, path.join(files::MODEL))
+    } else {
+        (path.parent().unwrap_or(Path::new("")), path.to_path_buf())
+    };
+    let config = own_config(folder)?;
+    let params = read_params(&model, &config)?;
+    Ok((config, params))
+}
+
+/// Copies a checkpoint into another folder, such as a mounted drive where renaming is not atomic: file by file, read
+/// back and compared, the manifest last as the mark that all is there. Says where.
+///
+/// # Errors
+/// If copying fails or a copy reads back differently; the copy then has no manifest and is no checkpoint.
+pub fn mirror(checkpoint: &Verified, disk: &dyn Disk, root: &Path) -> Result<PathBuf, CheckpointError> {
+    let from = checkpoint.path();
+    let target = root.join(from.file_name().unwrap_or_default());
+    if verify(&target).is_ok_and(|there| there.manifest() == checkpoint.manifest()) {
+        return Ok(target);
+    }
+    disk.create_dir_all(&target).map_err(CheckpointError::Write)?;
+    let mark = target.join(files::MANIFEST);
+    if mark.exists() {
+        disk.remove_file(&mark).map_err(CheckpointError::Write)?;
+    }
+    for (name, FileRecord { blake3, .. }) in &checkpoint.manifest().files {
+        let mut file = File::open(from.join(name)).map_err(CheckpointError::read("opening", from))?;
+        let copy = target.join(name);
+        atomic::write_file(disk, &copy, |out| io::copy(&mut file, out).map(drop))
+            .map_err(CheckpointError::Write)?;
+        if manifest::hash(&copy)? != *blake3 {
+            let reason = "the copy reads back differently".into();
+            return Err(CheckpointError::Damaged { path: target, file: name.clone(), reason });
+        }
+    }
+    let text = checkpoint.manifest().to_json();
+    atomic::write_file(disk, &mark, |out| out.write_all(text.as_bytes())).map_err(CheckpointError::Write)?;
+    Ok(target)
+}
+
+fn own_config(folder: &Path) -> Result<Config, CheckpointError> {
+    let path = folder.join(files::CONFIG);
+    let text = fs::read_to_string(&path).map_err(CheckpointError::read("reading", &path))?;
+    Config::from_json(&text)
+        .map_err(|error| CheckpointError::NotACheckpoint { path: folder.into(), reason: error.to_string() })
+}
+
+fn read_state(folder: &Path) -> Result<State, CheckpointError> {
+    let path = folder.join(files::STATE);
+    let text = fs::read(&path).map_err(CheckpointError::read("reading", &path))?;
+    let damaged =
+        |reason| CheckpointError::Damaged { path: folder.into(), file: files::STATE.into(), reason };
+    let state: State = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
+    if state.format != FORMAT {
+        return Err(damaged(format!("it has format {}, this program reads {FORMAT}", state.format)));
+    }
+    Ok(state)
+}
+
+/// The state of a checkpoint that has all its files at their full length: the cheap look, without hashing.
+fn whole(path: &Path) -> Option<State> {
+    let manifest = manifest::read(path).ok()?;
+    let complete = manifest.files.iter().all(|(name, record)| {
+        fs::metadata(path.join(name)).is_ok_and(|metadata| metadata.len() == record.bytes)
+    });
+    if complete { read_state(path).ok() } else { None }
+}
+
+/// Steps and folders of all names `step_<number>`, oldest first.
+fn steps(root: &Path) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
+    steps_with_suffix(root, "")
+}
+
+fn steps_with_suffix(root: &Path, suffix: &str) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(root).map_err(CheckpointError::read("listing", root))? {
+        let entry = entry.map_err(CheckpointError::read("listing", root))?;
+        let name = entry.file_name();
+        let step =
+            name.to_str().and_then(|name| name.strip_prefix("step_")?.strip_suffix(suffix)?.parse().ok());
+        if let Some(step) = step {
+            found.push((step, entry.path()));
+        }
+    }
+    found.sort();
+    Ok(found)
+}

@@ -1,0 +1,103 @@
+//! The command line of `train`.
+
+use crate::config::{Override, Resolved, RunConfigError, Source, resolve};
+use clap::Parser;
+use model::Preset;
+use std::convert::Infallible;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// Train a Python code model. Without arguments: a small model on the Python standard library, in a few minutes.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "train", version)]
+pub struct Cli {
+    /// Start from a preset: tiny, bench, small or 1b.
+    #[arg(long, value_name = "P", conflicts_with = "config")]
+    pub preset: Option<Preset>,
+    /// Read a TOML file of configuration keys; its own `preset` key names what it starts from.
+    #[arg(long, value_name = "F.toml")]
+    pub config: Option<PathBuf>,
+    /// Set one configuration key; may be repeated, the last one counts.
+    #[arg(long = "set", value_name = "A.B=C")]
+    pub set: Vec<String>,
+    /// Folder of prepared data; default: the Python standard library of this machine.
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// Folder of the run: checkpoints, metrics, plots.
+    #[arg(long, value_name = "DIR", default_value = "runs/default")]
+    pub out: PathBuf,
+    /// Start from the weights of a checkpoint folder or a model.safetensors, at step 0.
+    #[arg(long, value_name = "CKPT")]
+    pub init: Option<PathBuf>,
+    /// Go on from the newest good checkpoint in --out (auto), from a given one, or never.
+    #[arg(long, value_name = "auto|never|PATH", default_value = "auto")]
+    pub resume: Resume,
+    /// Decay the learning rate over N steps from the resumed stable-phase checkpoint; give another --out.
+    #[arg(long, value_name = "N")]
+    pub branch_decay: Option<u64>,
+    /// Number of optimiser steps of the whole run.
+    #[arg(long, value_name = "N")]
+    pub steps: Option<u64>,
+    /// Device platform: cpu, cuda, tpu or the path of a PJRT plugin.
+    #[arg(long, value_name = "NAME|PATH")]
+    pub platform: Option<String>,
+    /// Plan and compile, print memory and decisions, and stop.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Which checkpoint a run goes on from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// The newest good one of the run's folder, if there is one.
+    Auto,
+    /// None.
+    Never,
+    /// This one.
+    From(PathBuf),
+}
+
+impl FromStr for Resume {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Resume, Infallible> {
+        Ok(match text {
+            "auto" => Resume::Auto,
+            "never" => Resume::Never,
+            path => Resume::From(path.into()),
+        })
+    }
+}
+
+impl Cli {
+    /// The configuration that preset, file, `--set` and the other flags give together, later ones first.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or a key or a value is refused.
+    pub fn resolve(&self) -> Result<Resolved, RunConfigError> {
+        let file = match &self.config {
+            None => None,
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .map_err(|error| RunConfigError::Read { path: path.clone(), error })?;
+                Some((path.as_path(), text))
+            }
+        };
+        let mut overrides = Vec::new();
+        for text in &self.set {
+            overrides.push(Override::parse(text)?);
+        }
+        let flags = [
+            ("--data", "data.path", self.data.as_ref().map(|path| path.display().to_string())),
+            ("--steps", "steps", self.steps.map(|steps| steps.to_string())),
+            ("--platform", "platform", self.platform.clone()),
+        ];
+        for (flag, key, value) in flags {
+            if let Some(value) = value {
+                overrides.push(Override { key: key.into(), value, source: Source::Flag(flag) });
+            }
+        }
+        let file = file.as_ref().map(|(path, text)| (*path, text.as_str()));
+        resolve(self.preset.unwrap_or(Preset::Tiny), file, &overrides)
+    }
+}

@@ -1,0 +1,461 @@
+//! The run configuration: one TOML file of known keys over a preset, with typed overrides on top. Every value knows
+//! where it came from, and the resolved configuration is written into the run's folder with that as a comment.
+
+mod keys;
+mod presets;
+
+pub use keys::{KEYS, Key, Kind};
+
+use crate::schedule::Curve;
+use model::Preset;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use toml::{Table, Value};
+
+/// Everything that decides a run. The keys of the TOML file are the fields' paths.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// Seed of initial values, dropout, shuffling and FIM.
+    pub seed: u64,
+    /// Optimiser steps of the whole run; automatic: from data and epochs.
+    pub steps: Option<u64>,
+    /// `cpu`, `cuda`, `tpu` or the path of a PJRT plugin.
+    pub platform: String,
+    /// Which lowering of the fused kernels to use.
+    pub kernels: Kernels,
+    /// The architecture.
+    pub model: model::Config,
+    /// Where tokens come from.
+    pub data: Data,
+    /// The shape of a step's batch.
+    pub batch: Batch,
+    /// AdamW.
+    pub optimizer: Optimizer,
+    /// The learning rate over steps.
+    pub schedule: ScheduleConfig,
+    /// When checkpoints are written and which are kept.
+    pub checkpoint: Checkpoints,
+    /// When the held-out split is evaluated.
+    pub validation: Validation,
+    /// What is printed when.
+    pub log: Log,
+}
+
+/// Where tokens come from and how rows are made of them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Data {
+    /// Folder of Parquet shards; automatic: the Python standard library, prepared into the cache.
+    pub path: Option<PathBuf>,
+    /// Shuffle documents every epoch.
+    pub shuffle: bool,
+    /// Part of the documents that become fill-in-the-middle examples.
+    pub fim_rate: f64,
+    /// Part of those in suffix-prefix-middle order.
+    pub fim_spm: f64,
+    /// How documents become rows.
+    pub packing: Packing,
+    /// Part of the files that is held out.
+    pub validation_fraction: f64,
+    /// Passes over the training split.
+    pub epochs: u32,
+    /// Damaged row groups that are skipped and counted before the run stops.
+    pub max_bad_row_groups: u32,
+}
+
+/// How documents become rows of `batch.seq` tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Packing {
+    /// The longest document that fits goes next.
+    BestFit,
+    /// Documents in order, the tail carried over.
+    Sequential,
+    /// Every Parquet row is one training row as it stands.
+    None,
+}
+
+/// The shape of a step's batch: `[accumulation, micro, seq]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Batch {
+    /// Sequences of a micro-batch.
+    pub micro: usize,
+    /// Micro-batches of a step.
+    pub accumulation: usize,
+    /// Tokens of a sequence.
+    pub seq: usize,
+}
+
+/// AdamW with decoupled weight decay on projections, and clipping by global norm.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Optimizer {
+    /// Peak learning rate; automatic: from the number of parameters.
+    pub learning_rate: Option<f64>,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Weight decay a step, times the learning rate.
+    pub weight_decay: f64,
+    /// Largest global norm of a step's gradient.
+    pub clip: f64,
+}
+
+/// The learning rate over steps.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScheduleConfig {
+    /// Its form.
+    pub kind: ScheduleKind,
+    /// Steps of linear warmup; automatic: from the number of steps.
+    pub warmup_steps: Option<u64>,
+    /// Part of the steps that decays.
+    pub decay_fraction: f64,
+    /// The curve of the decay.
+    pub decay: Curve,
+    /// What is left at the end, as a part of the peak.
+    pub floor: f64,
+}
+
+/// The form of a schedule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ScheduleKind {
+    /// Warmup, stable, decay.
+    Wsd,
+    /// Warmup, then constant.
+    Constant,
+}
+
+/// When checkpoints are written and which are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Checkpoints {
+    /// Steps between two checkpoints.
+    pub every: u64,
+    /// Minutes after which one is written in any case; automatic: never.
+    pub every_minutes: Option<f64>,
+    /// The newest ones that are kept.
+    pub keep_last: usize,
+    /// Checkpoints of steps that are a multiple of this are kept for ever; automatic: none.
+    pub keep_every: Option<u64>,
+}
+
+/// When the held-out split is evaluated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Validation {
+    /// Steps between two evaluations.
+    pub every: u64,
+    /// Micro-batches of one evaluation, or fewer if the split has fewer.
+    pub batches: u64,
+}
+
+/// What is printed when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Log {
+    /// Steps between two lines of metrics.
+    pub every: u64,
+}
+
+/// Which lowering of the fused kernels to use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kernels {
+    /// The fastest that the device has.
+    Auto,
+    /// The plain operations that define a kernel's meaning.
+    Reference,
+    /// Blocked StableHLO.
+    Portable,
+    /// The device's own.
+    Native,
+}
+
+/// Where a value came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A preset.
+    Preset(Preset),
+    /// The configuration file.
+    File(PathBuf),
+    /// `--set`.
+    Set,
+    /// Another flag of the command line.
+    Flag(&'static str),
+    /// Chosen from model and data, for this reason.
+    Auto(String),
+}
+
+/// One `key=value` from outside of the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Override {
+    /// Path of the key.
+    pub key: String,
+    /// The value as it was typed.
+    pub value: String,
+    /// Who says so.
+    pub source: Source,
+}
+
+/// A configuration and the origin of each value.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Resolved {
+    /// The values.
+    pub run: RunConfig,
+    sources: BTreeMap<&'static str, Source>,
+}
+
+/// Why a run configuration is refused.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum RunConfigError {
+    /// The file is not there or not readable.
+    #[error("reading the configuration {path}: {error}; --config wants a TOML file, --preset a name", path = path.display())]
+    Read { path: PathBuf, error: std::io::Error },
+    /// The file is not TOML.
+    #[error("the configuration {path} is not TOML: {error}", path = path.display())]
+    Toml { path: PathBuf, error: Box<toml::de::Error> },
+    /// No such key.
+    #[error("unknown key `{key}` ({source_of}); {hint}")]
+    UnknownKey { key: String, source_of: Source, hint: String },
+    /// `--set` without `=`.
+    #[error("--set {0}: wants KEY=VALUE, such as --set optimizer.learning_rate=3e-4")]
+    NotAnAssignment(String),
+    /// A value of another type than the key's.
+    #[error("`{key}` wants {wanted}, got {found} ({source_of})")]
+    Type { key: &'static str, wanted: &'static str, found: String, source_of: Source },
+    /// A value out of its range.
+    #[error("`{key}` is {found}, but must be {wanted} ({source_of})")]
+    Value { key: String, found: String, wanted: String, source_of: Source },
+    /// A value that is no choice of the key, or a table that misses a key.
+    #[error("run configuration: {0}")]
+    Choice(String),
+    /// The architecture is impossible, or the preset unknown.
+    #[error("{0}; set it as model.<field>")]
+    Model(#[from] model::ConfigError),
+    /// Not one step's worth of data.
+    #[error(
+        "the data has {tokens} tokens over all epochs, but one step takes {per_step}; lower batch.micro, batch.accumulation or batch.seq, or prepare more data"
+    )]
+    TooLittleData { tokens: u64, per_step: u64 },
+}
+
+/// Lays a file and overrides over a preset; the file's own `preset` key, if any, replaces the given one.
+///
+/// # Errors
+/// The first unknown key, mistyped value or broken rule, with its origin and the nearest known key.
+pub fn resolve(
+    preset: Preset,
+    file: Option<(&Path, &str)>,
+    overrides: &[Override],
+) -> Result<Resolved, RunConfigError> {
+    let mut preset = preset;
+    let mut from_file = Vec::new();
+    if let Some((path, text)) = file {
+        let mut table: Table = text
+            .parse()
+            .map_err(|error| RunConfigError::Toml { path: path.into(), error: Box::new(error) })?;
+        if let Some(name) = table.remove("preset") {
+            preset = name.as_str().map_or_else(|| name.to_string(), str::to_string).parse()?;
+        }
+        flatten("", table, &mut from_file);
+    }
+    let mut values: BTreeMap<&'static str, (Value, Source)> = BTreeMap::new();
+    let mut base = Vec::new();
+    flatten("", Table::try_from(presets::run(preset)).expect("a run configuration is a table"), &mut base);
+    let base = base.into_iter().map(|(key, value)| (key, value, Source::Preset(preset)));
+    let source = file.map_or(Source::Set, |(path, _)| Source::File(path.into()));
+    let from_file = from_file.into_iter().map(|(key, value)| (key, value, source.clone()));
+    let mut assign = |name: &str, value: Value, source: Source| -> Result<(), RunConfigError> {
+        let key = keys::find(name).ok_or_else(|| RunConfigError::UnknownKey {
+            key: name.into(),
+            source_of: source.clone(),
+            hint: keys::hint(name),
+        })?;
+        match key.typed(value, &source)? {
+            Some(value) => values.insert(key.path, (value, source)),
+            None => values.remove(key.path),
+        };
+        Ok(())
+    };
+    for (name, value, source) in base.chain(from_file) {
+        assign(&name, value, source)?;
+    }
+    for Override { key, value, source } in overrides {
+        assign(key, Value::String(value.clone()), source.clone())?;
+    }
+    let mut table = Table::new();
+    for (path, (value, _)) in &values {
+        insert(&mut table, path, value.clone());
+    }
+    let run =
+        RunConfig::deserialize(table).map_err(|error| RunConfigError::Choice(error.message().into()))?;
+    let sources = values.into_iter().map(|(path, (_, source))| (path, source)).collect();
+    let resolved = Resolved { run, sources };
+    resolved.validate()?;
+    Ok(resolved)
+}
+
+impl Resolved {
+    /// Who set a key.
+    pub fn source(&self, key: &str) -> Source {
+        self.sources.get(key).cloned().unwrap_or_else(|| Source::Auto("left open".into()))
+    }
+
+    pub(crate) fn set_source(&mut self, key: &'static str, source: Source) {
+        self.sources.insert(key, source);
+    }
+
+    /// The configuration as a TOML file that gives the same run again, each value with its origin and meaning.
+    pub fn to_toml(&self) -> String {
+        let mut leaves = Vec::new();
+        flatten("", Table::try_from(&self.run).expect("a run configuration is a table"), &mut leaves);
+        let leaves: BTreeMap<String, Value> = leaves.into_iter().collect();
+        let mut text = String::from(
+            "# The resolved configuration of this run; `train --config` on this file repeats it.\n",
+        );
+        let mut table = "";
+        for key in KEYS {
+            let (parent, name) = key.path.rsplit_once('.').unwrap_or(("", key.path));
+            let value = leaves.get(key.path);
+            if parent != table && (value.is_some() || !key.path.starts_with("model.rope_scaling")) {
+                text.push_str(&format!("\n[{parent}]\n"));
+                table = parent;
+            }
+            match value {
+                Some(value) => {
+                    text.push_str(&format!("{name} = {value} # {}; {}\n", self.source(key.path), key.doc));
+                }
+                None if key.path.starts_with("model.rope_scaling") => {}
+                None => text.push_str(&format!("{name} = \"auto\" # {}\n", key.doc)),
+            }
+        }
+        text
+    }
+
+    fn validate(&self) -> Result<(), RunConfigError> {
+        let run = &self.run;
+        run.model.validate()?;
+        let rule = |holds: bool, key: &str, found: &dyn fmt::Display, wanted: &str| {
+            if holds {
+                return Ok(());
+            }
+            let source_of = self.source(key);
+            Err(RunConfigError::Value {
+                key: key.into(),
+                found: found.to_string(),
+                wanted: wanted.into(),
+                source_of,
+            })
+        };
+        let least = |key: &str, found: u64, least: u64| {
+            rule(found >= least, key, &found, &format!("at least {least}"))
+        };
+        least("batch.micro", run.batch.micro as u64, 1)?;
+        least("batch.accumulation", run.batch.accumulation as u64, 1)?;
+        // The second token of the MTP head is two positions ahead.
+        least("batch.seq", run.batch.seq as u64, 2 + run.model.mtp_num_tokens as u64)?;
+        let longest = run.model.max_position_embeddings;
+        let wanted = format!("at most model.max_position_embeddings ({longest})");
+        rule(run.batch.seq <= longest, "batch.seq", &run.batch.seq, &wanted)?;
+        least("data.epochs", run.data.epochs.into(), 1)?;
+        least("checkpoint.every", run.checkpoint.every, 1)?;
+        least("checkpoint.keep_last", run.checkpoint.keep_last as u64, 1)?;
+        least("checkpoint.keep_every", run.checkpoint.keep_every.unwrap_or(1), 1)?;
+        least("validation.every", run.validation.every, 1)?;
+        least("validation.batches", run.validation.batches, 1)?;
+        least("log.every", run.log.every, 1)?;
+        least("steps", run.steps.unwrap_or(1), 1)?;
+        let parts = [
+            ("data.fim_rate", run.data.fim_rate),
+            ("data.fim_spm", run.data.fim_spm),
+            ("schedule.decay_fraction", run.schedule.decay_fraction),
+            ("schedule.floor", run.schedule.floor),
+        ];
+        for (key, value) in parts {
+            rule((0.0..=1.0).contains(&value), key, &value, "in [0, 1]")?;
+        }
+        let proper = [
+            ("data.validation_fraction", run.data.validation_fraction),
+            ("optimizer.beta1", run.optimizer.beta1),
+            ("optimizer.beta2", run.optimizer.beta2),
+        ];
+        for (key, value) in proper {
+            rule((0.0..1.0).contains(&value), key, &value, "in [0, 1)")?;
+        }
+        let positive = [
+            ("optimizer.learning_rate", run.optimizer.learning_rate.unwrap_or(1.0)),
+            ("optimizer.eps", run.optimizer.eps),
+            ("optimizer.clip", run.optimizer.clip),
+            ("checkpoint.every_minutes", run.checkpoint.every_minutes.unwrap_or(1.0)),
+        ];
+        for (key, value) in positive {
+            rule(value.is_finite() && value > 0.0, key, &value, "positive")?;
+        }
+        let decay = run.optimizer.weight_decay;
+        rule(decay.is_finite() && decay >= 0.0, "optimizer.weight_decay", &decay, "zero or positive")?;
+        rule(!run.platform.is_empty(), "platform", &"empty", "cpu, cuda, tpu or the path of a PJRT plugin")
+    }
+}
+
+impl Batch {
+    /// Tokens of one optimiser step.
+    pub fn tokens(&self) -> u64 {
+        (self.micro * self.accumulation * self.seq) as u64
+    }
+}
+
+impl Override {
+    /// Reads the text of a `--set`: `a.b=c`.
+    ///
+    /// # Errors
+    /// If there is no `=`.
+    pub fn parse(text: &str) -> Result<Override, RunConfigError> {
+        let (key, value) =
+            text.split_once('=').ok_or_else(|| RunConfigError::NotAnAssignment(text.into()))?;
+        Ok(Override { key: key.trim().into(), value: value.trim().into(), source: Source::Set })
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::Preset(preset) => write!(f, "preset {preset}"),
+            Source::File(path) => write!(f, "{}", path.display()),
+            Source::Set => f.write_str("--set"),
+            Source::Flag(flag) => f.write_str(flag),
+            Source::Auto(reason) => write!(f, "auto: {reason}"),
+        }
+    }
+}
+
+/// Paths and values of all leaves.
+fn flatten(prefix: &str, table: Table, leaves: &mut Vec<(String, Value)>) {
+    for (name, value) in table {
+        let path = if prefix.is_empty() { name } else { format!("{prefix}.{name}") };
+        match value {
+            Value::Table(inner) => flatten(&path, inner, leaves),
+            leaf => leaves.push((path, leaf)),
+        }
+    }
+}
+
+/// Puts a leaf at its path.
+fn insert(table: &mut Table, path: &str, value: Value) {
+    match path.split_once('.') {
+        None => drop(table.insert(path.into(), value)),
+        Some((first, rest)) => match table.entry(first).or_insert_with(|| Value::Table(Table::new())) {
+            Value::Table(inner) => insert(inner, rest, value),
+            leaf => unreachable!("`{first}` is a table in every known key, got {leaf}"),
+        },
+    }
+}

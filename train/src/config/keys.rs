@@ -1,0 +1,174 @@
+//! Every known key with its type and meaning: what overrides are typed by, what typing errors are compared with, and
+//! the comments of the resolved configuration. The tests hold it equal to the fields of `RunConfig`.
+
+use super::{RunConfigError, Source};
+use toml::Value;
+
+/// One configuration key.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// Path in the TOML file.
+    pub path: &'static str,
+    /// Type of the value.
+    pub kind: Kind,
+    /// Whether `"auto"` (or leaving it out) is an answer.
+    pub open: Open,
+    /// Its meaning in a few words.
+    pub doc: &'static str,
+}
+
+/// Type of a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A whole number that is not negative.
+    Count,
+    /// A real number; whole ones are taken too.
+    Real,
+    /// `true` or `false`.
+    Switch,
+    /// Text: a name or a path.
+    Text,
+}
+
+/// Whether a key may be left open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Open {
+    /// `"auto"` is an answer.
+    Yes,
+    /// There must be a value.
+    No,
+}
+
+const fn key(path: &'static str, kind: Kind, doc: &'static str) -> Key {
+    Key { path, kind, open: Open::No, doc }
+}
+
+const fn open(path: &'static str, kind: Kind, doc: &'static str) -> Key {
+    Key { path, kind, open: Open::Yes, doc }
+}
+
+/// All keys, in the order of the resolved file.
+pub const KEYS: &[Key] = &[
+    key("seed", Kind::Count, "of initial values, dropout, shuffling and FIM"),
+    open("steps", Kind::Count, "optimiser steps of the whole run"),
+    key("platform", Kind::Text, "cpu, cuda, tpu or the path of a PJRT plugin"),
+    key("kernels", Kind::Text, "auto, reference, portable or native"),
+    key("model.hidden_size", Kind::Count, "width of the residual stream"),
+    key("model.num_hidden_layers", Kind::Count, "blocks"),
+    key("model.num_attention_heads", Kind::Count, "heads; diff_v1 pairs them"),
+    key("model.num_key_value_heads", Kind::Count, "key/value heads; diff_v1 pairs them"),
+    key("model.head_dim", Kind::Count, "width of a query or key head"),
+    key("model.intermediate_size", Kind::Count, "width of the SwiGLU hidden layer"),
+    key("model.vocab_size", Kind::Count, "rows of the embedding, padding included"),
+    key("model.num_tokens", Kind::Count, "real tokens; later columns are masked"),
+    key("model.max_position_embeddings", Kind::Count, "longest sequence"),
+    key("model.rope_theta", Kind::Real, "RoPE base"),
+    key("model.rms_norm_eps", Kind::Real, "in norms over the residual stream"),
+    key("model.subln_eps", Kind::Real, "in the norm of a differential head"),
+    key("model.attention", Kind::Text, "diff_v1 or diff_v2"),
+    key("model.attention_logit_cap", Kind::Real, "soft cap of attention logits, 0 = off"),
+    key("model.final_logit_cap", Kind::Real, "soft cap of vocabulary logits, 0 = off"),
+    key("model.mtp_num_tokens", Kind::Count, "tokens predicted beyond the next, 0 or 1"),
+    key("model.mtp_loss_weight", Kind::Real, "weight of the second head's loss"),
+    key("model.tie_word_embeddings", Kind::Switch, "the head is the embedding"),
+    key("model.dropout", Kind::Real, "at three sites of a block"),
+    key("model.z_loss", Kind::Real, "weight of logsumexp squared, 0 = off"),
+    key("model.dtype", Kind::Text, "f32 or bf16 compute over f32 weights"),
+    open("model.rope_scaling.rope_type", Kind::Text, "yarn"),
+    open("model.rope_scaling.factor", Kind::Real, "times the trained length"),
+    open("model.rope_scaling.original_max_position_embeddings", Kind::Count, "the trained length"),
+    open("model.rope_scaling.beta_fast", Kind::Real, "turns above which a frequency stays"),
+    open("model.rope_scaling.beta_slow", Kind::Real, "turns below which a frequency is divided"),
+    open("model.rope_scaling.attention_factor", Kind::Real, "factor on cosine and sine"),
+    open("data.path", Kind::Text, "folder of Parquet shards; auto: the Python standard library"),
+    key("data.shuffle", Kind::Switch, "shuffle documents every epoch"),
+    key("data.fim_rate", Kind::Real, "part of the documents for fill-in-the-middle"),
+    key("data.fim_spm", Kind::Real, "part of those in suffix-prefix-middle order"),
+    key("data.packing", Kind::Text, "best-fit, sequential or none"),
+    key("data.validation_fraction", Kind::Real, "part of the files held out"),
+    key("data.epochs", Kind::Count, "passes over the training split"),
+    key("data.max_bad_row_groups", Kind::Count, "damaged row groups to skip before stopping"),
+    key("batch.micro", Kind::Count, "sequences of a micro-batch"),
+    key("batch.accumulation", Kind::Count, "micro-batches of a step"),
+    key("batch.seq", Kind::Count, "tokens of a sequence"),
+    open("optimizer.learning_rate", Kind::Real, "peak; auto: from the number of parameters"),
+    key("optimizer.beta1", Kind::Real, "decay of the first moment"),
+    key("optimizer.beta2", Kind::Real, "decay of the second moment"),
+    key("optimizer.eps", Kind::Real, "added to the root of the second moment"),
+    key("optimizer.weight_decay", Kind::Real, "on projections only"),
+    key("optimizer.clip", Kind::Real, "largest global norm of the gradient"),
+    key("schedule.kind", Kind::Text, "wsd or constant"),
+    open("schedule.warmup_steps", Kind::Count, "linear warmup"),
+    key("schedule.decay_fraction", Kind::Real, "part of the steps that decays"),
+    key("schedule.decay", Kind::Text, "linear, cosine or one_minus_sqrt"),
+    key("schedule.floor", Kind::Real, "what is left at the end, as a part of the peak"),
+    key("checkpoint.every", Kind::Count, "steps between two checkpoints"),
+    open("checkpoint.every_minutes", Kind::Real, "write one after so many minutes in any case"),
+    key("checkpoint.keep_last", Kind::Count, "newest ones that are kept"),
+    open("checkpoint.keep_every", Kind::Count, "multiples of so many steps are kept for ever"),
+    key("validation.every", Kind::Count, "steps between two evaluations"),
+    key("validation.batches", Kind::Count, "micro-batches of an evaluation"),
+    key("log.every", Kind::Count, "steps between two lines"),
+];
+
+/// The key of a path.
+pub(super) fn find(path: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.path == path)
+}
+
+/// What to say about a path that is no key: the nearest one, by the whole path or by its last part.
+pub(super) fn hint(path: &str) -> String {
+    let last = |path: &str| path.rsplit('.').next().unwrap_or_default().to_string();
+    let distance = |key: &Key| {
+        let whole = strsim::damerau_levenshtein(path, key.path);
+        let end = strsim::damerau_levenshtein(&last(path), &last(key.path));
+        // A right name in the wrong table is a better guess than a wrong name in the right one.
+        whole.min(2 * end + usize::from(last(path) != path))
+    };
+    let nearest = KEYS.iter().min_by_key(|key| distance(key)).expect("there are keys");
+    if distance(nearest) <= (path.len() / 3).max(2) {
+        return format!("did you mean `{}`?", nearest.path);
+    }
+    let mut tables: Vec<_> =
+        KEYS.iter().filter_map(|key| key.path.split_once('.')).map(|(table, _)| table).collect();
+    tables.dedup();
+    format!("the tables are {}; a run's config.toml lists every key", tables.join(", "))
+}
+
+impl Key {
+    /// Checks a value from TOML, or reads one that was typed as text; none stands for `"auto"`.
+    pub(super) fn typed(&self, value: Value, source: &Source) -> Result<Option<Value>, RunConfigError> {
+        if self.open == Open::Yes && value.as_str() == Some("auto") {
+            return Ok(None);
+        }
+        let typed_in = !matches!(source, Source::File(_) | Source::Preset(_));
+        let refuse = |value: &Value| RunConfigError::Type {
+            key: self.path,
+            wanted: match self.kind {
+                Kind::Count => "a whole number that is not negative",
+                Kind::Real => "a number",
+                Kind::Switch => "true or false",
+                Kind::Text => "text",
+            },
+            found: value.as_str().filter(|_| typed_in).map_or_else(|| value.to_string(), str::to_string),
+            source_of: source.clone(),
+        };
+        let read = match (&value, typed_in) {
+            (Value::String(text), true) => match self.kind {
+                Kind::Count => text.replace('_', "").parse().ok().map(Value::Integer),
+                Kind::Real => text.replace('_', "").parse().ok().map(Value::Float),
+                Kind::Switch => text.parse().ok().map(Value::Boolean),
+                Kind::Text => Some(value.clone()),
+            },
+            _ => Some(value.clone()),
+        };
+        match (self.kind, read) {
+            (Kind::Count, Some(Value::Integer(n))) if n >= 0 => Ok(Some(Value::Integer(n))),
+            (Kind::Real, Some(Value::Integer(n))) => Ok(Some(Value::Float(n as f64))),
+            (Kind::Real, Some(number @ Value::Float(_)))
+            | (Kind::Switch, Some(number @ Value::Boolean(_)))
+            | (Kind::Text, Some(number @ Value::String(_))) => Ok(Some(number)),
+            _ => Err(refuse(&value)),
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! The run that belongs to each model preset.
+
+use super::{
+    Batch, Checkpoints, Data, Kernels, Log, Optimizer, Packing, RunConfig, ScheduleConfig, ScheduleKind,
+    Validation,
+};
+use crate::schedule::Curve;
+use model::{Config, Preset};
+
+/// The mission's run for the 1b model; the others differ from it in size, length and regularity of saving.
+pub(super) fn run(preset: Preset) -> RunConfig {
+    let mission = RunConfig {
+        seed: 0,
+        steps: None,
+        platform: "cpu".into(),
+        kernels: Kernels::Auto,
+        model: Config::preset(preset),
+        data: Data {
+            path: None,
+            shuffle: true,
+            fim_rate: 0.5,
+            fim_spm: 0.1,
+            packing: Packing::BestFit,
+            validation_fraction: 0.01,
+            epochs: 4,
+            max_bad_row_groups: 0,
+        },
+        batch: Batch { micro: 8, accumulation: 8, seq: 2048 },
+        optimizer: Optimizer {
+            learning_rate: None,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.1,
+            clip: 1.0,
+        },
+        schedule: ScheduleConfig {
+            kind: ScheduleKind::Wsd,
+            warmup_steps: None,
+            decay_fraction: 0.1,
+            decay: Curve::OneMinusSqrt,
+            floor: 0.0,
+        },
+        checkpoint: Checkpoints { every: 1000, every_minutes: Some(15.0), keep_last: 3, keep_every: None },
+        validation: Validation { every: 1000, batches: 64 },
+        log: Log { every: 10 },
+    };
+    match preset {
+        Preset::OneB => mission,
+        Preset::Small => RunConfig { batch: Batch { micro: 8, accumulation: 8, seq: 1024 }, ..mission },
+        // Minutes on two cores: no time for a second task (FIM), a longer decay, and a rate that fits the width.
+        Preset::Tiny => RunConfig {
+            steps: Some(600),
+            data: Data { fim_rate: 0.0, epochs: 1, validation_fraction: 0.02, ..mission.data },
+            batch: Batch { micro: 8, accumulation: 1, seq: 256 },
+            optimizer: Optimizer { learning_rate: Some(3e-3), ..mission.optimizer },
+            schedule: ScheduleConfig { decay_fraction: 0.3, ..mission.schedule },
+            checkpoint: Checkpoints { every: 100, every_minutes: None, keep_last: 2, keep_every: None },
+            validation: Validation { every: 100, batches: 16 },
+            ..mission
+        },
+        Preset::Bench => RunConfig {
+            steps: Some(50),
+            data: Data { fim_rate: 0.0, epochs: 1, ..mission.data },
+            batch: Batch { micro: 8, accumulation: 1, seq: 256 },
+            log: Log { every: 1 },
+            ..mission
+        },
+    }
+}

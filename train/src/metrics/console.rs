@@ -1,0 +1,156 @@
+//! The progress line: a bar on a terminal, plain lines elsewhere.
+
+use super::Train;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::IsTerminal;
+
+/// How progress is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// One line that is drawn over itself.
+    Bar,
+    /// A line a record.
+    Lines,
+    /// Nothing.
+    Silent,
+}
+
+/// Progress of one run on the screen.
+pub(super) struct Console {
+    look: Look,
+    bar: ProgressBar,
+    steps: u64,
+}
+
+impl Look {
+    /// A bar if someone watches, lines for files and notebooks.
+    pub fn of_stdout() -> Look {
+        if std::io::stdout().is_terminal() && std::io::stderr().is_terminal() {
+            Look::Bar
+        } else {
+            Look::Lines
+        }
+    }
+}
+
+impl Console {
+    pub(super) fn new(look: Look, step: u64, steps: u64) -> Console {
+        let bar = if look == Look::Bar { ProgressBar::new(steps) } else { ProgressBar::hidden() };
+        let style = ProgressStyle::with_template("{wide_bar:.cyan} {msg}").expect("a constant template");
+        bar.set_style(style);
+        bar.set_position(step);
+        Console { look, bar, steps }
+    }
+
+    pub(super) fn train(&self, train: &Train) {
+        let text = line(train, self.steps);
+        match self.look {
+            Look::Bar => {
+                self.bar.set_position(train.step);
+                self.bar.set_message(text);
+            }
+            Look::Lines => println!("{text}"),
+            Look::Silent => {}
+        }
+    }
+
+    pub(super) fn say(&self, text: &str) {
+        match self.look {
+            Look::Bar => self.bar.suspend(|| println!("{text}")),
+            Look::Lines => println!("{text}"),
+            Look::Silent => {}
+        }
+    }
+
+    pub(super) fn finish(&self) {
+        self.bar.finish();
+    }
+}
+
+/// The progress line of a record.
+pub fn line(train: &Train, steps: u64) -> String {
+    let mfu = train.mfu.map_or("unknown".into(), |mfu| format!("{:.1} %", 100.0 * mfu));
+    let skipped = if train.skipped > 0 { format!(" | {} skipped", train.skipped) } else { String::new() };
+    format!(
+        "step {}/{steps} | loss {:.4} | lr {:.2e} | grad {:.3} | {} tok/s | MFU {mfu} | ETA {}{skipped}",
+        train.step,
+        train.loss,
+        train.learning_rate,
+        train.gradient_norm,
+        short(train.tokens_per_second),
+        duration(train.eta_seconds)
+    )
+}
+
+/// Three digits and a unit: `6.10k`, `51.9k`, `1.20M`.
+fn short(x: f64) -> String {
+    let (x, unit) = match x {
+        x if x >= 1e6 => (x / 1e6, "M"),
+        x if x >= 1e3 => (x / 1e3, "k"),
+        x => (x, ""),
+    };
+    let digits = if x >= 100.0 {
+        0
+    } else if x >= 10.0 {
+        1
+    } else {
+        2
+    };
+    format!("{x:.digits$}{unit}")
+}
+
+/// The two largest units: `59s`, `3m12s`, `26h04m`, `13d02h`.
+fn duration(seconds: f64) -> String {
+    if !seconds.is_finite() {
+        return "unknown".into();
+    }
+    let s = seconds.round() as u64;
+    match s {
+        0..60 => format!("{s}s"),
+        60..3600 => format!("{}m{:02}s", s / 60, s % 60),
+        3600..172_800 => format!("{}h{:02}m", s / 3600, s / 60 % 60),
+        _ => format!("{}d{:02}h", s / 86_400, s / 3600 % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_says_what_matters() {
+        let train = Train {
+            step: 120,
+            loss: 4.12344,
+            main_loss: 3.5,
+            mtp_loss: None,
+            learning_rate: 1e-3,
+            gradient_norm: 0.5234,
+            tokens_seen: 0,
+            tokens_per_second: 6100.0,
+            mfu: None,
+            skipped: 0,
+            eta_seconds: 192.4,
+        };
+        assert_eq!(
+            line(&train, 600),
+            "step 120/600 | loss 4.1234 | lr 1.00e-3 | grad 0.523 | 6.10k tok/s | MFU unknown | ETA 3m12s"
+        );
+        let train = Train {
+            mfu: Some(0.4123),
+            skipped: 2,
+            eta_seconds: f64::INFINITY,
+            tokens_per_second: 51_900.0,
+            ..train
+        };
+        assert!(line(&train, 600).ends_with("| 51.9k tok/s | MFU 41.2 % | ETA unknown | 2 skipped"));
+    }
+
+    #[test]
+    fn durations_have_two_units() {
+        let cases = [(59.4, "59s"), (60.0, "1m00s"), (93_840.0, "26h04m"), (1_130_400.0, "13d02h")];
+        for (seconds, text) in cases {
+            assert_eq!(duration(seconds), text);
+        }
+    }
+}

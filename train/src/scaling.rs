@@ -1,0 +1,172 @@
+//! Values that follow from the size of the model and of the data, each with its reason.
+
+use crate::config::{Resolved, RunConfig, RunConfigError, ScheduleKind, Source};
+use crate::schedule::{Decay, Schedule};
+use std::fmt;
+
+/// What is known before the run starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// Parameters of the model.
+    pub parameters: u64,
+    /// Tokens of the training split, once through.
+    pub train_tokens: u64,
+}
+
+/// One value that was chosen and why.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decision {
+    /// The configuration key.
+    pub key: &'static str,
+    /// The value as the configuration spells it.
+    pub value: String,
+    /// Where it comes from, in words and numbers.
+    pub reason: String,
+}
+
+/// The run's length and learning rates, nothing left open.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// Optimiser steps of the whole run.
+    pub steps: u64,
+    /// Learning rate over these steps.
+    pub schedule: Schedule,
+    /// What was chosen automatically; values that a person set are not in it.
+    pub decisions: Vec<Decision>,
+}
+
+/// Learning rate for a number of parameters: `3e-4 sqrt(1.5e9 / N)` within [1e-4, 1e-3], the original
+/// implementation's rule. A heuristic: sweep around it before a long run (SPEC 4).
+pub fn learning_rate(parameters: u64) -> f64 {
+    (3e-4 * (1.5e9 / parameters as f64).sqrt()).clamp(1e-4, 1e-3)
+}
+
+/// Chooses every value that was left automatic, writes it into the configuration, and lays out the schedule.
+///
+/// # Errors
+/// If the data is too small for one step, or a warmup that was set does not fit into the run.
+pub fn plan(resolved: &mut Resolved, facts: Facts) -> Result<Plan, RunConfigError> {
+    let mut decisions = Vec::new();
+    let rate = resolved.run.optimizer.learning_rate.unwrap_or_else(|| {
+        let rate = learning_rate(facts.parameters);
+        // Three digits: a heuristic has no more, and the number is written into files.
+        let rate = format!("{rate:.2e}").parse().expect("a formatted number parses");
+        decisions.push(Decision {
+            key: "optimizer.learning_rate",
+            value: format!("{rate:e}"),
+            reason: format!("3e-4 * sqrt(1.5e9 / {} parameters), within [1e-4, 1e-3]", facts.parameters),
+        });
+        rate
+    });
+    let steps = match resolved.run.steps {
+        Some(steps) => steps,
+        None => {
+            let decision = steps_of_data(&resolved.run, facts)?;
+            let steps = decision.value.parse().expect("a count of steps");
+            decisions.push(decision);
+            steps
+        }
+    };
+    let warmup = resolved.run.schedule.warmup_steps.unwrap_or_else(|| {
+        let warmup = (steps / 20).clamp(1, 2000).min(steps);
+        decisions.push(Decision {
+            key: "schedule.warmup_steps",
+            value: warmup.to_string(),
+            reason: format!("a twentieth of {steps} steps, at most 2000"),
+        });
+        warmup
+    });
+    if warmup > steps {
+        return Err(RunConfigError::Value {
+            key: "schedule.warmup_steps".into(),
+            found: warmup.to_string(),
+            wanted: format!("at most the {steps} steps of the run"),
+            source_of: resolved.source("schedule.warmup_steps"),
+        });
+    }
+    resolved.run.optimizer.learning_rate = Some(rate);
+    resolved.run.steps = Some(steps);
+    resolved.run.schedule.warmup_steps = Some(warmup);
+    for decision in &decisions {
+        resolved.set_source(decision.key, Source::Auto(decision.reason.clone()));
+    }
+    let chosen = &resolved.run.schedule;
+    let decay = match chosen.kind {
+        ScheduleKind::Constant => None,
+        ScheduleKind::Wsd => {
+            // The original rounds the start of the decay down.
+            let start = ((1.0 - chosen.decay_fraction) * steps as f64).floor() as u64;
+            Some(Decay { start, steps: steps - start, curve: chosen.decay, floor: chosen.floor })
+        }
+    };
+    Ok(Plan { steps, schedule: Schedule { peak: rate, warmup_steps: warmup, decay }, decisions })
+}
+
+fn steps_of_data(run: &RunConfig, facts: Facts) -> Result<Decision, RunConfigError> {
+    let per_step = run.batch.tokens();
+    let steps = facts.train_tokens * u64::from(run.data.epochs) / per_step;
+    if steps == 0 {
+        return Err(RunConfigError::TooLittleData {
+            tokens: facts.train_tokens * u64::from(run.data.epochs),
+            per_step,
+        });
+    }
+    Ok(Decision {
+        key: "steps",
+        value: steps.to_string(),
+        reason: format!(
+            "{} tokens x {} epochs / {per_step} tokens a step ({} x {} sequences of {})",
+            facts.train_tokens, run.data.epochs, run.batch.accumulation, run.batch.micro, run.batch.seq
+        ),
+    })
+}
+
+impl fmt::Display for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} = {}: {}", self.key, self.value, self.reason)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::resolve;
+    use model::Preset;
+
+    #[test]
+    fn the_mission_scales_as_the_spec_says() {
+        let mut resolved = resolve(Preset::OneB, None, &[]).unwrap();
+        let facts = Facts { parameters: 1_075_147_776, train_tokens: 24_000_000_000 };
+        let plan = plan(&mut resolved, facts).unwrap();
+        assert_eq!(plan.steps, 732_421);
+        assert_eq!(plan.schedule.peak, 3.54e-4);
+        assert_eq!(plan.schedule.warmup_steps, 2000);
+        assert_eq!(plan.schedule.decay.unwrap().start, 659_178);
+        let reasons: Vec<_> = plan.decisions.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            reasons,
+            [
+                "optimizer.learning_rate = 3.54e-4: 3e-4 * sqrt(1.5e9 / 1075147776 parameters), within [1e-4, 1e-3]",
+                "steps = 732421: 24000000000 tokens x 4 epochs / 131072 tokens a step (8 x 8 sequences of 2048)",
+                "schedule.warmup_steps = 2000: a twentieth of 732421 steps, at most 2000",
+            ]
+        );
+        assert!(resolved.to_toml().contains("learning_rate = 0.000354 # auto: 3e-4 * sqrt"));
+    }
+
+    #[test]
+    fn rates_stay_within_their_bounds() {
+        assert_eq!((learning_rate(1_000_000), learning_rate(1_000_000_000_000)), (1e-3, 1e-4));
+    }
+
+    #[test]
+    fn too_little_data_and_too_long_a_warmup_are_refused() {
+        let mut resolved = resolve(Preset::OneB, None, &[]).unwrap();
+        let error = plan(&mut resolved, Facts { parameters: 1, train_tokens: 1000 }).unwrap_err().to_string();
+        assert!(error.contains("4000 tokens") && error.contains("131072"), "{error}");
+        resolved.run.steps = Some(10);
+        resolved.run.schedule.warmup_steps = Some(11);
+        let error = plan(&mut resolved, Facts { parameters: 1, train_tokens: 1000 }).unwrap_err().to_string();
+        assert!(error.contains("`schedule.warmup_steps` is 11, but must be at most the 10 steps"), "{error}");
+    }
+}
