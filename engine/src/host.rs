@@ -41,7 +41,12 @@ impl Host {
     #[track_caller]
     pub fn new<E: Element>(shape: impl Into<Vec<usize>>, data: &[E]) -> Host {
         let ty = Type::new(E::DTYPE, shape);
-        assert!(ty.elements() == data.len(), "host tensor {ty}: wants {} numbers, got {}", ty.elements(), data.len());
+        assert!(
+            ty.elements() == data.len(),
+            "host tensor {ty}: wants {} numbers, got {}",
+            ty.elements(),
+            data.len()
+        );
         Host::from_bytes(ty, bytemuck::cast_slice(data))
     }
 
@@ -56,7 +61,12 @@ impl Host {
     /// If the number of bytes is not that of the type.
     #[track_caller]
     pub fn from_bytes(ty: Type, bytes: &[u8]) -> Host {
-        assert!(ty.bytes() == bytes.len(), "host tensor {ty}: wants {} bytes, got {}", ty.bytes(), bytes.len());
+        assert!(
+            ty.bytes() == bytes.len(),
+            "host tensor {ty}: wants {} bytes, got {}",
+            ty.bytes(),
+            bytes.len()
+        );
         let mut host = Host::zeros(ty);
         host.bytes_mut().copy_from_slice(bytes);
         host
@@ -119,7 +129,12 @@ impl Host {
     /// If `data` does not have one number for each element.
     #[track_caller]
     pub fn from_f64(ty: Type, data: &[f64]) -> Host {
-        assert!(ty.elements() == data.len(), "host tensor {ty}: wants {} numbers, got {}", ty.elements(), data.len());
+        assert!(
+            ty.elements() == data.len(),
+            "host tensor {ty}: wants {} numbers, got {}",
+            ty.elements(),
+            data.len()
+        );
         let mut host = Host::zeros(ty);
         macro_rules! fill {
             ($rust:ty, $from:expr) => {
@@ -137,7 +152,9 @@ impl Host {
             DType::U32 => fill!(u32, |x| x as u32),
             DType::I64 => fill!(i64, |x| x as i64),
             DType::U8 => fill!(u8, |x| x as u8),
-            DType::Bool => host.bytes_mut().iter_mut().zip(data).for_each(|(slot, &x)| *slot = u8::from(x != 0.0)),
+            DType::Bool => {
+                host.bytes_mut().iter_mut().zip(data).for_each(|(slot, &x)| *slot = u8::from(x != 0.0))
+            }
         }
         host
     }
@@ -153,6 +170,12 @@ impl PartialEq for Host {
 impl fmt::Debug for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let values = self.to_f64();
-        write!(f, "{} {:?}{}", self.ty, &values[..values.len().min(16)], if values.len() > 16 { " ..." } else { "" })
+        write!(
+            f,
+            "{} {:?}{}",
+            self.ty,
+            &values[..values.len().min(16)],
+            if values.len() > 16 { " ..." } else { "" }
+        )
     }
 }

@@ -1,0 +1,3 @@
+//! Training: data, optimiser, checkpoints and the loop.
+
+pub mod data;
