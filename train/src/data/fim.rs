@@ -78,7 +78,8 @@ pub(super) fn rearrange(
 ) -> Result<Option<Vec<i32>>> {
     let Some(text) = tokenizer.decode(ids) else { return Ok(None) };
     let (from, to) = draws.cut(number, &text);
-    let [prefix, middle, suffix] = [&text[..from], &text[from..to], &text[to..]].map(|part| tokenizer.encode(part));
+    let [prefix, middle, suffix] =
+        [&text[..from], &text[from..to], &text[to..]].map(|part| tokenizer.encode(part));
     let (prefix, middle, suffix) = (prefix?, middle?, suffix?);
     let mut out = Vec::with_capacity(prefix.len() + middle.len() + suffix.len() + 4);
     match form {
@@ -121,7 +122,8 @@ mod tests {
                 forms[2] += 1;
                 continue;
             };
-            let out = rearrange(&ids, number, form, draws, marks, &tokenizer).expect("encode").expect("is text");
+            let out =
+                rearrange(&ids, number, form, draws, marks, &tokenizer).expect("encode").expect("is text");
             let part = |range: &[i32]| tokenizer.decode(range).expect("cut at a character boundary");
             let at = |mark| out.iter().position(|&id| id == mark).expect("marked");
             let (suffix, middle) = (at(marks.suffix), at(marks.middle));

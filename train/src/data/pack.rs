@@ -87,8 +87,12 @@ pub(super) fn sequential(documents: &[Vec<i32>], seq: usize, pad: i32) -> Packed
 pub(super) fn best_fit(documents: &[Vec<i32>], seq: usize, pad: i32) -> PackedRows {
     let mut filler = Filler::new(seq);
     // Equal lengths are taken in order, hence the reversed index: the search looks from the end.
-    let mut waiting: BTreeSet<(usize, Reverse<usize>)> =
-        documents.iter().enumerate().filter(|(_, d)| !d.is_empty()).map(|(i, d)| (d.len(), Reverse(i))).collect();
+    let mut waiting: BTreeSet<(usize, Reverse<usize>)> = documents
+        .iter()
+        .enumerate()
+        .filter(|(_, d)| !d.is_empty())
+        .map(|(i, d)| (d.len(), Reverse(i)))
+        .collect();
     let mut next = 0;
     let mut tail: &[i32] = &[];
     while !(tail.is_empty() && waiting.is_empty()) {
@@ -164,14 +168,16 @@ fn consecutive(segments: &[i32]) -> Result<Vec<i32>, String> {
 /// The last label of a shifted row is dropped: its target lies beyond the row.
 fn trained_length(ids: &[i32], labels: &[i32]) -> Result<usize, String> {
     let unmasked = labels.iter().rposition(|&l| l >= 0).map_or(0, |at| at + 1);
-    let agrees = |shift: usize| ids.iter().skip(shift).zip(&labels[..unmasked]).all(|(id, label)| id == label);
+    let agrees =
+        |shift: usize| ids.iter().skip(shift).zip(&labels[..unmasked]).all(|(id, label)| id == label);
     if agrees(0) {
         return Ok(unmasked);
     }
     if agrees(1) {
         return Ok((unmasked + usize::from(unmasked > 0)).min(ids.len()));
     }
-    Err("`labels` are neither `input_ids` nor `input_ids` moved by one, with masks only at the end".to_owned())
+    Err("`labels` are neither `input_ids` nor `input_ids` moved by one, with masks only at the end"
+        .to_owned())
 }
 
 #[cfg(test)]
@@ -186,7 +192,8 @@ mod tests {
     /// Documents whose tokens say where they come from: `1000 * document + place`, ended by EOS.
     fn documents() -> impl Strategy<Value = Vec<Vec<i32>>> {
         prop::collection::vec(0..60i32, 1..40).prop_map(|lengths| {
-            let document = |(d, n): (usize, i32)| (0..n).map(|p| 1000 * (d as i32 + 1) + p).chain([EOS]).collect();
+            let document =
+                |(d, n): (usize, i32)| (0..n).map(|p| 1000 * (d as i32 + 1) + p).chain([EOS]).collect();
             lengths.into_iter().enumerate().map(document).collect()
         })
     }

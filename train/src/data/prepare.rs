@@ -10,7 +10,6 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::atomic::write_atomic;
@@ -19,6 +18,7 @@ use super::manifest::{
     self, DATASET_FILE, DatasetInfo, PROGRESS_FILE, Progress, Recipe, ShardInfo, Skipped, Split,
     TOKENIZER_FILE,
 };
+use super::parallel::{cores, in_parallel};
 use super::shard_write::ShardWriter;
 use super::source::{self, Item, Loaded, Source};
 use super::tokenizer::{self, END_OF_TEXT, FIM_PAD, Tokenizer};
@@ -73,7 +73,7 @@ impl PrepareOptions {
             max_file_bytes: 1 << 20,
             shard_tokens: 1 << 24,
             exclude: Vec::new(),
-            threads: std::thread::available_parallelism().map_or(1, |n| n.get()),
+            threads: cores(),
         }
     }
 }
@@ -317,25 +317,6 @@ fn hash_fraction(bytes: &[u8]) -> f64 {
 /// Half of a hash: enough to tell documents apart, and half the memory for a large corpus.
 fn short(hash: &blake3::Hash) -> [u8; 16] {
     hash.as_bytes()[..16].try_into().expect("16 bytes")
-}
-
-/// Applies `work` to every item on `threads` threads; the results are in the order of the items.
-fn in_parallel<T: Sync, R: Send>(items: &[T], threads: usize, work: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    let next = AtomicUsize::new(0);
-    let one_thread = || {
-        let mut done = Vec::new();
-        loop {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            let Some(item) = items.get(index) else { return done };
-            done.push((index, work(item)));
-        }
-    };
-    let mut done: Vec<(usize, R)> = std::thread::scope(|scope| {
-        let handles: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(one_thread)).collect();
-        handles.into_iter().flat_map(|h| h.join().unwrap_or_else(|p| std::panic::resume_unwind(p))).collect()
-    });
-    done.sort_by_key(|(index, _)| *index);
-    done.into_iter().map(|(_, result)| result).collect()
 }
 
 /// The state of a preparation under way.
