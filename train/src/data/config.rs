@@ -28,6 +28,8 @@ pub struct DataConfig {
     pub epochs: f64,
     /// How many damaged row groups are left out before the run stops.
     pub max_bad_row_groups: usize,
+    /// Documents are shuffled within windows of this many tokens, which are held in memory at 4 bytes each.
+    pub window_tokens: u64,
 }
 
 impl Default for DataConfig {
@@ -41,6 +43,7 @@ impl Default for DataConfig {
             validation_fraction: 0.02,
             epochs: 1.0,
             max_bad_row_groups: 0,
+            window_tokens: 1 << 24,
         }
     }
 }
@@ -56,6 +59,7 @@ impl DataConfig {
             fim_spm_rate: self.fim_spm_rate,
             seed,
             max_bad_row_groups: self.max_bad_row_groups,
+            window_tokens: self.window_tokens,
         }
     }
 }
@@ -100,6 +104,8 @@ pub struct RowOptions {
     pub seed: u64,
     /// How many damaged row groups are left out before an error.
     pub max_bad_row_groups: usize,
+    /// Documents are shuffled within windows of this many tokens.
+    pub window_tokens: u64,
 }
 
 impl RowOptions {
@@ -118,5 +124,10 @@ impl RowOptions {
             });
         }
         Ok(())
+    }
+
+    /// Tokens of a block, the unit of packing: a small part of a window, but enough rows that the padded one does not count.
+    pub(super) fn block_tokens(&self) -> u64 {
+        (self.window_tokens / 16).max(64 * self.seq as u64)
     }
 }

@@ -1,10 +1,10 @@
 //! The order of an epoch: chunks, windows, blocks, rows.
 //!
 //! * The **chunks** of the split are put in an order: that of the files, or a permutation drawn from (seed, epoch).
-//! * Consecutive chunks form **windows** of at most [`WINDOW_TOKENS`] tokens. A window is held in memory and its documents are
+//! * Consecutive chunks form **windows** of at most `window_tokens` tokens. A window is held in memory and its documents are
 //!   permuted as a whole: a data set that fits one window is shuffled completely, a larger one in two levels. A complete
 //!   permutation of a large one would read every document from another place of the disk.
-//! * The documents of a window are cut into **blocks** of about [`BLOCK_TOKENS`] tokens. FIM and packing happen within a block
+//! * The documents of a window are cut into **blocks** of about a sixteenth of that. FIM and packing happen within a block
 //!   and see nothing else, so any block can be made again from the seed alone: a position is (epoch, window, block, row).
 //!   The price is one row a block that is padded, about 0.1 % of the tokens.
 //!
@@ -25,11 +25,6 @@ use super::position::Position;
 use super::random::{Purpose, Stream};
 use super::shard::{ReadError, Rows};
 
-/// A window's tokens: 64 MiB of ids.
-pub(super) const WINDOW_TOKENS: u64 = 1 << 24;
-/// A block's tokens, or [`BLOCK_ROWS`] rows if that is more.
-pub(super) const BLOCK_TOKENS: usize = 1 << 20;
-const BLOCK_ROWS: usize = 64;
 /// Changes whenever the order of rows does, so that a position of another order is refused.
 const ORDER_VERSION: u64 = 1;
 
@@ -173,9 +168,10 @@ impl Feed {
             self.stream(Purpose::Chunks).shuffle(&mut order, |chunk| chunk as u64);
         }
         let mut windows: Vec<Vec<usize>> = Vec::new();
-        let mut held = WINDOW_TOKENS;
+        let limit = self.options.window_tokens;
+        let mut held = limit;
         for chunk in order {
-            if held + chunks[chunk].tokens > WINDOW_TOKENS {
+            if held + chunks[chunk].tokens > limit {
                 windows.push(Vec::new());
                 held = 0;
             }
@@ -208,11 +204,11 @@ impl Feed {
         if self.options.order == Order::Shuffled {
             self.stream(Purpose::Documents).shuffle(&mut order, |row| numbers[row]);
         }
-        let limit = BLOCK_TOKENS.max(BLOCK_ROWS * self.options.seq);
+        let limit = self.options.block_tokens();
         let mut blocks = Vec::new();
         let (mut start, mut held) = (0, 0);
         for (at, &row) in order.iter().enumerate() {
-            held += all.range(row).len() + 1;
+            held += all.range(row).len() as u64 + 1;
             if held >= limit || at + 1 == order.len() {
                 blocks.push(start..at + 1);
                 (start, held) = (at + 1, 0);
@@ -328,9 +324,7 @@ fn mark(dataset: &Dataset, part: Part, options: &RowOptions) -> u64 {
     let mut hasher = blake3::Hasher::new();
     let numbers = [
         ORDER_VERSION,
-        WINDOW_TOKENS,
-        BLOCK_TOKENS as u64,
-        BLOCK_ROWS as u64,
+        options.window_tokens,
         dataset.mark(),
         rows,
         options.seq as u64,

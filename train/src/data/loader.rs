@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use super::config::{Order, RowOptions};
 use super::dataset::{Dataset, Part};
 use super::error::{DataError, Result};
-use super::feed::{BLOCK_TOKENS, Block, Feed, WINDOW_TOKENS};
+use super::feed::{Block, Feed};
 use super::pack::{PADDING, Packing};
 use super::position::Position;
 
@@ -164,8 +164,8 @@ impl Dataset {
         let marks = 6.0 * options.fim_rate * documents as f64;
         let tokens = stored + documents + marks as u64;
         // Two neighbouring windows hold more than one window's tokens together.
-        let windows = 2 * tokens / WINDOW_TOKENS + 1;
-        let blocks = tokens / BLOCK_TOKENS as u64 + windows;
+        let windows = 2 * tokens / options.window_tokens + 1;
+        let blocks = tokens / options.block_tokens() + windows;
         EpochSize { documents, tokens, rows: tokens / options.seq as u64 + blocks }
     }
 
