@@ -9,6 +9,7 @@ use std::sync::Arc;
 use arrow_array::builder::{Int32Builder, ListBuilder};
 use arrow_array::{ArrayRef, RecordBatch, StringArray};
 use parquet::arrow::ArrowWriter;
+use proptest::prelude::*;
 use tempfile::TempDir;
 use train::data::{
     Batch, DataError, Dataset, Loader, Order, PADDING, Packing, Position, PrepareOptions, PrepareProgress,
@@ -379,6 +380,22 @@ fn whole_rows_come_in_file_order_or_in_a_permutation_that_changes_with_the_epoch
 }
 
 #[test]
+fn a_large_row_group_is_read_in_parts() {
+    let dir = TempDir::new().expect("folder");
+    let rows_of = |i: i32| vec![i; 1000];
+    write_parquet(&dir.path().join("rows.parquet"), &[vec![("input_ids", (0..9000).map(rows_of).collect())]]);
+    let options =
+        RowOptions { seq: 1000, window_tokens: 1 << 22, ..rows(Packing::None, Order::Shuffled, 0.0) };
+    let mut loader = Loader::start(open(dir.path()), options, Position::default()).expect("start");
+    let batch = loader.next_batch(1, 9000).expect("batch");
+    assert_eq!((batch.position_after.epoch, batch.position_after.window), (1, 0));
+    let mut found: Vec<i32> = batch.ids.chunks(1000).map(|row| row[0]).collect();
+    assert!(batch.ids.chunks(1000).all(|row| row.iter().all(|id| *id == row[0])));
+    found.sort_unstable();
+    assert_eq!(found, (0..9000).collect::<Vec<_>>());
+}
+
+#[test]
 fn a_position_belongs_to_its_data_but_not_to_their_place() {
     let dir = TempDir::new().expect("folder");
     let (a, b) = (dir.path().join("a"), dir.path().join("b"));
@@ -541,4 +558,34 @@ fn a_damaged_row_group_is_left_out_and_moves_no_other() {
     let mut loader = Loader::start(dataset, strict, Position::default()).expect("start");
     let error = (0..good.len()).find_map(|_| loader.next_batch(1, 1).err()).expect("an error").to_string();
     assert!(error.contains("part-1.parquet, row group 0"), "{error}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    /// Whatever bytes a file holds, reading it ends in rows or in an error.
+    #[test]
+    fn damaged_files_never_bring_the_loader_down(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        cut in prop::option::weighted(0.1, any::<prop::sample::Index>()),
+    ) {
+        let dir = TempDir::new().expect("folder");
+        let file = dir.path().join("x.parquet");
+        let group = |g: i32| vec![("input_ids", (0..20).map(|i| (0..i).map(|p| g + p).collect()).collect())];
+        write_parquet(&file, &[group(0), group(50)]);
+        let mut bytes = fs::read(&file).expect("read");
+        for (at, byte) in &changes {
+            let at = at.index(bytes.len());
+            bytes[at] = *byte;
+        }
+        if let Some(cut) = cut {
+            bytes.truncate(cut.index(bytes.len()));
+        }
+        fs::write(&file, bytes).expect("write");
+        if let Ok(dataset) = Dataset::open(dir.path(), VOCABULARY, 0.0) {
+            let options = RowOptions { max_bad_row_groups: 2, ..rows(Packing::BestFit, Order::Shuffled, 0.0) };
+            let batch = Loader::start(Arc::new(dataset), options, Position::default()).and_then(|mut l| l.next_batch(1, 4));
+            prop_assert!(!matches!(batch, Err(DataError::ThreadGone)));
+        }
+    }
 }

@@ -23,6 +23,9 @@ use super::manifest::{ShardInfo, row_group_check};
 /// The columns that a row may have, in the order in which they are read.
 const COLUMNS: [&str; 3] = ["input_ids", "segment_ids", "labels"];
 
+/// No row group has more tokens; a footer that says so is damaged.
+const MOST_TOKENS: u64 = 1 << 40;
+
 /// An open shard.
 pub(super) struct Shard {
     pub(super) path: PathBuf,
@@ -87,13 +90,15 @@ impl Shard {
                 remedy: "text must be tokenised first: `cargo run -p prepare-data -- --out DIR --text-column NAME FILE`",
             });
         }
-        Ok(Self {
-            path: path.to_owned(),
-            bytes,
-            metadata,
-            present,
-            checks: info.map(|i| i.row_groups.clone()),
-        })
+        let checks = info.map(|i| i.row_groups.clone());
+        let shard = Self { path: path.to_owned(), bytes, metadata, present, checks };
+        if let Some((rows, tokens)) =
+            shard.row_groups().find(|&(rows, tokens)| rows > tokens || tokens > MOST_TOKENS)
+        {
+            let reason = format!("its footer speaks of {rows} rows with {tokens} tokens in one row group");
+            return Err(DataError::Footer { path: path.to_owned(), reason });
+        }
+        Ok(shard)
     }
 
     /// Whether rows are complete training rows rather than documents.
@@ -124,16 +129,10 @@ impl Shard {
         rows: Range<u64>,
         vocabulary: usize,
     ) -> std::result::Result<Rows, ReadError> {
-        let damaged = |e: String| ReadError::Damaged(e);
-        if let Some(check) = self.checks.as_ref().and_then(|c| c.get(group)) {
-            let bytes = self.bytes.get(row_group_range(self.metadata.metadata().row_group(group)));
-            if bytes.map(row_group_check).as_ref() != Some(check) {
-                return Err(damaged("its bytes do not hash to what dataset.json says".to_owned()));
-            }
-        }
-        let decoded = catch_unwind(AssertUnwindSafe(|| self.decode(group, &rows)))
+        let work = || self.verify(group).and_then(|()| self.decode(group, &rows));
+        let decoded = catch_unwind(AssertUnwindSafe(work))
             .unwrap_or_else(|_| Err("the Parquet decoder panicked".to_owned()))
-            .map_err(damaged)?;
+            .map_err(ReadError::Damaged)?;
         if let Some(at) = decoded.ids.iter().position(|&id| id < 0 || id as usize >= vocabulary) {
             let row =
                 self.rows_before(group) + rows.start + decoded.ends.partition_point(|&end| end <= at) as u64;
@@ -146,6 +145,16 @@ impl Shard {
             }));
         }
         Ok(decoded)
+    }
+
+    /// Compares the bytes of a row group with their hash, where that is known.
+    fn verify(&self, group: usize) -> std::result::Result<(), String> {
+        let Some(check) = self.checks.as_ref().and_then(|c| c.get(group)) else { return Ok(()) };
+        let bytes = self.bytes.get(row_group_range(self.metadata.metadata().row_group(group)));
+        if bytes.map(row_group_check).as_ref() == Some(check) {
+            return Ok(());
+        }
+        Err("its bytes do not hash to what dataset.json says".to_owned())
     }
 
     fn rows_before(&self, group: usize) -> u64 {
