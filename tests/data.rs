@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 use train::data::{
     Batch, DataError, Dataset, Loader, Order, PADDING, Packing, Position, PrepareOptions, PrepareProgress,
-    RowOptions, TokenizerSource, prepare,
+    RowOptions, TokenizerSource, prepare, prepare_standard_library,
 };
 
 /// Qwen's end of text: what a folder without a tokenizer means.
@@ -249,6 +249,23 @@ fn parquet_text_is_read_like_jsonl() {
         message.contains("`content`") && message.contains("`text`") && message.contains("--text-column"),
         "{message}"
     );
+}
+
+#[test]
+fn the_standard_library_is_prepared_once() {
+    let cache = TempDir::new().expect("folder");
+    let absent = message(prepare_standard_library("no-such-python", cache.path(), &mut go));
+    assert!(absent.contains("no-such-python") && absent.contains("--data DIR"), "{absent}");
+    let (out, summary) = prepare_standard_library("python3", cache.path(), &mut go).expect("prepare");
+    let info = summary.expect("the first time").info;
+    assert!(
+        info.train.documents > 200 && info.train.tokens > 1_000_000 && info.validation.tokens > 50_000,
+        "{info:?}"
+    );
+    assert_eq!(info.vocab_size, 4096);
+    assert!(Dataset::open(&out, 4096, 0.0).expect("open").has_validation());
+    let (again, summary) = prepare_standard_library("python3", cache.path(), &mut go).expect("prepare");
+    assert!(again == out && summary.is_none());
 }
 
 #[test]

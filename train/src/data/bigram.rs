@@ -39,10 +39,13 @@ impl Dataset {
             return Err(DataError::NoRows { path: self.folder().to_owned(), split: Part::Validation.name() });
         }
         let counts = self.count(&mut targets, limit)?;
+        // Sums of floating-point numbers depend on their order.
+        let mut targets: Vec<_> = targets.into_iter().collect();
+        targets.sort_unstable_by_key(|(pair, _)| *pair);
         let loss = |k: f64| {
             let cost: f64 = targets
                 .iter()
-                .map(|(&(a, b), pair)| {
+                .map(|&((a, b), ref pair)| {
                     let unigram = (counts.seen[b as usize] as f64 + 1.0)
                         / (counts.tokens as f64 + self.vocabulary() as f64);
                     let p = (pair.count as f64 + k * unigram) / (counts.followed[a as usize] as f64 + k);

@@ -22,6 +22,7 @@ mod shard_write;
 mod source;
 mod standard_library;
 mod tokenizer;
+mod words;
 
 pub use bigram::Bigram;
 pub use config::{DataConfig, Order, RowOptions};

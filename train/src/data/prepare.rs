@@ -23,9 +23,11 @@ use super::shard_write::ShardWriter;
 use super::source::{self, Item, Loaded, Source};
 use super::tokenizer::{self, END_OF_TEXT, FIM_PAD, Tokenizer};
 
-/// How many documents, and how many bytes held in memory, are worked on at a time.
+/// How many documents, and how many bytes of text, are worked on at a time.
 const BATCH_DOCUMENTS: usize = 1024;
-const BATCH_BYTES: usize = 32 << 20;
+const BATCH_BYTES: u64 = 32 << 20;
+/// A row group, whose offsets have 31 bits, must be able to hold any document.
+const LARGEST_DOCUMENT: u64 = 1 << 30;
 /// A tokenizer is trained on about this many bytes: more text changes small vocabularies little.
 const TOKENIZER_BYTES: u64 = 256 << 20;
 
@@ -135,6 +137,10 @@ pub fn prepare(
             wanted: "at least 1",
         });
     }
+    if options.max_file_bytes > LARGEST_DOCUMENT {
+        let found = options.max_file_bytes.to_string();
+        return Err(DataError::Setting { name: "--max-file-bytes", found, wanted: "at most 2^30" });
+    }
     let sources = source::find(&options.inputs, &options.exclude)?;
     let size = |s: &Source| fs::metadata(s.path()).map_or(0, |m| m.len());
     let bytes = sources.iter().map(size).sum();
@@ -156,7 +162,7 @@ pub fn prepare(
         skipped: Skipped::default(),
         input_bytes: 0,
     };
-    for batch in batches(&sources, &options.text_column) {
+    for batch in batches(&sources, options) {
         work.batch(&batch?, &tokenizer)?;
         tell(progress, work.progress())?;
     }
@@ -287,8 +293,11 @@ fn train_tokenizer(options: &PrepareOptions, sources: &[Source], bytes: u64, siz
 }
 
 /// Groups documents into batches of bounded size.
-fn batches<'a>(sources: &'a [Source], column: &'a str) -> impl Iterator<Item = Result<Vec<Item>>> + 'a {
-    let mut items = sources.iter().flat_map(move |source| match source.items(column) {
+fn batches<'a>(
+    sources: &'a [Source],
+    options: &'a PrepareOptions,
+) -> impl Iterator<Item = Result<Vec<Item>>> + 'a {
+    let mut items = sources.iter().flat_map(move |source| match source.items(&options.text_column) {
         Ok(items) => items,
         Err(e) => Box::new(std::iter::once(Err(e))),
     });
@@ -299,7 +308,7 @@ fn batches<'a>(sources: &'a [Source], column: &'a str) -> impl Iterator<Item = R
                 None => break,
                 Some(Err(e)) => return Some(Err(e)),
                 Some(Ok(item)) => {
-                    held += item.held();
+                    held += item.size(options.max_file_bytes);
                     batch.push(item);
                 }
             }

@@ -139,11 +139,11 @@ impl Item {
         })
     }
 
-    /// The bytes already in memory.
-    pub(super) fn held(&self) -> usize {
+    /// The bytes that the document takes once it is loaded.
+    pub(super) fn size(&self, max_bytes: u64) -> u64 {
         match self {
-            Self::File(_) => 0,
-            Self::Bytes(bytes) => bytes.len(),
+            Self::File(path) => fs::metadata(path).map_or(0, |m| m.len()).min(max_bytes),
+            Self::Bytes(bytes) => bytes.len() as u64,
         }
     }
 }
