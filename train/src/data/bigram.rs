@@ -1,7 +1,5 @@
 //! The loss that counting pairs of tokens reaches: a trained model must do better.
 
-use std::collections::HashMap;
-
 use super::dataset::{Dataset, Part};
 use super::error::{DataError, Result};
 use super::loader::Batch;
@@ -23,32 +21,33 @@ impl Dataset {
     /// `limit` training tokens in file order, and takes the k that is best on the validation batches themselves: the bar
     /// is rather too high than too low. Only pairs that occur in the batches are counted, so memory is bounded by them.
     pub fn bigram(&self, validation: &[Batch], limit: u64) -> Result<Bigram> {
-        let mut targets: HashMap<(i32, i32), Pair> = HashMap::new();
-        let mut total = 0u64;
-        for (ids, segments) in
-            validation.iter().flat_map(|b| b.ids.chunks(b.shape.seq).zip(b.segments.chunks(b.shape.seq)))
-        {
-            for (ids, segments) in ids.windows(2).zip(segments.windows(2)) {
-                if segments[0] == segments[1] && segments[0] >= 0 {
-                    targets.entry((ids[0], ids[1])).or_default().targets += 1;
-                    total += 1;
+        let mut pairs = Vec::new();
+        for batch in validation {
+            for (ids, segments) in
+                batch.ids.chunks(batch.shape.seq).zip(batch.segments.chunks(batch.shape.seq))
+            {
+                for (ids, segments) in ids.windows(2).zip(segments.windows(2)) {
+                    if segments[0] == segments[1] && segments[0] >= 0 {
+                        pairs.push((ids[0], ids[1]));
+                    }
                 }
             }
         }
+        let total = pairs.len() as u64;
         if total == 0 {
             return Err(DataError::NoRows { path: self.folder().to_owned(), split: Part::Validation.name() });
         }
-        let counts = self.count(&mut targets, limit)?;
-        // Sums of floating-point numbers depend on their order.
-        let mut targets: Vec<_> = targets.into_iter().collect();
-        targets.sort_unstable_by_key(|(pair, _)| *pair);
+        let mut pairs = Pairs::new(pairs, self.vocabulary());
+        let counts = self.count(&mut pairs, limit)?;
         let loss = |k: f64| {
-            let cost: f64 = targets
+            let cost: f64 = pairs
+                .list
                 .iter()
-                .map(|&((a, b), ref pair)| {
-                    let unigram = (counts.seen[b as usize] as f64 + 1.0)
-                        / (counts.tokens as f64 + self.vocabulary() as f64);
-                    let p = (pair.count as f64 + k * unigram) / (counts.followed[a as usize] as f64 + k);
+                .map(|pair| {
+                    let (a, b) = (pair.tokens.0 as usize, pair.tokens.1 as usize);
+                    let unigram =
+                        (counts.seen[b] as f64 + 1.0) / (counts.tokens as f64 + self.vocabulary() as f64);
+                    let p = (pair.count as f64 + k * unigram) / (counts.followed[a] as f64 + k);
                     -p.ln() * pair.targets as f64
                 })
                 .sum();
@@ -58,7 +57,7 @@ impl Dataset {
         Ok(Bigram { loss, targets: total, training_tokens: counts.tokens })
     }
 
-    fn count(&self, pairs: &mut HashMap<(i32, i32), Pair>, limit: u64) -> Result<Counts> {
+    fn count(&self, pairs: &mut Pairs, limit: u64) -> Result<Counts> {
         let size = self.vocabulary();
         let mut counts = Counts { seen: vec![0; size], followed: vec![0; size], tokens: 0 };
         let end = self.end_of_text();
@@ -81,9 +80,7 @@ impl Dataset {
                     counts.tokens += 1;
                     if let Some(a) = before.filter(|&a| a != end) {
                         counts.followed[a as usize] += 1;
-                        if let Some(pair) = pairs.get_mut(&(a, id)) {
-                            pair.count += 1;
-                        }
+                        pairs.meet(a, id);
                     }
                     before = Some(id);
                 }
@@ -94,10 +91,35 @@ impl Dataset {
 }
 
 /// A pair of tokens: how often it is asked for and how often it was seen.
-#[derive(Default)]
 struct Pair {
+    tokens: (i32, i32),
     targets: u64,
     count: u64,
+}
+
+/// The pairs that are asked for, sorted, and where those of each first token begin: a hash map took five times as long.
+struct Pairs {
+    list: Vec<Pair>,
+    begins: Vec<usize>,
+}
+
+impl Pairs {
+    fn new(mut targets: Vec<(i32, i32)>, vocabulary: usize) -> Self {
+        targets.sort_unstable();
+        let same = targets.chunk_by(|a, b| a == b);
+        let list: Vec<Pair> =
+            same.map(|s| Pair { tokens: s[0], targets: s.len() as u64, count: 0 }).collect();
+        let begins = (0..=vocabulary as i32).map(|a| list.partition_point(|p| p.tokens.0 < a)).collect();
+        Self { list, begins }
+    }
+
+    /// Counts a pair if it is asked for.
+    fn meet(&mut self, a: i32, b: i32) {
+        let pairs = &mut self.list[self.begins[a as usize]..self.begins[a as usize + 1]];
+        if let Ok(at) = pairs.binary_search_by_key(&b, |p| p.tokens.1) {
+            pairs[at].count += 1;
+        }
+    }
 }
 
 /// Counts of single tokens.
