@@ -2,11 +2,11 @@
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
-use anyhow::Result;
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use train::data::{PrepareOptions, PrepareProgress, PrepareSummary, TokenizerSource, prepare};
+use train::data::{DataError, PrepareOptions, PrepareProgress, PrepareSummary, TokenizerSource, prepare};
 
 /// Turn Python source into Parquet shards that `train --data DIR` reads.
 #[derive(Parser)]
@@ -44,8 +44,17 @@ struct Arguments {
     inputs: Vec<PathBuf>,
 }
 
-fn main() -> Result<()> {
-    let arguments = Arguments::parse();
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<(), DataError> {
     let mut options = PrepareOptions::new(arguments.inputs, arguments.out);
     options.tokenizer = match arguments.tokenizer {
         Some(path) => TokenizerSource::File(path),
@@ -60,9 +69,9 @@ fn main() -> Result<()> {
         options.threads = threads;
     }
     let bar = ProgressBar::new(0);
-    bar.set_style(ProgressStyle::with_template(
-        "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} ETA {eta} {msg}",
-    )?);
+    let style =
+        ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {bytes_per_sec} ETA {eta} {msg}");
+    bar.set_style(style.expect("a correct template"));
     let summary = prepare(&options, &mut |state| {
         show(&bar, state);
         ControlFlow::Continue(())

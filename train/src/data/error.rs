@@ -140,7 +140,10 @@ pub enum DataError {
         model: usize,
     },
     /// A tokenizer could not be read, trained or used.
-    #[error("cannot {doing} tokenizer {path}: {reason}")]
+    #[error(
+        "cannot {doing} tokenizer {path}: {reason}; give a tokenizer.json of the `tokenizers` library, or let \
+         prepare-data train one with --train-tokenizer 4096"
+    )]
     Tokenizer {
         /// What was being done.
         doing: &'static str,

@@ -247,17 +247,17 @@ fn obtain_tokenizer(
     progress: &mut dyn FnMut(PrepareProgress) -> ControlFlow<()>,
 ) -> Result<Tokenizer> {
     let copy = options.out.join(TOKENIZER_FILE);
-    let json = match &options.tokenizer {
-        TokenizerSource::File(path) => fs::read(path).map_err(|e| DataError::io("read", path, e))?,
+    let (json, name) = match &options.tokenizer {
+        TokenizerSource::File(path) => (fs::read(path).map_err(|e| DataError::io("read", path, e))?, path),
         TokenizerSource::Train(size) => {
             if earlier.recipe.as_ref().is_some_and(|r| r.trained_tokenizer == Some(*size)) {
                 return Tokenizer::open(&copy);
             }
             tell(progress, PrepareProgress::TrainingTokenizer)?;
-            train_tokenizer(options, sources, bytes, *size)?
+            (train_tokenizer(options, sources, bytes, *size)?, &copy)
         }
     };
-    let tokenizer = Tokenizer::from_json(&json, &copy)?;
+    let tokenizer = Tokenizer::from_json(&json, name)?;
     earlier.check(&options.out, &recipe(options, tokenizer.hash().to_owned()))?;
     write_atomic(&copy, |w| w.write_all(&json))?;
     Ok(tokenizer)
