@@ -1,10 +1,11 @@
-//! The trainer: run configuration, learning-rate schedule, checkpoints, metrics and signals.
+//! The trainer: run configuration, data, the step program, learning-rate schedule, checkpoints, metrics and signals.
 //! Nothing but this crate and `prepare-data` writes users' files, and both write through [`atomic`].
 
 pub mod atomic;
 pub mod checkpoint;
 pub mod cli;
 pub mod config;
+pub mod data;
 pub mod metrics;
 pub mod scaling;
 pub mod schedule;

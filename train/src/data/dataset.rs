@@ -1,0 +1,309 @@
+//! An open data folder: its shards, cut into chunks of bounded size, and its tokenizer.
+//!
+//! A folder is either one that `prepare-data` wrote (then `dataset.json` says what must be there) or any folder with Parquet
+//! files that have a list column `input_ids`. Files whose names begin with `validation` are the validation split; if there
+//! is none, the last rows of the training split are held out.
+
+use std::fs;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::error::{DataError, Result};
+use super::manifest::{self, DATASET_FILE, DatasetInfo, PROGRESS_FILE, TOKENIZER_FILE};
+use super::shard::{ReadError, Rows, Shard};
+use super::tokenizer::{END_OF_TEXT, FIM_PAD, Tokenizer};
+
+/// Larger row groups of foreign files are read in parts of about this many tokens, so that memory stays bounded. A part is
+/// found by skipping the rows before it, which costs decoding them.
+const CHUNK_TOKENS: u64 = 1 << 22;
+
+/// Qwen2.5-Coder's ids, for folders that say nothing else.
+const QWEN_END_OF_TEXT: i32 = 151_643;
+const QWEN_PAD: i32 = 151_662;
+
+/// Which part of a data set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// To train on.
+    Train,
+    /// Held out.
+    Validation,
+}
+
+impl Part {
+    /// The name in messages and file names.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Train => "training",
+            Self::Validation => "validation",
+        }
+    }
+}
+
+/// A range of the rows of one row group: the unit of reading and of the coarse shuffle.
+#[derive(Clone, Debug)]
+pub(super) struct Chunk {
+    pub(super) shard: usize,
+    pub(super) group: usize,
+    rows: Range<u64>,
+    /// The number of the first row, counted over all shards of the split: the document id of every draw.
+    pub(super) first: u64,
+    /// Tokens as the footer states them (a share of them, for a part of a row group).
+    pub(super) tokens: u64,
+}
+
+impl Chunk {
+    /// How many rows it has.
+    pub(super) fn len(&self) -> u64 {
+        self.rows.end - self.rows.start
+    }
+}
+
+/// An open data folder.
+pub struct Dataset {
+    folder: PathBuf,
+    info: Option<DatasetInfo>,
+    tokenizer: Option<Arc<Tokenizer>>,
+    shards: Vec<Shard>,
+    train: Vec<Chunk>,
+    validation: Vec<Chunk>,
+    end_of_text: i32,
+    pad: i32,
+    vocabulary: usize,
+    mark: u64,
+}
+
+impl Dataset {
+    /// Opens a folder. Ids must be below `vocabulary` (the model's `num_tokens`); `validation_fraction` of the rows is held
+    /// out if the folder has no validation split.
+    pub fn open(folder: &Path, vocabulary: usize, validation_fraction: f64) -> Result<Self> {
+        if !folder.is_dir() {
+            return Err(DataError::NoFolder(folder.to_owned()));
+        }
+        let info: Option<DatasetInfo> = manifest::read(&folder.join(DATASET_FILE))?;
+        if info.is_none() && folder.join(PROGRESS_FILE).exists() {
+            return Err(DataError::Unfinished(folder.to_owned()));
+        }
+        if let Some(info) = &info {
+            check_format(folder, info, vocabulary)?;
+        }
+        let tokenizer = open_tokenizer(folder, info.as_ref())?;
+        let (end_of_text, pad) = special_ids(folder, info.as_ref(), tokenizer.as_ref(), vocabulary)?;
+        let (train_shards, validation_shards) = open_shards(folder, info.as_ref())?;
+        let mark = mark(&train_shards, &validation_shards);
+        let mut train = chunks(&train_shards, 0);
+        let mut validation = chunks(&validation_shards, train_shards.len());
+        if validation.is_empty() {
+            (train, validation) = hold_out(train, validation_fraction);
+        }
+        if train.is_empty() {
+            return Err(DataError::NoRows { path: folder.to_owned(), split: Part::Train.name() });
+        }
+        let shards = train_shards.into_iter().chain(validation_shards).collect();
+        let tokenizer = tokenizer.map(Arc::new);
+        let folder = folder.to_owned();
+        Ok(Self { folder, info, tokenizer, shards, train, validation, end_of_text, pad, vocabulary, mark })
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// What `dataset.json` says, for prepared folders.
+    pub fn info(&self) -> Option<&DatasetInfo> {
+        self.info.as_ref()
+    }
+
+    /// The tokenizer, if the folder has one.
+    pub fn tokenizer(&self) -> Option<&Arc<Tokenizer>> {
+        self.tokenizer.as_ref()
+    }
+
+    /// The id that ends every document.
+    pub fn end_of_text(&self) -> i32 {
+        self.end_of_text
+    }
+
+    /// The id that fills rows.
+    pub fn pad(&self) -> i32 {
+        self.pad
+    }
+
+    /// Whether there are rows to validate on.
+    pub fn has_validation(&self) -> bool {
+        !self.validation.is_empty()
+    }
+
+    /// One more than the largest id that rows may hold.
+    pub(super) fn vocabulary(&self) -> usize {
+        self.vocabulary
+    }
+
+    /// Names, sizes and row counts of the files, hashed: the same wherever the folder lies.
+    pub(super) fn mark(&self) -> u64 {
+        self.mark
+    }
+
+    /// The chunks of a part, in file order.
+    pub(super) fn chunks(&self, part: Part) -> &[Chunk] {
+        match part {
+            Part::Train => &self.train,
+            Part::Validation => &self.validation,
+        }
+    }
+
+    /// Reads a chunk.
+    pub(super) fn read(&self, chunk: &Chunk) -> std::result::Result<Rows, ReadError> {
+        self.shards[chunk.shard].read(chunk.group, chunk.rows.clone(), self.vocabulary)
+    }
+
+    /// The file a chunk lies in.
+    pub(super) fn path(&self, chunk: &Chunk) -> &Path {
+        &self.shards[chunk.shard].path
+    }
+
+    /// A file whose rows are complete training rows.
+    pub(super) fn complete_rows(&self) -> Option<&Path> {
+        self.shards.iter().find(|s| s.has_labels()).map(|s| s.path.as_path())
+    }
+}
+
+fn check_format(folder: &Path, info: &DatasetInfo, vocabulary: usize) -> Result<()> {
+    if info.recipe.format != manifest::FORMAT {
+        let reason =
+            format!("format {} is not {}, which this program reads", info.recipe.format, manifest::FORMAT);
+        return Err(DataError::Description { path: folder.join(DATASET_FILE), reason });
+    }
+    if info.vocab_size > vocabulary {
+        return Err(DataError::Vocabulary {
+            path: folder.to_owned(),
+            data: info.vocab_size,
+            model: vocabulary,
+        });
+    }
+    Ok(())
+}
+
+fn open_tokenizer(folder: &Path, info: Option<&DatasetInfo>) -> Result<Option<Tokenizer>> {
+    let path = folder.join(TOKENIZER_FILE);
+    if info.is_none() && !path.exists() {
+        return Ok(None);
+    }
+    let tokenizer = Tokenizer::open(&path)?;
+    match info {
+        Some(info) if info.recipe.tokenizer_blake3 != tokenizer.hash() => Err(DataError::TokenizerMismatch {
+            path,
+            found: tokenizer.hash().to_owned(),
+            wanted: info.recipe.tokenizer_blake3.clone(),
+        }),
+        _ => Ok(Some(tokenizer)),
+    }
+}
+
+/// The ids of the end of text and of padding: from `dataset.json`, the tokenizer, or Qwen's if the vocabulary has them.
+fn special_ids(
+    folder: &Path,
+    info: Option<&DatasetInfo>,
+    tokenizer: Option<&Tokenizer>,
+    vocabulary: usize,
+) -> Result<(i32, i32)> {
+    if let Some(info) = info {
+        return Ok((info.end_of_text, info.pad));
+    }
+    let purpose = "ends every document";
+    if let Some(tokenizer) = tokenizer {
+        let end = tokenizer.special(END_OF_TEXT, purpose)?;
+        return Ok((end, tokenizer.find_special(FIM_PAD).unwrap_or(end)));
+    }
+    if vocabulary > QWEN_PAD as usize {
+        return Ok((QWEN_END_OF_TEXT, QWEN_PAD));
+    }
+    let or = " and copy it into the folder";
+    Err(DataError::NoSpecial { path: folder.to_owned(), token: END_OF_TEXT, purpose, or })
+}
+
+/// The training and validation shards, each in order.
+fn open_shards(folder: &Path, info: Option<&DatasetInfo>) -> Result<(Vec<Shard>, Vec<Shard>)> {
+    if let Some(info) = info {
+        let open = |split: &manifest::Split| -> Result<Vec<Shard>> {
+            split.shards.iter().map(|s| Shard::open(&folder.join(&s.file), Some(s))).collect()
+        };
+        return Ok((open(&info.train)?, open(&info.validation)?));
+    }
+    let entries = fs::read_dir(folder).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
+    let mut names: Vec<_> = entries
+        .map_err(|e| DataError::io("list", folder, e))?
+        .into_iter()
+        .filter_map(|e| e.file_name().into_string().ok())
+        .filter(|name| name.ends_with(".parquet"))
+        .collect();
+    names.sort();
+    let (validation, train): (Vec<_>, Vec<_>) = names.into_iter().partition(|n| n.starts_with("validation"));
+    let open = |names: Vec<String>| -> Result<Vec<Shard>> {
+        names.iter().map(|name| Shard::open(&folder.join(name), None)).collect()
+    };
+    Ok((open(train)?, open(validation)?))
+}
+
+fn chunks(shards: &[Shard], first_shard: usize) -> Vec<Chunk> {
+    let mut chunks = Vec::new();
+    let mut first = 0;
+    for (index, shard) in shards.iter().enumerate() {
+        for (group, (rows, tokens)) in shard.row_groups().enumerate() {
+            let parts = tokens.div_ceil(CHUNK_TOKENS).clamp(1, rows.max(1));
+            for part in 0..parts {
+                let range = rows * part / parts..rows * (part + 1) / parts;
+                if !range.is_empty() {
+                    let (rows, tokens) = (range, tokens / parts);
+                    let length = rows.end - rows.start;
+                    chunks.push(Chunk { shard: first_shard + index, group, rows, first, tokens });
+                    first += length;
+                }
+            }
+        }
+    }
+    chunks
+}
+
+/// Cuts the last rows off as the validation split: at least one, and never all.
+fn hold_out(chunks: Vec<Chunk>, fraction: f64) -> (Vec<Chunk>, Vec<Chunk>) {
+    let total: u64 = chunks.iter().map(Chunk::len).sum();
+    if fraction <= 0.0 || total < 2 {
+        return (chunks, Vec::new());
+    }
+    let kept = total - ((total as f64 * fraction).ceil() as u64).clamp(1, total - 1);
+    let (mut train, mut validation) = (Vec::new(), Vec::new());
+    for chunk in chunks {
+        let cut = kept.saturating_sub(chunk.first).min(chunk.len());
+        let share = |rows: u64| chunk.tokens * rows / chunk.len();
+        let middle = chunk.rows.start + cut;
+        if cut > 0 {
+            train.push(Chunk { rows: chunk.rows.start..middle, tokens: share(cut), ..chunk.clone() });
+        }
+        if cut < chunk.len() {
+            let (rows, tokens) = (middle..chunk.rows.end, share(chunk.len() - cut));
+            validation.push(Chunk { rows, tokens, first: chunk.first + cut, ..chunk.clone() });
+        }
+    }
+    (train, validation)
+}
+
+fn mark(train: &[Shard], validation: &[Shard]) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    for shards in [train, validation] {
+        hasher.update(&(shards.len() as u64).to_le_bytes());
+        for shard in shards {
+            let name = shard.path.file_name().unwrap_or_default().as_encoded_bytes();
+            hasher.update(&(name.len() as u64).to_le_bytes());
+            hasher.update(name);
+            hasher.update(&shard.size().to_le_bytes());
+            for (rows, tokens) in shard.row_groups() {
+                hasher.update(&rows.to_le_bytes());
+                hasher.update(&tokens.to_le_bytes());
+            }
+        }
+    }
+    u64::from_le_bytes(hasher.finalize().as_bytes()[..8].try_into().expect("8 bytes"))
+}

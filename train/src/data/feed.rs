@@ -1,0 +1,342 @@
+//! The order of an epoch: chunks, windows, blocks, rows.
+//!
+//! * The **chunks** of the split are put in an order: that of the files, or a permutation drawn from (seed, epoch).
+//! * Consecutive chunks form **windows** of at most `window_tokens` tokens. A window is held in memory and its documents are
+//!   permuted as a whole: a data set that fits one window is shuffled completely, a larger one in two levels. A complete
+//!   permutation of a large one would read every document from another place of the disk.
+//! * The documents of a window are cut into **blocks** of about a sixteenth of that. FIM and packing happen within a block
+//!   and see nothing else, so any block can be made again from the seed alone: a position is (epoch, window, block, row).
+//!   The price is one row a block that is padded, about 0.1 % of the tokens.
+//!
+//! Every draw is numbered by what it is about (chunk, document, row), so a damaged row group that is left out moves no other.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::config::{Order, RowOptions};
+use super::dataset::{Chunk, Dataset, Part};
+use super::error::{DataError, Result};
+use super::fim::{self, Draws, Marks};
+use super::pack::{self, PackedRows, Packing};
+use super::parallel::{cores, in_parallel};
+use super::position::Position;
+use super::random::{Purpose, Stream};
+use super::shard::{ReadError, Rows};
+
+/// Changes whenever the order of rows does, so that a position of another order is refused.
+const ORDER_VERSION: u64 = 1;
+
+/// Packed rows and where they lie.
+pub(super) struct Block {
+    pub(super) rows: PackedRows,
+    /// The position of the first row.
+    pub(super) start: Position,
+    /// The position behind the last row.
+    pub(super) next: Position,
+}
+
+/// Makes the blocks of a split, one after the other.
+pub(super) struct Feed {
+    dataset: Arc<Dataset>,
+    part: Part,
+    options: RowOptions,
+    marks: Option<Marks>,
+    position: Position,
+    /// The windows of the epoch of `position`.
+    windows: Vec<Vec<usize>>,
+    open: Option<Window>,
+    bad: HashSet<(usize, usize)>,
+    bad_count: Arc<AtomicUsize>,
+    /// Rows made since the epoch began, if it was begun here.
+    rows_of_epoch: Option<usize>,
+}
+
+/// A window in memory.
+struct Window {
+    rows: Rows,
+    /// The number of each row in its split.
+    numbers: Vec<u64>,
+    /// The order in which documents are taken.
+    order: Vec<usize>,
+    /// The blocks as ranges of `order`.
+    blocks: Vec<Range<usize>>,
+}
+
+impl Feed {
+    /// A feed that begins at `position`.
+    pub(super) fn new(
+        dataset: Arc<Dataset>,
+        part: Part,
+        options: RowOptions,
+        position: Position,
+    ) -> Result<Self> {
+        options.check()?;
+        if dataset.chunks(part).is_empty() {
+            return Err(DataError::NoRows { path: dataset.folder().to_owned(), split: part.name() });
+        }
+        if let Some(path) = dataset.complete_rows()
+            && options.packing != Packing::None
+        {
+            return Err(DataError::CompleteRows(path.to_owned()));
+        }
+        let marks = match options.fim_rate > 0.0 && options.packing != Packing::None {
+            false => None,
+            true => match dataset.tokenizer().filter(|t| t.is_byte_level()) {
+                Some(tokenizer) => Some(Marks::of(tokenizer)?),
+                None => return Err(DataError::FimNeedsTokenizer(dataset.folder().to_owned())),
+            },
+        };
+        let mark = mark(&dataset, part, &options);
+        if !position.is_start() && position.mark != mark {
+            return Err(DataError::OtherPosition { found: position.mark, wanted: mark });
+        }
+        let mut feed = Self {
+            dataset,
+            part,
+            options,
+            marks,
+            position: Position { mark, row: 0, ..position },
+            windows: Vec::new(),
+            open: None,
+            bad: HashSet::new(),
+            bad_count: Arc::default(),
+            rows_of_epoch: (position.window == 0 && position.block == 0).then_some(0),
+        };
+        feed.windows = feed.windows_of_epoch();
+        Ok(feed)
+    }
+
+    /// Counts the damaged row groups that were left out, while the feed runs.
+    pub(super) fn bad_row_groups(&self) -> Arc<AtomicUsize> {
+        self.bad_count.clone()
+    }
+
+    /// The next block; there is always one, epoch after epoch.
+    pub(super) fn next_block(&mut self) -> Result<Block> {
+        loop {
+            let window = match self.open.take() {
+                Some(window) => window,
+                None => self.load_window()?,
+            };
+            let index = self.position.block as usize;
+            let start = self.position;
+            let rows = match window.blocks.get(index) {
+                Some(range) => self.make(&window, range.clone())?,
+                None => PackedRows::default(),
+            };
+            if index + 1 < window.blocks.len() {
+                self.position.block += 1;
+                self.open = Some(window);
+            } else {
+                self.end_window(rows.ids.len())?;
+            }
+            let count = (rows.ids.len() / self.options.seq) as u64;
+            self.position.rows += count;
+            self.rows_of_epoch = self.rows_of_epoch.map(|n| n + rows.ids.len());
+            if count > 0 {
+                return Ok(Block { rows, start, next: self.position });
+            }
+        }
+    }
+
+    /// Goes to the next window, after the last one to the next epoch.
+    fn end_window(&mut self, tokens: usize) -> Result<()> {
+        self.position.block = 0;
+        self.position.window += 1;
+        if (self.position.window as usize) < self.windows.len() {
+            return Ok(());
+        }
+        if self.rows_of_epoch == Some(0) && tokens == 0 {
+            return Err(DataError::NoRows {
+                path: self.dataset.folder().to_owned(),
+                split: self.part.name(),
+            });
+        }
+        self.position.window = 0;
+        self.position.epoch += 1;
+        self.rows_of_epoch = None;
+        self.windows = self.windows_of_epoch();
+        Ok(())
+    }
+
+    fn windows_of_epoch(&self) -> Vec<Vec<usize>> {
+        let chunks = self.dataset.chunks(self.part);
+        let mut order: Vec<usize> = (0..chunks.len()).collect();
+        if self.options.order == Order::Shuffled {
+            self.stream(Purpose::Chunks).shuffle(&mut order, |chunk| chunk as u64);
+        }
+        let mut windows: Vec<Vec<usize>> = Vec::new();
+        let limit = self.options.window_tokens;
+        let mut held = limit;
+        for chunk in order {
+            if held + chunks[chunk].tokens > limit {
+                windows.push(Vec::new());
+                held = 0;
+            }
+            held += chunks[chunk].tokens;
+            windows.last_mut().expect("one was pushed").push(chunk);
+        }
+        windows
+    }
+
+    fn stream(&self, purpose: Purpose) -> Stream {
+        Stream::new(self.options.seed, purpose, self.position.epoch)
+    }
+
+    fn load_window(&mut self) -> Result<Window> {
+        let mut all = Rows::default();
+        let mut numbers = Vec::new();
+        let dataset = self.dataset.clone();
+        for index in self.windows.get(self.position.window as usize).cloned().unwrap_or_default() {
+            let chunk = &dataset.chunks(self.part)[index];
+            match dataset.read(chunk) {
+                Ok(rows) => {
+                    numbers.extend(chunk.first..chunk.first + chunk.len());
+                    join(&mut all, rows);
+                }
+                Err(ReadError::Wrong(error)) => return Err(error),
+                Err(ReadError::Damaged(reason)) => self.count_damage(chunk, reason)?,
+            }
+        }
+        let mut order: Vec<usize> = (0..numbers.len()).collect();
+        if self.options.order == Order::Shuffled {
+            self.stream(Purpose::Documents).shuffle(&mut order, |row| numbers[row]);
+        }
+        let limit = self.options.block_tokens();
+        let mut blocks = Vec::new();
+        let (mut start, mut held) = (0, 0);
+        for (at, &row) in order.iter().enumerate() {
+            held += all.range(row).len() as u64 + 1;
+            if held >= limit || at + 1 == order.len() {
+                blocks.push(start..at + 1);
+                (start, held) = (at + 1, 0);
+            }
+        }
+        Ok(Window { rows: all, numbers, order, blocks })
+    }
+
+    fn count_damage(&mut self, chunk: &Chunk, reason: String) -> Result<()> {
+        if !self.bad.insert((chunk.shard, chunk.group)) {
+            return Ok(());
+        }
+        let (count, limit) = (self.bad.len(), self.options.max_bad_row_groups);
+        self.bad_count.store(count, Ordering::Relaxed);
+        if count <= limit {
+            return Ok(());
+        }
+        let path = self.dataset.path(chunk).to_owned();
+        Err(DataError::BadRowGroup { path, group: chunk.group, reason, count, limit })
+    }
+
+    fn make(&self, window: &Window, range: Range<usize>) -> Result<PackedRows> {
+        let (seq, pad) = (self.options.seq, self.dataset.pad());
+        let rows = &window.order[range];
+        let mut packed = match self.options.packing {
+            Packing::None => return self.as_they_stand(window, rows),
+            Packing::Sequential => pack::sequential(&self.documents(window, rows)?, seq, pad),
+            Packing::BestFit => pack::best_fit(&self.documents(window, rows)?, seq, pad),
+        };
+        if self.options.packing == Packing::BestFit && self.options.order == Order::Shuffled {
+            // Best fit takes long documents early; batches should not drift from long to short ones.
+            packed = self.shuffle_rows(&packed);
+        }
+        Ok(packed)
+    }
+
+    fn as_they_stand(&self, window: &Window, rows: &[usize]) -> Result<PackedRows> {
+        let seq = self.options.seq;
+        let mut packed = PackedRows::default();
+        for &index in rows {
+            let (range, row, split) = (window.rows.range(index), window.numbers[index], self.part.name());
+            if range.len() > seq {
+                return Err(DataError::RowLength { split, row, found: range.len(), seq });
+            }
+            let column = |c: &'_ Option<Vec<i32>>| c.as_ref().map(|c| c[range.clone()].to_vec());
+            let (segments, labels) = (column(&window.rows.segments), column(&window.rows.labels));
+            let ids = &window.rows.ids[range.clone()];
+            let segments =
+                pack::whole_row(ids, segments.as_deref(), labels.as_deref(), self.dataset.end_of_text())
+                    .map_err(|reason| DataError::RowColumns { split, row, reason })?;
+            let end = packed.ids.len() + seq;
+            packed.ids.extend_from_slice(ids);
+            packed.ids.resize(end, self.dataset.pad());
+            packed.segments.extend(segments);
+            packed.segments.resize(end, pack::PADDING);
+        }
+        Ok(packed)
+    }
+
+    /// The documents of a block, rearranged where FIM is drawn, each ended by exactly one end of text.
+    fn documents(&self, window: &Window, rows: &[usize]) -> Result<Vec<Vec<i32>>> {
+        let draws = Draws::new(self.options.seed, self.position.epoch);
+        let end = self.dataset.end_of_text();
+        let one = |&index: &usize| -> Result<Vec<i32>> {
+            let ids = &window.rows.ids[window.rows.range(index)];
+            let ids = ids.strip_suffix(&[end]).unwrap_or(ids);
+            let number = window.numbers[index];
+            let form = draws.form(number, self.options.fim_rate, self.options.fim_spm_rate);
+            let rearranged = match (form, self.marks, self.dataset.tokenizer()) {
+                (Some(form), Some(marks), Some(tokenizer)) if !ids.is_empty() => {
+                    fim::rearrange(ids, number, form, draws, marks, tokenizer)?
+                }
+                _ => None,
+            };
+            let mut document = rearranged.unwrap_or_else(|| ids.to_vec());
+            if !document.is_empty() {
+                document.push(end);
+            }
+            Ok(document)
+        };
+        let threads = if self.marks.is_some() { cores() } else { 1 };
+        in_parallel(rows, threads, one).into_iter().collect()
+    }
+
+    fn shuffle_rows(&self, packed: &PackedRows) -> PackedRows {
+        let seq = self.options.seq;
+        let mut order: Vec<usize> = (0..packed.ids.len() / seq).collect();
+        let block = (self.position.window << 48) | (self.position.block << 28);
+        self.stream(Purpose::Rows).shuffle(&mut order, |row| block | row as u64);
+        let gather =
+            |column: &[i32]| order.iter().flat_map(|&row| &column[row * seq..][..seq]).copied().collect();
+        PackedRows { ids: gather(&packed.ids), segments: gather(&packed.segments) }
+    }
+}
+
+fn join(all: &mut Rows, rows: Rows) {
+    let before = all.ids.len();
+    // Files with and without an optional column may lie in one folder; then it is left out for all of them.
+    let optional = |all: &mut Option<Vec<i32>>, more: Option<Vec<i32>>| match (all.as_mut(), more) {
+        (Some(all), Some(more)) => all.extend(more),
+        (None, Some(more)) if before == 0 => *all = Some(more),
+        _ => *all = None,
+    };
+    optional(&mut all.segments, rows.segments);
+    optional(&mut all.labels, rows.labels);
+    all.ids.extend(rows.ids);
+    all.ends.extend(rows.ends.iter().map(|end| before + end));
+}
+
+/// What a position depends on besides its own integers.
+fn mark(dataset: &Dataset, part: Part, options: &RowOptions) -> u64 {
+    let rows: u64 = dataset.chunks(part).iter().map(Chunk::len).sum();
+    let mut hasher = blake3::Hasher::new();
+    let numbers = [
+        ORDER_VERSION,
+        options.window_tokens,
+        dataset.mark(),
+        rows,
+        options.seq as u64,
+        options.packing as u64,
+        options.order as u64,
+        options.seed,
+        options.fim_rate.to_bits(),
+        options.fim_spm_rate.to_bits(),
+    ];
+    for number in numbers {
+        hasher.update(&number.to_le_bytes());
+    }
+    // Never 0: that is the mark of a start.
+    u64::from_le_bytes(hasher.finalize().as_bytes()[..8].try_into().expect("8 bytes")) | 1
+}

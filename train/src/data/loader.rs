@@ -1,0 +1,207 @@
+//! Batches for training and validation.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
+
+use super::config::{Order, RowOptions};
+use super::dataset::{Dataset, Part};
+use super::error::{DataError, Result};
+use super::feed::{Block, Feed};
+use super::pack::{PADDING, Packing};
+use super::position::Position;
+
+/// Finished blocks that wait for the consumer: about 8 MiB each.
+const BLOCKS_AHEAD: usize = 2;
+
+/// The shape of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchShape {
+    /// Micro-batches a step.
+    pub accumulation: usize,
+    /// Rows a micro-batch.
+    pub micro: usize,
+    /// Tokens a row.
+    pub seq: usize,
+}
+
+impl BatchShape {
+    /// Rows a step.
+    pub fn rows(&self) -> usize {
+        self.accumulation * self.micro
+    }
+}
+
+/// The rows of one step, `[accumulation, micro, seq]` in row-major order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// The shape of both columns.
+    pub shape: BatchShape,
+    /// Token ids.
+    pub ids: Vec<i32>,
+    /// The document of each token, counted from 0 in each row; [`PADDING`] is padding, which is never in the loss.
+    pub segments: Vec<i32>,
+    /// The position of the first row, for logs and replay.
+    pub position: Position,
+    /// The position behind the last row: continue here.
+    pub position_after: Position,
+}
+
+/// How much there is in one epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EpochSize {
+    /// Documents, exactly.
+    pub documents: u64,
+    /// Training tokens: exact without FIM and with documents that do not end in an end-of-text token already; otherwise an
+    /// upper estimate, because a cut document takes three marks and a few tokens at the cuts more.
+    pub tokens: u64,
+    /// Rows: at most one row a block more than there are, because the number of blocks depends on the shuffle.
+    pub rows: u64,
+}
+
+/// Rows made by a background thread, in an order that is a pure function of the options.
+pub struct Loader {
+    blocks: Receiver<Result<Block>>,
+    current: Option<Block>,
+    seq: usize,
+    position: Position,
+    bad_row_groups: Arc<AtomicUsize>,
+    /// Rows to pass over in the first block.
+    skip: u64,
+}
+
+impl Loader {
+    /// Begins to make training rows at `position`.
+    pub fn start(dataset: Arc<Dataset>, options: RowOptions, position: Position) -> Result<Self> {
+        let seq = options.seq;
+        // Rows already served of the block are counted again when it is made.
+        let begin = Position { rows: position.rows.saturating_sub(position.row), ..position };
+        let mut feed = Feed::new(dataset, Part::Train, options, begin)?;
+        let bad_row_groups = feed.bad_row_groups();
+        let (sender, blocks) = sync_channel(BLOCKS_AHEAD);
+        let work = move || {
+            loop {
+                let block = feed.next_block();
+                let failed = block.is_err();
+                // The loader is gone, or has the error.
+                if sender.send(block).is_err() || failed {
+                    return;
+                }
+            }
+        };
+        std::thread::Builder::new()
+            .name("data".to_owned())
+            .spawn(work)
+            .map_err(|e| DataError::io("start", "the data thread".as_ref(), e))?;
+        Ok(Self { blocks, current: None, seq, position, bad_row_groups, skip: position.row })
+    }
+
+    /// The rows of the next step.
+    pub fn next_batch(&mut self, accumulation: usize, micro: usize) -> Result<Batch> {
+        let shape = BatchShape { accumulation, micro, seq: self.seq };
+        let size = shape.rows() * self.seq;
+        let (mut ids, mut segments) = (Vec::with_capacity(size), Vec::with_capacity(size));
+        let mut first = None;
+        for _ in 0..shape.rows() {
+            let at = self.take_row(&mut ids, &mut segments)?;
+            first.get_or_insert(at);
+        }
+        let position_after = self.position;
+        Ok(Batch { shape, ids, segments, position: first.unwrap_or(position_after), position_after })
+    }
+
+    /// The position of the next row.
+    pub fn position(&self) -> Position {
+        self.position
+    }
+
+    /// How many damaged row groups were left out so far.
+    pub fn bad_row_groups(&self) -> usize {
+        self.bad_row_groups.load(Ordering::Relaxed)
+    }
+
+    /// Copies the next row and returns where it was.
+    fn take_row(&mut self, ids: &mut Vec<i32>, segments: &mut Vec<i32>) -> Result<Position> {
+        let block = match self.current.take() {
+            Some(block) => block,
+            None => {
+                let block = self.blocks.recv().map_err(|_| DataError::ThreadGone)??;
+                let row = std::mem::take(&mut self.skip);
+                self.position = Position { row, rows: block.start.rows + row, ..block.start };
+                block
+            }
+        };
+        let at = self.position;
+        let count = block.rows.ids.len() / self.seq;
+        let range = at.row as usize * self.seq..(at.row as usize + 1) * self.seq;
+        if range.end > block.rows.ids.len() {
+            // A damaged row group that was read when the position was saved, or the other way round.
+            self.position = block.next;
+            return self.take_row(ids, segments);
+        }
+        ids.extend_from_slice(&block.rows.ids[range.clone()]);
+        segments.extend_from_slice(&block.rows.segments[range]);
+        if at.row as usize + 1 == count {
+            self.position = block.next;
+        } else {
+            self.position.row += 1;
+            self.position.rows += 1;
+            self.current = Some(block);
+        }
+        Ok(at)
+    }
+}
+
+impl Dataset {
+    /// How much one epoch of training holds, from the footers alone.
+    pub fn epoch_size(&self, options: &RowOptions) -> EpochSize {
+        let chunks = self.chunks(Part::Train);
+        let documents: u64 = chunks.iter().map(|c| c.len()).sum();
+        let stored: u64 = chunks.iter().map(|c| c.tokens).sum();
+        if options.packing == Packing::None {
+            return EpochSize { documents, tokens: stored, rows: documents };
+        }
+        let marks = 6.0 * options.fim_rate * documents as f64;
+        let tokens = stored + documents + marks as u64;
+        // Two neighbouring windows hold more than one window's tokens together.
+        let windows = 2 * tokens / options.window_tokens + 1;
+        let blocks = tokens / options.block_tokens() + windows;
+        EpochSize { documents, tokens, rows: tokens / options.seq as u64 + blocks }
+    }
+
+    /// The first rows of the validation split, in file order, without FIM: up to `batches` batches, the last one filled with
+    /// padding. They are the same at every call.
+    pub fn validation(
+        self: &Arc<Self>,
+        options: &RowOptions,
+        accumulation: usize,
+        micro: usize,
+        batches: usize,
+    ) -> Result<Vec<Batch>> {
+        let shape = BatchShape { accumulation, micro, seq: options.seq };
+        let packing = if options.packing == Packing::None { Packing::None } else { Packing::Sequential };
+        let options = RowOptions { packing, order: Order::Files, fim_rate: 0.0, ..options.clone() };
+        let mut feed = Feed::new(self.clone(), Part::Validation, options, Position::default())?;
+        let size = shape.rows() * shape.seq;
+        let (mut ids, mut segments) = (Vec::new(), Vec::new());
+        while ids.len() < batches * size {
+            let block = feed.next_block()?;
+            ids.extend(block.rows.ids);
+            segments.extend(block.rows.segments);
+            if block.next.epoch > 0 {
+                break;
+            }
+        }
+        let length = ids.len().next_multiple_of(size).min(batches * size);
+        ids.resize(length, self.pad());
+        segments.resize(length, PADDING);
+        let batch = |(ids, segments): (&[i32], &[i32])| Batch {
+            shape,
+            ids: ids.to_vec(),
+            segments: segments.to_vec(),
+            position: Position::default(),
+            position_after: Position::default(),
+        };
+        Ok(ids.chunks(size).zip(segments.chunks(size)).map(batch).collect())
+    }
+}
