@@ -5,7 +5,8 @@ use model::{Config, Preset, Yarn};
 use std::collections::BTreeSet;
 use tests::golden;
 use train::cli::{Cli, Resume};
-use train::config::{KEYS, Override, Packing, Resolved, RunConfigError, Source, resolve};
+use train::config::{KEYS, Override, Resolved, RunConfigError, Source, resolve};
+use train::data::Packing;
 
 fn set(assignments: &[&str]) -> Result<Resolved, RunConfigError> {
     let overrides: Vec<_> = assignments.iter().map(|text| Override::parse(text).unwrap()).collect();

@@ -10,7 +10,8 @@ use model::{Batch, Config, Params, Remat, specs, token_log_probs};
 use serde_json::Value;
 use tests::golden;
 use train::checkpoint::read_params;
-use train::step::{AdamW, Metric, StepShape, step_program};
+use train::config::BatchShape;
+use train::step::{AdamW, Metric, step_program};
 
 /// Largest error of a tensor, as a part of its largest element.
 const TOLERANCE: f64 = 1e-4;
@@ -91,7 +92,7 @@ fn log_probabilities_losses_and_gradients() {
 #[test]
 fn three_optimiser_steps() {
     let (config, expected) = (config(), expected());
-    let shape = StepShape { accumulation: 1, micro: 2, seq: 64 };
+    let shape = BatchShape { accumulation: 1, micro: 2, seq: 64 };
     let adamw = AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, clip: 1.0 };
     let step = compile(&step_program(&config, shape, adamw, Remat::Full));
     let weights = params("model.safetensors").into_flat().into_iter().map(|(_, host)| host);

@@ -6,7 +6,9 @@ mod presets;
 
 pub use keys::{KEYS, Key, Kind};
 
+use crate::data::{Order, Packing, RowOptions};
 use crate::schedule::Curve;
+use engine::Type;
 use model::Preset;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -31,7 +33,7 @@ pub struct RunConfig {
     /// Where tokens come from.
     pub data: Data,
     /// The shape of a step's batch.
-    pub batch: Batch,
+    pub batch: BatchShape,
     /// AdamW.
     pub optimizer: Optimizer,
     /// The learning rate over steps.
@@ -50,8 +52,8 @@ pub struct RunConfig {
 pub struct Data {
     /// Folder of Parquet shards; automatic: the Python standard library, prepared into the cache.
     pub path: Option<PathBuf>,
-    /// Shuffle documents every epoch.
-    pub shuffle: bool,
+    /// Another order of documents in each epoch, or that of the files.
+    pub shuffle: Order,
     /// Part of the documents that become fill-in-the-middle examples.
     pub fim_rate: f64,
     /// Part of those in suffix-prefix-middle order.
@@ -66,22 +68,10 @@ pub struct Data {
     pub max_bad_row_groups: u32,
 }
 
-/// How documents become rows of `batch.seq` tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Packing {
-    /// The longest document that fits goes next.
-    BestFit,
-    /// Documents in order, the tail carried over.
-    Sequential,
-    /// Every Parquet row is one training row as it stands.
-    None,
-}
-
 /// The shape of a step's batch: `[accumulation, micro, seq]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Batch {
+pub struct BatchShape {
     /// Sequences of a micro-batch.
     pub micro: usize,
     /// Micro-batches of a step.
@@ -407,10 +397,39 @@ impl Resolved {
     }
 }
 
-impl Batch {
+impl Data {
+    /// The settings of rows of `seq` tokens.
+    pub fn rows(&self, seq: usize, seed: u64) -> RowOptions {
+        RowOptions {
+            seq,
+            packing: self.packing,
+            order: self.shuffle,
+            fim_rate: self.fim_rate,
+            fim_spm_rate: self.fim_spm,
+            seed,
+            max_bad_row_groups: self.max_bad_row_groups as usize,
+            window_tokens: WINDOW_TOKENS,
+        }
+    }
+}
+
+/// Documents are shuffled within windows of this many tokens: 64 MiB in memory, and all of a small data set.
+const WINDOW_TOKENS: u64 = 1 << 24;
+
+impl BatchShape {
     /// Tokens of one optimiser step.
     pub fn tokens(&self) -> u64 {
-        (self.micro * self.accumulation * self.seq) as u64
+        (self.rows() * self.seq) as u64
+    }
+
+    /// Rows of one optimiser step.
+    pub fn rows(&self) -> usize {
+        self.micro * self.accumulation
+    }
+
+    /// Type of a step's ids and segments, `[accumulation, micro, seq]` i32.
+    pub fn ids(&self) -> Type {
+        Type::i32([self.accumulation, self.micro, self.seq])
     }
 }
 

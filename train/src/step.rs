@@ -2,33 +2,11 @@
 //! Learning rate, seed and step are inputs, so that a schedule compiles nothing again. And the program that measures
 //! the loss of held-out rows.
 
+use crate::config::BatchShape;
 use engine::{DType, Program, ScanOptions, Tensor, Type, grad, grad_into};
 use kernels::Gradients;
 use model::loss::{Counts, Losses, losses};
 use model::{Batch, Config, Decay, Dropout, Params, Remat, specs};
-
-/// How the rows of one step are cut.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StepShape {
-    /// Micro-batches of one step.
-    pub accumulation: usize,
-    /// Rows of one micro-batch.
-    pub micro: usize,
-    /// Tokens of one row.
-    pub seq: usize,
-}
-
-impl StepShape {
-    /// Tokens of one step.
-    pub fn tokens(&self) -> usize {
-        self.accumulation * self.micro * self.seq
-    }
-
-    /// Type of ids and segments, `[accumulation, micro, seq]` i32.
-    pub fn ids(&self) -> Type {
-        Type::i32([self.accumulation, self.micro, self.seq])
-    }
-}
 
 /// AdamW's constants, as optax spells the update (SPEC 4): eps stands outside of the root, decay beside the update.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -73,7 +51,7 @@ impl Metric {
 /// `seed` `u32[2]`. Outputs: the state, and `metrics` f32 in the order of [`Metric::ALL`].
 ///
 /// A step whose loss or gradient norm is not finite, or whose norm exceeds `largest_norm`, leaves the state as it was.
-pub fn step_program(config: &Config, shape: StepShape, adamw: AdamW, remat: Remat) -> Program {
+pub fn step_program(config: &Config, shape: BatchShape, adamw: AdamW, remat: Remat) -> Program {
     Program::build("step", |f| {
         let specs = specs(config);
         let params = specs.as_ref().map(|name, spec| f.input(&format!("params.{name}"), spec.ty.clone()));
@@ -133,7 +111,7 @@ pub fn step_program(config: &Config, shape: StepShape, adamw: AdamW, remat: Rema
 /// Gradients and losses of all micro-batches, each target counted once whatever micro-batch it is in.
 fn accumulated<'f>(
     config: &Config,
-    shape: StepShape,
+    shape: BatchShape,
     params: &Params<Tensor<'f>>,
     batch: Batch<Tensor<'f>>,
     key: [Tensor<'f>; 2],
@@ -178,7 +156,7 @@ fn accumulated<'f>(
 /// Masks of micro-batch number `micro` (a `u32` scalar), if the model drops anything.
 fn dropout<'f>(
     config: &Config,
-    shape: StepShape,
+    shape: BatchShape,
     key: [Tensor<'f>; 2],
     micro: Tensor<'f>,
 ) -> Option<Dropout<'f>> {
@@ -188,7 +166,7 @@ fn dropout<'f>(
 
 /// The validation program. Inputs: `params.*`, `ids` and `segments` `i32[micro, seq]`. Output: `sums` f32: loss of next
 /// tokens summed, their number, loss of tokens after them summed, their number.
-pub fn validation_program(config: &Config, shape: StepShape) -> Program {
+pub fn validation_program(config: &Config, shape: BatchShape) -> Program {
     Program::build("validation", |f| {
         let params = specs(config).map(|name, spec| f.input(&format!("params.{name}"), spec.ty));
         let ty = Type::i32([shape.micro, shape.seq]);

@@ -1,9 +1,10 @@
 //! The run that belongs to each model preset.
 
 use super::{
-    Batch, Checkpoints, Data, Kernels, Log, Optimizer, Packing, RunConfig, ScheduleConfig, ScheduleKind,
+    BatchShape, Checkpoints, Data, Kernels, Log, Optimizer, RunConfig, ScheduleConfig, ScheduleKind,
     Validation,
 };
+use crate::data::{Order, Packing};
 use crate::schedule::Curve;
 use model::{Config, Preset};
 
@@ -17,7 +18,7 @@ pub(super) fn run(preset: Preset) -> RunConfig {
         model: Config::preset(preset),
         data: Data {
             path: None,
-            shuffle: true,
+            shuffle: Order::Shuffled,
             fim_rate: 0.5,
             fim_spm: 0.1,
             packing: Packing::BestFit,
@@ -25,7 +26,7 @@ pub(super) fn run(preset: Preset) -> RunConfig {
             epochs: 4,
             max_bad_row_groups: 0,
         },
-        batch: Batch { micro: 8, accumulation: 8, seq: 2048 },
+        batch: BatchShape { micro: 8, accumulation: 8, seq: 2048 },
         optimizer: Optimizer {
             learning_rate: None,
             beta1: 0.9,
@@ -47,12 +48,12 @@ pub(super) fn run(preset: Preset) -> RunConfig {
     };
     match preset {
         Preset::OneB => mission,
-        Preset::Small => RunConfig { batch: Batch { micro: 8, accumulation: 8, seq: 1024 }, ..mission },
+        Preset::Small => RunConfig { batch: BatchShape { micro: 8, accumulation: 8, seq: 1024 }, ..mission },
         // Minutes on two cores: no time for a second task (FIM), a longer decay, and a rate that fits the width.
         Preset::Tiny => RunConfig {
             steps: Some(600),
             data: Data { fim_rate: 0.0, epochs: 1, validation_fraction: 0.02, ..mission.data },
-            batch: Batch { micro: 8, accumulation: 1, seq: 256 },
+            batch: BatchShape { micro: 8, accumulation: 1, seq: 256 },
             optimizer: Optimizer { learning_rate: Some(3e-3), ..mission.optimizer },
             schedule: ScheduleConfig { decay_fraction: 0.3, ..mission.schedule },
             checkpoint: Checkpoints { every: 100, every_minutes: None, keep_last: 2, keep_every: None },
@@ -62,7 +63,7 @@ pub(super) fn run(preset: Preset) -> RunConfig {
         Preset::Bench => RunConfig {
             steps: Some(50),
             data: Data { fim_rate: 0.0, epochs: 1, ..mission.data },
-            batch: Batch { micro: 8, accumulation: 1, seq: 256 },
+            batch: BatchShape { micro: 8, accumulation: 1, seq: 256 },
             log: Log { every: 1 },
             ..mission
         },

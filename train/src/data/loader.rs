@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 
+use crate::config::BatchShape;
+
 use super::config::{Order, RowOptions};
 use super::dataset::{Dataset, Part};
 use super::error::{DataError, Result};
@@ -13,24 +15,6 @@ use super::position::Position;
 
 /// Finished blocks that wait for the consumer: about 8 MiB each.
 const BLOCKS_AHEAD: usize = 2;
-
-/// The shape of a batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BatchShape {
-    /// Micro-batches a step.
-    pub accumulation: usize,
-    /// Rows a micro-batch.
-    pub micro: usize,
-    /// Tokens a row.
-    pub seq: usize,
-}
-
-impl BatchShape {
-    /// Rows a step.
-    pub fn rows(&self) -> usize {
-        self.accumulation * self.micro
-    }
-}
 
 /// The rows of one step, `[accumulation, micro, seq]` in row-major order.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,7 +7,8 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::atomic::write_atomic;
+use crate::atomic::{RealDisk, write_file};
+
 use super::error::{DataError, Result};
 
 /// The description of a finished data set.
@@ -136,10 +137,11 @@ pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
 
 /// Writes a description.
 pub(super) fn write<T: Serialize>(path: &Path, value: &T) -> Result<()> {
-    write_atomic(path, |w| {
+    write_file(&RealDisk, path, |w| {
         serde_json::to_writer_pretty(&mut *w, value)?;
         w.write_all(b"\n")
     })
+    .map_err(|e| DataError::io("write", path, e))
 }
 
 /// The check of a row group's bytes.

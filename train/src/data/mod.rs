@@ -3,7 +3,6 @@
 //! Everything here is deterministic: the same input and options give the same bytes on disk, and the same data, options and
 //! [`Position`] give the same rows in the same order, on any machine and with any number of threads.
 
-mod atomic;
 mod bigram;
 mod config;
 mod dataset;
@@ -25,10 +24,10 @@ mod tokenizer;
 mod words;
 
 pub use bigram::Bigram;
-pub use config::{DataConfig, Order, RowOptions};
+pub use config::{Order, RowOptions};
 pub use dataset::Dataset;
 pub use error::{DataError, Result};
-pub use loader::{Batch, BatchShape, EpochSize, Loader};
+pub use loader::{Batch, EpochSize, Loader};
 pub use manifest::{DATASET_FILE, DatasetInfo, FORMAT, Recipe, ShardInfo, Skipped, Split, TOKENIZER_FILE};
 pub use pack::{PADDING, Packing};
 pub use position::Position;

@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use super::atomic::write_atomic;
+use crate::atomic::{RealDisk, write_file};
+
 use super::error::{DataError, Result};
 use super::manifest::{
     self, DATASET_FILE, DatasetInfo, PROGRESS_FILE, Progress, Recipe, ShardInfo, Skipped, Split,
@@ -259,7 +260,7 @@ fn obtain_tokenizer(
     };
     let tokenizer = Tokenizer::from_json(&json, name)?;
     earlier.check(&options.out, &recipe(options, tokenizer.hash().to_owned()))?;
-    write_atomic(&copy, |w| w.write_all(&json))?;
+    write_file(&RealDisk, &copy, |w| w.write_all(&json)).map_err(|e| DataError::io("write", &copy, e))?;
     Ok(tokenizer)
 }
 
@@ -515,7 +516,8 @@ impl SplitWork {
         let path = out.join(&file);
         let (documents, tokens, bytes) = (open.documents, open.tokens, open.bytes);
         let shard = open.finish().map_err(|e| parquet_error(&path, e))?;
-        write_atomic(&path, |w| w.write_all(&shard.file))?;
+        write_file(&RealDisk, &path, |w| w.write_all(&shard.file))
+            .map_err(|e| DataError::io("write", &path, e))?;
         self.done.push(ShardInfo {
             file,
             size: shard.file.len() as u64,
