@@ -16,6 +16,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
+/// Name of the resolved configuration in a run's folder.
+pub const FILE: &str = "config.toml";
+
 /// Everything that decides a run. The keys of the TOML file are the fields' paths.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -1,0 +1,87 @@
+//! The device of a run: its plugin, what programs are compiled for, and the cache of executables.
+
+use crate::config::Kernels;
+use anyhow::{Context, Result};
+use engine::passes::{self, Form};
+use engine::pjrt::{Buffer, Client, CompileOptions, ExecutableCache, Lookup};
+use engine::plugin::{Platform, cache_folder};
+use engine::{Compiled, Host, KernelChoice, Program, Target};
+use std::time::{Duration, Instant};
+
+/// A device that programs are compiled for and run on.
+pub struct Device {
+    client: Client,
+    target: Target,
+    cache: ExecutableCache,
+}
+
+/// How a program came to be ready.
+pub struct Preparation {
+    /// Whether the executable was in the cache.
+    pub lookup: Lookup,
+    /// From the built program to the loaded executable.
+    pub took: Duration,
+    /// The form of each kernel.
+    pub forms: Vec<(String, Form)>,
+}
+
+/// Executables that are kept, all together.
+const CACHE_BYTES: u64 = 4 << 30;
+
+impl Kernels {
+    /// The engine's word for it.
+    pub fn choice(self) -> KernelChoice {
+        match self {
+            Kernels::Auto => KernelChoice::Auto,
+            Kernels::Reference => KernelChoice::Reference,
+            Kernels::Portable => KernelChoice::Portable,
+            Kernels::Native => KernelChoice::Native,
+        }
+    }
+}
+
+impl Device {
+    /// Loads the plugin of a platform, fetching it if need be, and takes its first device.
+    ///
+    /// # Errors
+    /// If the plugin cannot be had or used, or has no device.
+    pub fn open(platform: &str) -> Result<Device> {
+        let platform = Platform::choose(Some(platform))?;
+        let client = Client::new(&platform.load()?, &[])?;
+        anyhow::ensure!(!client.devices().is_empty(), "platform {platform} has no device on this machine");
+        let target = match client.platform_name()?.to_ascii_lowercase().as_str() {
+            "cpu" | "host" => Target::Cpu,
+            "cuda" | "gpu" => Target::Cuda,
+            "tpu" => Target::TpuV6e,
+            other => anyhow::bail!("platform {platform} calls itself `{other}`; known are cpu, cuda and tpu"),
+        };
+        let cache = ExecutableCache::new(cache_folder()?.join("executables"), CACHE_BYTES);
+        Ok(Device { client, target, cache })
+    }
+
+    /// The kind that the device calls itself, `TPU v6 lite`.
+    pub fn kind(&self) -> &str {
+        self.client.devices()[0].kind()
+    }
+
+    /// Lowers and compiles a program, or takes its executable from the cache.
+    ///
+    /// # Errors
+    /// If it does not compile or does not fit.
+    pub fn compile(&self, program: &Program, kernels: Kernels) -> Result<(Compiled, Preparation)> {
+        let start = Instant::now();
+        let (program, forms) = passes::lower(program, self.target, kernels.choice());
+        let (compiled, lookup) = program
+            .compile_cached(&self.client, &CompileOptions::single(), &self.cache)
+            .with_context(|| format!("compiling the {} program", program.name()))?;
+        Ok((compiled, Preparation { lookup, took: start.elapsed(), forms }))
+    }
+
+    /// Copies a tensor to the device.
+    ///
+    /// # Errors
+    /// If it does not fit.
+    pub fn put(&self, host: &Host) -> Result<Buffer> {
+        Ok(self.client.to_device(host, &self.client.devices()[0])?)
+    }
+}
