@@ -3,7 +3,7 @@
 use engine::{Program, Type};
 
 /// `tanh(x) + 1`
-pub fn program() -> Program {
+pub(crate) fn program() -> Program {
     Program::build("located", |g| {
         let x = g.input("x", Type::f32([2]));
         let y = x.tanh();
@@ -12,7 +12,7 @@ pub fn program() -> Program {
 }
 
 /// The same, elsewhere.
-pub fn same_program() -> Program {
+pub(crate) fn same_program() -> Program {
     Program::build("located", |f| {
         let input = f.input("x", Type::f32([2]));
         f.output("y", input.tanh() + 1.0);

@@ -2,10 +2,11 @@
 
 mod located;
 
-use engine::{
-    DType, Direction, Host, Kernel, Locations, Program, Save, ScanOptions, Sharding, Type, grad, grad_into, passes,
-};
 use engine::{Backward, CustomCall, KernelChoice, Lowering, ShapeError, Target, Tensor};
+use engine::{
+    DType, Direction, Host, Kernel, Locations, Program, Save, ScanOptions, Sharding, Type, grad, grad_into,
+    passes,
+};
 use half::{bf16, f16};
 use std::path::Path;
 use std::{env, fs, thread};
@@ -76,8 +77,7 @@ fn control() -> Program {
         )[..] else {
             unreachable!("two values are carried")
         };
-        let chosen =
-            g.cond(count.gt(3), &[doubled, x], |_, v| vec![v[0] - v[1]], |_, v| vec![v[1].exp()]);
+        let chosen = g.cond(count.gt(3), &[doubled, x], |_, v| vec![v[0] - v[1]], |_, v| vec![v[1].exp()]);
         let called = g.call("square", Save::Everything, &[chosen[0]], |_, v| vec![v[0] * v[0]]);
         let again = g.call("square", Save::Everything, &[called[0]], |_, v| vec![v[0] * v[0]]);
         let (last, sums) = g.scan(
@@ -163,13 +163,7 @@ impl Kernel for InPlace {
     fn reference<'f>(&self, args: &[Tensor<'f>]) -> Vec<Tensor<'f>> {
         vec![args[0] + 1.0, args[1]]
     }
-    fn vjp<'f>(
-        &self,
-        _: &[Tensor<'f>],
-        _: &[Tensor<'f>],
-        _: &[Tensor<'f>],
-        _: &[bool],
-    ) -> Backward<'f> {
+    fn vjp<'f>(&self, _: &[Tensor<'f>], _: &[Tensor<'f>], _: &[Tensor<'f>], _: &[bool]) -> Backward<'f> {
         Backward::OfReference("a test")
     }
     fn lower(&self, args: &[Type], _: Target, choice: KernelChoice) -> Lowering {
@@ -261,7 +255,10 @@ fn custom_calls_with_aliases() {
     let (program, _) = passes::lower(&custom_call(), Target::TpuV6e, KernelChoice::Auto);
     golden("custom_call", &program.text(Locations::Omit));
     // A kernel that is not lowered prints as its reference.
-    golden_program("kernel_reference", &passes::select(&custom_call(), Target::Cpu, KernelChoice::Reference).0);
+    golden_program(
+        "kernel_reference",
+        &passes::select(&custom_call(), Target::Cpu, KernelChoice::Reference).0,
+    );
 }
 
 #[test]

@@ -200,7 +200,11 @@ impl fmt::Debug for Host {
 }
 
 /// The rows of a block in a tensor: (offset in the block, offset in the tensor, length), in bytes.
-fn rows(whole: &Type, start: &[usize], shape: &[usize]) -> impl Iterator<Item = (usize, usize, usize)> + use<> {
+fn rows(
+    whole: &Type,
+    start: &[usize],
+    shape: &[usize],
+) -> impl Iterator<Item = (usize, usize, usize)> + use<> {
     let steps = strides(&whole.shape);
     let size = whole.dtype.size();
     // Only the last axis is contiguous for certain.
