@@ -1,5 +1,5 @@
-// A network of two layers learns a sine: built, differentiated, compiled and trained on the spot.
-// Run it with `cargo run --example tour -p engine`.
+//! A network of two layers learns a sine: built, differentiated, compiled and trained on the spot.
+//! Run it with `cargo run --example tour -p engine`.
 
 use engine::pjrt::{Arg, Client, Topology};
 use engine::plugin::Platform;
