@@ -1,7 +1,11 @@
 //! Programs compile for TPU v6e on a machine without one.
 
+use engine::passes::{self, Form};
 use engine::pjrt::CompileOptions;
-use engine::{Program, Save, Sharding, Type, grad};
+use engine::{
+    Backward, CustomCall, Kernel, KernelChoice, Layout, Lowering, Program, Save, ShapeError, Sharding,
+    Target, Tensor, Type, grad,
+};
 use tests::{Mlp, mlp_step, residual_mlp, tpu};
 
 fn scanned(mlp: Mlp) -> Program {
@@ -64,4 +68,86 @@ fn a_sharded_program_compiles_for_four_chips() {
         g.output("sum", x.all_reduce_sum(vec![vec![0, 1, 2, 3]]));
     });
     replicas.compile_for(&tpu("v6e:2x2"), &CompileOptions::replicated(4)).unwrap();
+}
+
+/// `x + x` of one tile, written for the TPU as a kernel that overwrites its operand.
+#[derive(Debug)]
+struct Twice;
+
+/// The kernel in Mosaic; one load, one addition, one store.
+const MOSAIC: &str = r#"func.func @main(%x: memref<8x128xf32, #tpu.memory_space<vmem>>, %o: memref<8x128xf32, #tpu.memory_space<vmem>>) attributes {tpu.core_type = #tpu.core_type<tc>} {
+  %c = arith.constant 0 : index
+  %v = vector.load %x[%c, %c] : memref<8x128xf32, #tpu.memory_space<vmem>>, vector<8x128xf32>
+  %s = arith.addf %v, %v : vector<8x128xf32>
+  vector.store %s, %o[%c, %c] : memref<8x128xf32, #tpu.memory_space<vmem>>, vector<8x128xf32>
+  return
+}
+"#;
+
+impl Kernel for Twice {
+    fn name(&self) -> String {
+        "twice".to_owned()
+    }
+    fn infer(&self, args: &[Type]) -> Result<Vec<Type>, ShapeError> {
+        if args == [Type::f32([8, 128])] {
+            Ok(args.to_vec())
+        } else {
+            Err(ShapeError("wants one tile".to_owned()))
+        }
+    }
+    fn reference<'f>(&self, args: &[Tensor<'f>]) -> Vec<Tensor<'f>> {
+        vec![args[0] + args[0]]
+    }
+    fn vjp<'f>(&self, _: &[Tensor<'f>], _: &[Tensor<'f>], cts: &[Tensor<'f>], _: &[bool]) -> Backward<'f> {
+        Backward::Grads(vec![Some(cts[0].builder().kernel(Twice, cts)[0])])
+    }
+    fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering {
+        if target != Target::TpuV6e || choice == KernelChoice::Portable {
+            return Lowering::Reference;
+        }
+        let body = base64(MOSAIC.as_bytes());
+        Lowering::Native(CustomCall {
+            target: "tpu_custom_call".to_owned(),
+            backend_config: format!(
+                r#"{{"custom_call_config":{{"body":"{body}","needs_layout_passes":true}}}}"#
+            ),
+            kernel_name: self.name(),
+            results: args.to_vec(),
+            aliases: vec![(0, 0)],
+        })
+    }
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for three in bytes.chunks(3) {
+        let bits = (0..3).fold(0u32, |bits, i| bits << 8 | u32::from(three.get(i).copied().unwrap_or(0)));
+        for i in 0..4 {
+            let letter = LETTERS[(bits >> (18 - 6 * i)) as usize % 64] as char;
+            text.push(if i <= three.len() { letter } else { '=' });
+        }
+    }
+    text
+}
+
+#[test]
+fn a_native_kernel_compiles_in_place_with_its_gradient() {
+    let program = Program::build("native", |g| {
+        let x = g.input("x", Type::f32([8, 128]));
+        let y = g.kernel(Twice, &[x])[0].pinned(Layout { minor_to_major: vec![1, 0] });
+        let loss = (y * y).mean(&[0, 1]);
+        g.output_over("x", x - grad(loss, &[x])[0], x);
+        g.output("loss", loss);
+    });
+    let (native, forms) = passes::lower(&program, Target::TpuV6e, KernelChoice::Auto);
+    assert_eq!(forms, [("twice".to_owned(), Form::Native)]);
+    let executable = native.compile_for(&tpu("v6e:1x1"), &native.options()).unwrap();
+    let memory = executable.memory_use().unwrap();
+    println!("native kernel on v6e:1x1: {memory}");
+    assert_eq!(memory.aliased, 8 * 128 * 4);
+    // The compiler kept the kernels: their name is in what it made.
+    let optimized = executable.optimized_program().unwrap().code;
+    let calls = optimized.windows(15).filter(|window| window == b"tpu_custom_call").count();
+    assert!(calls >= 2, "{calls} calls of the forward and the backward kernel");
 }

@@ -1,7 +1,7 @@
 //! The IR: [`Func`], an append-only arena of nodes, its [`Builder`], and [`Tensor`], a value under construction.
 //!
-//! **Invariants** (checked by [`crate::passes::verify`]): operands precede users; a body is closed, what it takes
-//! from outside are its parameters; equal pure nodes of one function exist once.
+//! **Invariants**: operands precede users; a body is closed, what it takes from outside are its parameters (both
+//! checked by [`crate::passes::verify`]); equal pure nodes of one function exist once (kept by [`Builder`]).
 
 use crate::ops::{Op, Parameter};
 use crate::program::Port;
@@ -97,6 +97,14 @@ impl Func {
         }
         func.results.hash(&mut hasher);
         func.digest = hasher.finish();
+        func
+    }
+
+    /// The same function after a fault, for tests of what must find it.
+    #[cfg(test)]
+    pub(crate) fn broken(&self, fault: impl FnOnce(&mut Vec<Node>)) -> Func {
+        let mut func = self.clone();
+        fault(&mut func.nodes);
         func
     }
 
