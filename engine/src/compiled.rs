@@ -1,7 +1,10 @@
-//! [`Compiled`]: a program on its device; arguments are checked against its ports before the plugin sees them.
+//! [`Compiled`]: a program on its devices; arguments are checked against its ports before the plugin sees them.
 
 use crate::host::Host;
-use crate::pjrt::{Arg, Buffer, Client, CompileOptions, Error, ExecutableCache, Loaded, Lookup, Result};
+use crate::pjrt::{
+    Arg, Buffer, Client, CompileOptions, Error, Executable, ExecutableCache, Loaded, Lookup, Partitioner,
+    Result, Topology,
+};
 use crate::program::{Port, Program};
 use crate::text::Locations;
 
@@ -13,19 +16,35 @@ pub struct Compiled {
     name: String,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
+    partitions: usize,
 }
 
 impl Program {
-    /// Compiles for one device.
+    /// What the program asks of its compilation: one device, or those that its shardings are for.
+    pub fn options(&self) -> CompileOptions {
+        match self.partitions() {
+            1 => CompileOptions::single(),
+            partitions => CompileOptions::partitioned(partitions, Partitioner::Gspmd),
+        }
+    }
+
+    /// Compiles with [`Program::options`].
     ///
     /// # Errors
     /// If the plugin does not accept the program, or it does not fit.
     pub fn compile(&self, client: &Client) -> Result<Compiled> {
-        let loaded = client.compile(&self.text(Locations::Omit), &CompileOptions::single())?;
-        Ok(self.compiled(client, loaded))
+        self.compile_with(client, &self.options())
     }
 
-    /// Compiles for one device, or takes the executable from the cache.
+    /// Compiles with other options, for instance [`CompileOptions::replicated`].
+    ///
+    /// # Errors
+    /// If the plugin does not accept the program, or it does not fit.
+    pub fn compile_with(&self, client: &Client, options: &CompileOptions) -> Result<Compiled> {
+        Ok(self.compiled(client, client.compile(&self.text(Locations::Omit), options)?))
+    }
+
+    /// Compiles, or takes the executable from the cache.
     ///
     /// # Errors
     /// If the plugin does not accept the program, or it does not fit.
@@ -39,6 +58,14 @@ impl Program {
         Ok((self.compiled(client, loaded), lookup))
     }
 
+    /// Compiles for devices that need not be there. The result cannot run; it tells of its memory and cost.
+    ///
+    /// # Errors
+    /// If the plugin does not accept the program, or it does not fit.
+    pub fn compile_for(&self, topology: &Topology, options: &CompileOptions) -> Result<Executable> {
+        topology.compile(&self.text(Locations::Omit), options)
+    }
+
     fn compiled(&self, client: &Client, loaded: Loaded) -> Compiled {
         Compiled {
             client: client.clone(),
@@ -46,6 +73,7 @@ impl Program {
             name: self.name().to_owned(),
             inputs: self.inputs().to_vec(),
             outputs: self.outputs().to_vec(),
+            partitions: self.partitions(),
         }
     }
 }
@@ -66,40 +94,92 @@ impl Compiled {
         &self.outputs
     }
 
-    /// Queues one run. Inputs that the program writes over are given away ([`Arg::Donate`]), others lent.
+    /// Queues one run on one device. Inputs that the program writes over are given away ([`Arg::Donate`]), others may
+    /// be lent.
     ///
     /// # Errors
-    /// If the arguments do not match the inputs, or the device fails.
+    /// If the program is for several devices, the arguments do not match the inputs, or the device fails.
     pub fn run<'a>(&self, args: impl IntoIterator<Item = Arg<'a>>) -> Result<Vec<Buffer>> {
-        let args: Vec<Arg<'a>> = args.into_iter().collect();
-        let wrong = |what: String| Err(Error::Arguments(format!("running {}: {what}", self.name)));
+        let mut results = self.run_on_all(vec![args.into_iter().collect()])?;
+        Ok(results.pop().unwrap_or_default())
+    }
+
+    /// Queues one run on all devices: the arguments of each, which are its parts of the inputs, and the results of each.
+    ///
+    /// # Errors
+    /// If the arguments do not match the inputs, or a device fails.
+    pub fn run_on_all(&self, args: Vec<Vec<Arg<'_>>>) -> Result<Vec<Vec<Buffer>>> {
+        for args in &args {
+            self.check(args)?;
+        }
+        self.loaded.run_on_all(args)
+    }
+
+    fn check(&self, args: &[Arg<'_>]) -> Result<()> {
         if args.len() != self.inputs.len() {
-            return wrong(format!("got {} arguments, wanted {}", args.len(), self.inputs.len()));
+            return Err(self.wrong(format!("got {} arguments, wanted {}", args.len(), self.inputs.len())));
         }
         for (arg, port) in args.iter().zip(&self.inputs) {
             let (buffer, donated) = match arg {
                 Arg::Keep(buffer) => (*buffer, false),
                 Arg::Donate(buffer) => (buffer, true),
             };
-            if *buffer.ty() != port.ty {
-                return wrong(format!("input `{}` is {}, got {}", port.name, port.ty, buffer.ty()));
+            let wanted = port.local();
+            if *buffer.ty() != wanted {
+                return Err(self.wrong(format!("input `{}` is {wanted}, got {}", port.name, buffer.ty())));
             }
             if port.replaced_by.is_some() && !donated {
-                return wrong(format!("input `{}` is written over: donate its buffer", port.name));
+                return Err(self.wrong(format!("input `{}` is written over: donate its buffer", port.name)));
             }
         }
-        self.loaded.run(args)
+        Ok(())
     }
 
-    /// Runs on host tensors: copies in, runs, copies out. For tests, tools and small programs.
+    /// Runs on whole host tensors: cuts and copies them in, runs, copies out and joins. For tests, tools and small
+    /// programs. It gives the same whether the program is for one device or for several.
     ///
     /// # Errors
-    /// As [`Compiled::run`].
+    /// As [`Compiled::run`], and for replicas, which take arguments of their own each.
     pub fn call(&self, args: &[Host]) -> Result<Vec<Host>> {
-        let device = &self.loaded.devices()[0];
-        let args: Vec<Arg> = (args.iter())
-            .map(|host| Ok(Arg::Donate(self.client.to_device(host, device)?)))
-            .collect::<Result<_>>()?;
-        self.run(args)?.iter().map(Buffer::to_host).collect()
+        let devices = self.loaded.devices();
+        if devices.len() != self.partitions {
+            let found = devices.len();
+            return Err(
+                self.wrong(format!("its {found} replicas take arguments of their own: use `run_on_all`"))
+            );
+        }
+        if args.len() != self.inputs.len() {
+            return Err(self.wrong(format!("got {} arguments, wanted {}", args.len(), self.inputs.len())));
+        }
+        if let Some((host, port)) = args.iter().zip(&self.inputs).find(|(host, port)| *host.ty() != port.ty) {
+            return Err(self.wrong(format!("input `{}` is {}, got {}", port.name, port.ty, host.ty())));
+        }
+        let on_device = |(number, device)| {
+            let part = |(host, port): (&Host, &Port)| match &port.sharding {
+                Some(sharding) => {
+                    let (start, ty) = (sharding.start(&port.ty, number), sharding.part(&port.ty));
+                    self.client.to_device(&host.block(&start, &ty.shape), device)
+                }
+                None => self.client.to_device(host, device),
+            };
+            args.iter().zip(&self.inputs).map(|pair| Ok(Arg::Donate(part(pair)?))).collect()
+        };
+        let args: Vec<Vec<Arg>> = devices.iter().enumerate().map(on_device).collect::<Result<_>>()?;
+        let results = self.run_on_all(args)?;
+        let joined = |(output, port): (usize, &Port)| match &port.sharding {
+            Some(sharding) => {
+                let mut whole = Host::zeros(port.ty.clone());
+                for (device, results) in results.iter().enumerate() {
+                    whole.set_block(&sharding.start(&port.ty, device), &results[output].to_host()?);
+                }
+                Ok(whole)
+            }
+            None => results[0][output].to_host(),
+        };
+        self.outputs.iter().enumerate().map(joined).collect()
+    }
+
+    fn wrong(&self, what: String) -> Error {
+        Error::Arguments(format!("running {}: {what}", self.name))
     }
 }

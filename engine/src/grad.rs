@@ -113,7 +113,30 @@ pub fn grad_into<'f>(loss: Tensor<'f>, wrt: &[Tensor<'f>], accumulators: &[Tenso
 fn gradient<'f>(loss: Tensor<'f>, wrt: &[Tensor<'f>], start: &[Option<Tensor<'f>>]) -> Vec<Tensor<'f>> {
     let ty = loss.ty();
     assert!(ty.rank() == 0 && ty.dtype.is_float(), "grad: the loss must be a float scalar, it is {ty}");
+    for tensor in wrt.iter().chain(start.iter().flatten()) {
+        assert!(
+            loss.builder().is(tensor.builder()),
+            "grad: {} (made at {}) belongs to another function than the loss: take it in with `capture`",
+            tensor.ty(),
+            tensor.builder().with_node(tensor.value().node, |node| node.at)
+        );
+    }
     let reached = active(loss.builder(), wrt);
+    for (tensor, _) in wrt.iter().zip(start).filter(|(_, start)| start.is_some()) {
+        // What its cotangent already is would flow on to what it depends on.
+        let depends = loss.builder().with_node(tensor.value().node, |node| {
+            node.operands
+                .iter()
+                .any(|value| reached.contains(value))
+                .then(|| format!("the {} of {}", node.op.name(), node.at))
+        });
+        if let Some(name) = depends {
+            panic!(
+                "grad_into: {name} ({}) depends on another tensor of the list, so it can have no accumulator",
+                tensor.ty()
+            );
+        }
+    }
     assert!(reached.contains(&loss.value()), "grad: the loss depends on none of the {} tensors", wrt.len());
     let cts = vjp(&[loss], &[loss.full_like(1.0)], wrt, start);
     (cts.into_iter().zip(wrt))
@@ -122,8 +145,8 @@ fn gradient<'f>(loss: Tensor<'f>, wrt: &[Tensor<'f>], start: &[Option<Tensor<'f>
                 let node = tensor.builder().node(tensor.value().node);
                 let name = match &node.op {
                     Op::Parameter(parameter) => {
-                        let inputs = tensor.builder().inputs();
-                        inputs.get(parameter.index).map_or(format!("parameter {}", parameter.index), |port| format!("`{}`", port.name))
+                        let port = tensor.builder().with_ports(|ports| ports.inputs.get(parameter.index).map(|port| port.name.clone()));
+                        port.flatten().map_or(format!("parameter {}", parameter.index), |name| format!("`{name}`"))
                     }
                     op => format!("the {} of {}", op.name(), node.at),
                 };

@@ -1,5 +1,6 @@
 //! [`Host`]: bytes and their type in main memory, aligned for zero-copy transfers.
 
+use crate::eval::{strides, unravel};
 use crate::types::{DType, Type};
 use bytemuck::{Pod, Zeroable};
 use std::fmt;
@@ -86,6 +87,24 @@ impl Host {
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         let bytes = self.ty.bytes();
         &mut bytemuck::cast_slice_mut(&mut self.lines)[..bytes]
+    }
+
+    /// The block of `shape` that starts at an index.
+    pub(crate) fn block(&self, start: &[usize], shape: &[usize]) -> Host {
+        let mut block = Host::zeros(self.ty.with_shape(shape));
+        for (inside, outside, bytes) in rows(&self.ty, start, shape) {
+            block.bytes_mut()[inside..inside + bytes]
+                .copy_from_slice(&self.bytes()[outside..outside + bytes]);
+        }
+        block
+    }
+
+    /// Overwrites the block that starts at an index.
+    pub(crate) fn set_block(&mut self, start: &[usize], block: &Host) {
+        for (inside, outside, bytes) in rows(&self.ty, start, &block.ty.shape) {
+            self.bytes_mut()[outside..outside + bytes]
+                .copy_from_slice(&block.bytes()[inside..inside + bytes]);
+        }
     }
 
     /// The numbers, without a conversion.
@@ -178,4 +197,25 @@ impl fmt::Debug for Host {
             if values.len() > 16 { " ..." } else { "" }
         )
     }
+}
+
+/// The rows of a block in a tensor: (offset in the block, offset in the tensor, length), in bytes.
+fn rows(
+    whole: &Type,
+    start: &[usize],
+    shape: &[usize],
+) -> impl Iterator<Item = (usize, usize, usize)> + use<> {
+    let steps = strides(&whole.shape);
+    let size = whole.dtype.size();
+    // Only the last axis is contiguous for certain.
+    let outer = shape.len().saturating_sub(1);
+    let length = shape.get(outer).copied().unwrap_or(1) * size;
+    let count = if length == 0 { 0 } else { shape[..outer].iter().product() };
+    let (start, shape) = (start.to_vec(), shape[..outer].to_vec());
+    (0..count).map(move |row| {
+        let index = unravel(row, &shape).into_iter().chain([0]);
+        let place: usize =
+            index.zip(&start).zip(&steps).map(|((index, start), step)| (index + start) * step).sum();
+        (row * length, place * size, length)
+    })
 }

@@ -1,9 +1,8 @@
 //! The IR: [`Func`], an append-only arena of nodes, its [`Builder`], and [`Tensor`], a value under construction.
 //!
-//! **Invariants** (checked by [`crate::passes::verify`]): operands precede users; a body is closed, what it takes
-//! from outside are its parameters; equal pure nodes of one function exist once.
+//! **Invariants**: operands precede users; a body is closed, what it takes from outside are its parameters (both
+//! checked by [`crate::passes::verify`]); equal pure nodes of one function exist once (kept by [`Builder`]).
 
-use crate::ops::collective::Sharding;
 use crate::ops::{Op, Parameter};
 use crate::program::Port;
 use crate::types::{DType, Type};
@@ -101,6 +100,14 @@ impl Func {
         func
     }
 
+    /// The same function after a fault, for tests of what must find it.
+    #[cfg(test)]
+    pub(crate) fn broken(&self, fault: impl FnOnce(&mut Vec<Node>)) -> Func {
+        let mut func = self.clone();
+        fault(&mut func.nodes);
+        func
+    }
+
     /// The nodes; operands precede users.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
@@ -175,8 +182,15 @@ struct State {
     params: usize,
     /// (value of the parent, our parameter)
     captures: Vec<(Value, Value)>,
-    inputs: Vec<Port>,
-    outputs: Vec<(Port, Value)>,
+    /// Of the main function of a program; no other function has any.
+    ports: Option<Ports>,
+}
+
+/// What a program takes and gives, as declared so far.
+#[derive(Default)]
+pub(crate) struct Ports {
+    pub(crate) inputs: Vec<Port>,
+    pub(crate) outputs: Vec<(Port, Value)>,
 }
 
 /// A value of a function under construction: a copyable handle that reads like a number in formulas.
@@ -189,6 +203,12 @@ pub struct Tensor<'f> {
 impl<'f> Builder<'f> {
     pub(crate) fn new() -> Builder<'f> {
         Builder { parent: None, state: RefCell::default(), author: Cell::new(None) }
+    }
+
+    /// The builder of a program's main function.
+    pub(crate) fn program() -> Builder<'f> {
+        let state = State { ports: Some(Ports::default()), ..State::default() };
+        Builder { state: RefCell::new(state), ..Builder::new() }
     }
 
     pub(crate) fn nested(parent: &'f Builder<'f>) -> Builder<'f> {
@@ -299,7 +319,7 @@ impl<'f> Builder<'f> {
         (0..count as u32).map(|result| Tensor { builder: self, value: Value { node, result } }).collect()
     }
 
-    fn is(&self, other: &Builder<'_>) -> bool {
+    pub(crate) fn is(&self, other: &Builder<'_>) -> bool {
         std::ptr::eq(&raw const self.state, &raw const other.state)
     }
 
@@ -372,28 +392,9 @@ impl<'f> Builder<'f> {
         self.finish_with(self.state.borrow().params, &values)
     }
 
-    pub(crate) fn add_input(&self, port: Port) {
-        self.state.borrow_mut().inputs.push(port);
-    }
-
-    pub(crate) fn add_output(&self, port: Port, value: Value) {
-        self.state.borrow_mut().outputs.push((port, value));
-    }
-
-    pub(crate) fn inputs(&self) -> Vec<Port> {
-        self.state.borrow().inputs.clone()
-    }
-
-    pub(crate) fn outputs(&self) -> Vec<(Port, Value)> {
-        self.state.borrow().outputs.clone()
-    }
-
-    pub(crate) fn shard_output(&self, output: usize, sharding: Sharding) {
-        self.state.borrow_mut().outputs[output].0.sharding = Some(sharding);
-    }
-
-    pub(crate) fn set_donation(&self, input: usize, output: usize) {
-        self.state.borrow_mut().inputs[input].replaced_by = Some(output);
+    /// Looks at the program's ports, or changes them; `None` inside a body. `look` must not add nodes.
+    pub(crate) fn with_ports<T>(&self, look: impl FnOnce(&mut Ports) -> T) -> Option<T> {
+        self.state.borrow_mut().ports.as_mut().map(look)
     }
 }
 

@@ -216,3 +216,64 @@ pub fn lower(program: &Program, target: Target, choice: KernelChoice) -> (Progra
 fn called(label: String, func: Func) -> Call {
     Call { label, body: Arc::new(func), save: Save::Everything }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::verify;
+    use crate::ir::{Func, Node};
+    use crate::ops::Op;
+    use crate::{Program, ScanOptions, Type};
+    use std::sync::Arc;
+
+    /// Nodes: 0 `x`, 1 `exp`, 2 the scan (of `tanh`), 3 the sum.
+    fn sound() -> Program {
+        Program::build("p", |g| {
+            let x = g.input("x", Type::f32([3, 2]));
+            let (_, rows) =
+                g.scan(ScanOptions::over(3), &[], &[x.exp()], |_, _, row| (vec![], vec![row[0].tanh()]));
+            g.output("y", rows[0].sum_all());
+        })
+    }
+
+    fn fault(fault: impl FnOnce(&mut Vec<Node>)) -> String {
+        let program = sound();
+        verify(&program.with_main(program.main().broken(fault))).expect_err("the fault was not found")
+    }
+
+    #[test]
+    fn verify_finds_what_is_broken() {
+        assert_eq!(verify(&sound()), Ok(()));
+        let order = fault(|nodes| nodes[1].operands[0].node = 2);
+        assert!(order.contains("node 1, exponential of") && order.contains("does not precede it"), "{order}");
+        let result = fault(|nodes| nodes[2].operands[0].result = 1);
+        assert!(result.contains("node 2, scan of") && result.contains("does not precede it"), "{result}");
+        let types = fault(|nodes| nodes[1].types[0] = Type::f32([2, 3]));
+        assert!(types.contains("has types"), "{types}");
+        let operands = fault(|nodes| nodes[2].operands.clear());
+        assert!(operands.contains("the body wants 1 values, got 0"), "{operands}");
+        let parameter = fault(|nodes| {
+            nodes.swap(0, 1);
+            nodes[0].operands.clear();
+        });
+        assert!(
+            parameter.contains("node 0, exponential of") && parameter.contains("wants one operand"),
+            "{parameter}"
+        );
+        let body = fault(|nodes| {
+            let Op::Scan(scan) = &mut nodes[2].op else { panic!("node 2 is the scan") };
+            scan.body = Arc::new(scan.body.broken(|nodes| nodes[1].operands[0].node = 1));
+        });
+        assert!(body.contains("node 2, scan of") && body.contains("node 1, tanh of"), "{body}");
+    }
+
+    #[test]
+    fn verify_compares_functions_with_their_ports() {
+        let program = sound();
+        let wrong = |types: &[Type]| {
+            let main = Func::build(types, |_, x| vec![x[0]]);
+            verify(&program.with_main(main)).expect_err("the fault was not found")
+        };
+        assert_eq!(wrong(&[Type::f32([])]), "program p: its parameters are not its inputs");
+        assert_eq!(wrong(&[Type::f32([3, 2])]), "program p: its results are not its outputs");
+    }
+}

@@ -1,10 +1,11 @@
 //! [`Program`]: a main function with named inputs and outputs, the unit that is printed, compiled and run.
 
-use crate::ir::{Builder, Func, Tensor, Value};
+use crate::ir::{Builder, Func, Ports, Tensor, Value};
 use crate::ops::Op;
 use crate::ops::collective::Sharding;
 use crate::text::{self, Locations};
 use crate::types::Type;
+use std::collections::BTreeSet;
 
 /// A named input or output.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,7 +14,7 @@ pub struct Port {
     pub name: String,
     /// Its type.
     pub ty: Type,
-    /// How it is cut over devices, if the program runs on several.
+    /// How it is cut over devices; without one, each device of the program holds all of it.
     pub sharding: Option<Sharding>,
     /// For an input that is donated: the output that is written over it.
     pub replaced_by: Option<usize>,
@@ -28,6 +29,13 @@ pub struct Program {
     outputs: Vec<Port>,
 }
 
+impl Port {
+    /// The type of what one device holds.
+    pub fn local(&self) -> Type {
+        self.sharding.as_ref().map_or_else(|| self.ty.clone(), |sharding| sharding.part(&self.ty))
+    }
+}
+
 impl Program {
     /// Builds a program: `body` declares inputs ([`Builder::input`]) and outputs ([`Builder::output`]) as it goes.
     ///
@@ -35,13 +43,40 @@ impl Program {
     /// At the author's line, on shape errors and on ports that make no sense.
     #[track_caller]
     pub fn build(name: &str, body: impl for<'f> FnOnce(&'f Builder<'f>)) -> Program {
-        let builder = Builder::new();
+        let builder = Builder::program();
         body(&builder);
-        let (outputs, values): (Vec<Port>, Vec<Value>) = builder.outputs().into_iter().unzip();
+        let Ports { inputs, outputs } = builder.with_ports(std::mem::take).unwrap_or_default();
+        let (outputs, values): (Vec<Port>, Vec<Value>) = outputs.into_iter().unzip();
         assert!(!outputs.is_empty(), "program {name}: it has no output");
-        let inputs = builder.inputs();
         let main = builder.finish_with(inputs.len(), &values);
-        Program { name: name.to_owned(), main, inputs, outputs }
+        let program = Program { name: name.to_owned(), main, inputs, outputs };
+        let counts = program.shardings();
+        assert!(
+            counts.len() < 2,
+            "program {name}: its shardings are for {counts:?} devices; they must agree"
+        );
+        program
+    }
+
+    /// The numbers of devices that its shardings are for.
+    fn shardings(&self) -> BTreeSet<usize> {
+        fn of(func: &Func, found: &mut BTreeSet<usize>) {
+            for node in func.nodes() {
+                if let Op::ShardingConstraint(constraint) = &node.op {
+                    found.insert(constraint.sharding.devices);
+                }
+                node.op.bodies().into_iter().for_each(|body| of(body, found));
+            }
+        }
+        let ports = self.inputs.iter().chain(&self.outputs).filter_map(|port| port.sharding.as_ref());
+        let mut found = ports.map(|sharding| sharding.devices).collect();
+        of(&self.main, &mut found);
+        found
+    }
+
+    /// Number of devices that share the work: that of its shardings; 1 if it has none.
+    pub fn partitions(&self) -> usize {
+        self.shardings().pop_first().unwrap_or(1)
     }
 
     pub(crate) fn with_main(&self, main: Func) -> Program {
@@ -92,37 +127,77 @@ impl<'f> Builder<'f> {
 
     #[track_caller]
     fn port(&'f self, port: Port) -> Tensor<'f> {
-        let known = self.inputs().iter().any(|other| other.name == port.name);
-        assert!(!known, "input `{}`: there is another one of this name", port.name);
-        let tensor = self.parameter(port.ty.clone());
-        self.add_input(port);
-        tensor
+        let (name, ty) = (port.name.clone(), port.ty.clone());
+        let fresh = self.with_ports(|ports| {
+            let fresh = ports.inputs.iter().all(|other| other.name != port.name);
+            ports.inputs.push(port);
+            fresh
+        });
+        match fresh {
+            Some(true) => self.parameter(ty),
+            Some(false) => panic!("input `{name}`: there is another one of this name"),
+            None => panic!("input `{name}`: a body has no inputs; take outer values in with `capture`"),
+        }
     }
 
     /// Declares the next output of the program.
+    ///
+    /// # Panics
+    /// If there is another one of this name, or this is the body of a loop or call.
     #[track_caller]
     pub fn output(&'f self, name: &str, value: Tensor<'f>) {
-        let known = self.outputs().iter().any(|(port, _)| port.name == name);
-        assert!(!known, "output `{name}`: there is another one of this name");
-        let port = Port { name: name.to_owned(), ty: value.ty(), sharding: None, replaced_by: None };
-        self.add_output(port, self.capture(value).value());
+        self.result(Port { name: name.to_owned(), ty: value.ty(), sharding: None, replaced_by: None }, value);
     }
 
-    /// Declares an output that is written over an input: the input is donated and its memory is used again.
+    /// Declares the next output of the program, cut over devices.
+    ///
+    /// # Panics
+    /// As [`Builder::output`], and if the sharding does not fit.
+    #[track_caller]
+    pub fn output_sharded(&'f self, name: &str, value: Tensor<'f>, sharding: Sharding) {
+        let ty = value.ty();
+        if let Err(reason) = sharding.check(&ty) {
+            panic!("output `{name}`: {reason}");
+        }
+        self.result(Port { name: name.to_owned(), ty, sharding: Some(sharding), replaced_by: None }, value);
+    }
+
+    #[track_caller]
+    fn result(&'f self, port: Port, value: Tensor<'f>) {
+        let name = port.name.clone();
+        let value = self.capture(value).value();
+        let fresh = self.with_ports(|ports| {
+            let fresh = ports.outputs.iter().all(|(other, _)| other.name != port.name);
+            ports.outputs.push((port, value));
+            fresh
+        });
+        match fresh {
+            Some(true) => {}
+            Some(false) => panic!("output `{name}`: there is another one of this name"),
+            None => panic!("output `{name}`: a body has no outputs; return the value from it"),
+        }
+    }
+
+    /// Declares an output that is written over an input: the input is donated and its memory is used again. It is
+    /// cut over devices as the input is.
     ///
     /// # Panics
     /// If the donation cannot be used: the tensor is not an input, was donated already, or has another type.
     #[track_caller]
     pub fn output_over(&'f self, name: &str, value: Tensor<'f>, input: Tensor<'f>) {
-        let node = self.node(input.value().node);
-        let Op::Parameter(parameter) = &node.op else {
-            panic!(
-                "output `{name}`: it cannot be written over the result of {}, which is not an input",
-                node.op.name()
-            )
+        let not_an_input = |what: String| -> ! {
+            panic!("output `{name}`: it cannot be written over {what}, which is not an input of this program")
         };
-        let inputs = self.inputs();
-        let port = &inputs[parameter.index];
+        if !self.is(input.builder()) {
+            not_an_input(format!("a value of another function ({})", input.ty()));
+        }
+        let index = self.with_node(input.value().node, |node| match &node.op {
+            Op::Parameter(parameter) => Ok(parameter.index),
+            op => Err(format!("the result of {}", op.name())),
+        });
+        let index = index.unwrap_or_else(|what| not_an_input(what));
+        let known = self.with_ports(|ports| (ports.inputs.get(index).cloned(), ports.outputs.len()));
+        let Some((Some(port), output)) = known else { not_an_input(format!("parameter {index} of a body")) };
         assert!(
             port.ty == value.ty(),
             "output `{name}` ({}) cannot be written over input `{}` ({}): the types differ",
@@ -135,11 +210,10 @@ impl<'f> Builder<'f> {
             "output `{name}` cannot be written over input `{}`: another output is already",
             port.name
         );
-        let output = self.outputs().len();
-        self.output(name, value);
-        if let Some(sharding) = &port.sharding {
-            self.shard_output(output, sharding.clone());
+        match port.sharding {
+            Some(sharding) => self.output_sharded(name, value, sharding),
+            None => self.output(name, value),
         }
-        self.set_donation(parameter.index, output);
+        self.with_ports(|ports| ports.inputs[index].replaced_by = Some(output));
     }
 }

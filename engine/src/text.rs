@@ -3,7 +3,8 @@
 
 use crate::ir::{Body, Func, Node};
 use crate::ops::Op;
-use crate::program::Program;
+use crate::ops::collective::Sharding;
+use crate::program::{Port, Program};
 use crate::types::Type;
 use std::panic::Location;
 
@@ -188,6 +189,13 @@ pub(crate) fn print(program: &Program, locations: Locations) -> String {
     let mut p =
         Printer { text: String::new(), indent: 1, count: 0, locations, functions: Vec::new(), names: None };
     let main = program.main();
+    // In a program for several devices, a port without a sharding is whole on each of them.
+    let partitions = program.partitions();
+    let sharding = |port: &Port| match &port.sharding {
+        Some(sharding) => Some(sharding.text()),
+        None if partitions > 1 => Some(Sharding::replicated(port.ty.rank(), partitions).text()),
+        None => None,
+    };
     let mut names: Vec<String> = Vec::new();
     let mut params = Vec::new();
     for port in program.inputs() {
@@ -199,8 +207,8 @@ pub(crate) fn print(program: &Program, locations: Locations) -> String {
         if let Some(output) = port.replaced_by {
             attributes.push(format!("tf.aliasing_output = {output} : i32"));
         }
-        if let Some(sharding) = &port.sharding {
-            attributes.push(format!("mhlo.sharding = \"{}\"", sharding.text()));
+        if let Some(sharding) = sharding(port) {
+            attributes.push(format!("mhlo.sharding = \"{sharding}\""));
         }
         let attributes =
             if attributes.is_empty() { String::new() } else { format!(" {{{}}}", attributes.join(", ")) };
@@ -208,8 +216,8 @@ pub(crate) fn print(program: &Program, locations: Locations) -> String {
         names.push(name);
     }
     let results: Vec<String> = (program.outputs().iter())
-        .map(|port| match &port.sharding {
-            Some(sharding) => format!("{} {{mhlo.sharding = \"{}\"}}", port.ty.mlir(), sharding.text()),
+        .map(|port| match sharding(port) {
+            Some(sharding) => format!("{} {{mhlo.sharding = \"{sharding}\"}}", port.ty.mlir()),
             None => port.ty.mlir(),
         })
         .collect();

@@ -2,7 +2,7 @@
 
 use super::reduce::Reduction;
 use super::{Rules, ShapeError, want};
-use crate::eval::{Array, Evaluator};
+use crate::eval::{Array, Evaluator, unravel};
 use crate::grad::{Cotangent, NoGradient, Vjp};
 use crate::ir::Tensor;
 use crate::text::{Line, Printer};
@@ -95,6 +95,21 @@ impl Sharding {
         format!("{{devices=[{}]<=[{}]{suffix}}}", tiles.join(","), self.devices)
     }
 
+    /// The type of what one device holds.
+    pub fn part(&self, ty: &Type) -> Type {
+        ty.with_shape(
+            ty.shape.iter().zip(&self.tiles).map(|(extent, tiles)| extent / tiles).collect::<Vec<_>>(),
+        )
+    }
+
+    /// Where the part of a device starts in the whole: parts are dealt to devices in row-major order, copies of one
+    /// part to neighbours.
+    pub(crate) fn start(&self, ty: &Type, device: usize) -> Vec<usize> {
+        let copies = self.devices / self.tiles.iter().product::<usize>();
+        let place = unravel(device / copies, &self.tiles);
+        place.iter().zip(&self.part(ty).shape).map(|(place, extent)| place * extent).collect()
+    }
+
     pub(crate) fn check(&self, ty: &Type) -> Result<(), ShapeError> {
         want!(self.tiles.len() == ty.rank(), "a sharding of {} axes does not fit {ty}", self.tiles.len());
         let parts: usize = self.tiles.iter().product();
@@ -102,6 +117,11 @@ impl Sharding {
             parts > 0 && self.devices.is_multiple_of(parts),
             "{parts} parts do not fit {} devices",
             self.devices
+        );
+        want!(
+            ty.shape.iter().zip(&self.tiles).all(|(extent, tiles)| extent.is_multiple_of(*tiles)),
+            "{ty} cannot be cut into equal parts, {:?} of its axes",
+            self.tiles
         );
         Ok(())
     }

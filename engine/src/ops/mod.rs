@@ -1,4 +1,4 @@
-//! The operations. Each is an attribute struct (or enum) that implements [`Rules`] beside its builder, in the file of
+//! The operations. Each is an attribute struct (or enum) that implements `Rules` beside its builder, in the file of
 //! its family: shape, gradient, text and meaning of one op stand together. Names and attributes are StableHLO's.
 //!
 //! **Adding an op**: first ask whether existing ops express it. If not: attribute struct and builder in the family's

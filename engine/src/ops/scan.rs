@@ -159,7 +159,9 @@ impl Rules for Scan {
         let mut xs: Vec<Tensor<'f>> = given.iter().map(|&i| v.ct(i)).collect();
         xs.extend(residuals.iter().map(stack_of));
         xs.extend(slices.iter().map(|&i| v.operand(i)));
-        xs.push(outer.iota(Type::new(DType::I32, [self.length]), 0));
+        if !in_place.is_empty() {
+            xs.push(outer.iota(Type::new(DType::I32, [self.length]), 0));
+        }
 
         let options =
             ScanOptions { length: self.length, unroll: self.unroll, direction: self.direction.flipped() };
@@ -180,7 +182,6 @@ impl Rules for Scan {
             }
             let grads = linear.emit_grads(g, &known);
             let found = |i: usize| grads[i].expect("chosen for having a gradient");
-            let index = x[x.len() - 1];
             let mut next: Vec<Tensor<'_>> = carried
                 .iter()
                 .enumerate()
@@ -188,12 +189,10 @@ impl Rules for Scan {
                 .collect();
             let mut totals = carry[carried.len()..].iter();
             next.extend(summed.iter().zip(&mut totals).map(|(&i, total)| *total + found(i)));
-            next.extend(
-                in_place
-                    .iter()
-                    .zip(&mut totals)
-                    .map(|(&i, total)| total.with_row(index, total.row(index) + found(i))),
-            );
+            next.extend(in_place.iter().zip(&mut totals).map(|(&i, total)| {
+                let index = x[x.len() - 1];
+                total.with_row(index, total.row(index) + found(i))
+            }));
             (next, sliced.iter().map(|&i| found(i)).collect())
         });
         let mut flows: Vec<Cotangent<'f>> = (0..v.operands()).map(|_| Cotangent::None).collect();

@@ -1,0 +1,153 @@
+//! Programs compile for TPU v6e on a machine without one.
+
+use engine::passes::{self, Form};
+use engine::pjrt::CompileOptions;
+use engine::{
+    Backward, CustomCall, Kernel, KernelChoice, Layout, Lowering, Program, Save, ShapeError, Sharding,
+    Target, Tensor, Type, grad,
+};
+use tests::{Mlp, mlp_step, residual_mlp, tpu};
+
+fn scanned(mlp: Mlp) -> Program {
+    Program::build("scanned", |g| {
+        let x = g.input("x", Type::f32([mlp.batch, mlp.width]));
+        let [gate, up, down] = mlp.weights();
+        let weights = [g.input("gate", gate), g.input("up", up), g.input("down", down)];
+        let loss = residual_mlp(x, &weights, &Save::Only(vec![]));
+        g.output("loss", loss);
+        for ((weight, grad), name) in weights.iter().zip(grad(loss, &weights)).zip(["gate", "up", "down"]) {
+            g.output_over(name, *weight - grad * 0.01, *weight);
+        }
+    })
+}
+
+#[test]
+fn a_training_step_compiles_for_one_chip() {
+    let program = mlp_step();
+    let memory = program.compile_for(&tpu("v6e:1x1"), &program.options()).unwrap().memory_use().unwrap();
+    println!("mlp_step on v6e:1x1: {memory}");
+    assert!(memory.arguments > 0 && memory.aliased > 0 && memory.code > 0, "{memory}");
+}
+
+#[test]
+fn a_scanned_model_compiles_for_one_chip() {
+    let mlp = Mlp { layers: 12, batch: 2048, width: 512, hidden: 2048 };
+    let memory =
+        scanned(mlp).compile_for(&tpu("v6e:1x1"), &CompileOptions::single()).unwrap().memory_use().unwrap();
+    println!("{mlp:?} on v6e:1x1: {memory}");
+    let weights: usize = mlp.weights().iter().map(Type::bytes).sum();
+    assert_eq!(memory.aliased, weights as i64);
+    // Each layer keeps what enters it; beside these, the weights' gradients, and the values of one layer.
+    let kept = (mlp.layers * mlp.batch * mlp.width * 4 + weights) as i64;
+    let working = memory.temporaries - kept;
+    assert!((0..8 * mlp.hidden_bytes() as i64).contains(&working), "{memory}, of these kept: {kept}");
+}
+
+#[test]
+fn a_sharded_program_compiles_for_four_chips() {
+    let cut = |tiles: [usize; 2]| Sharding { tiles: tiles.to_vec(), devices: 4 };
+    let program = Program::build("sharded", |g| {
+        let x = g.input_sharded("x", Type::f32([4096, 1024]), cut([4, 1]));
+        let w = g.input("w", Type::f32([1024, 1024]));
+        let y = x.matmul(w).tanh();
+        let loss = (y * y).mean(&[0, 1]);
+        g.output("loss", loss);
+        g.output_over("w", w - grad(loss, &[w])[0] * 0.1, w);
+        g.output_sharded("y", y, cut([4, 1]));
+    });
+    let four = program.compile_for(&tpu("v6e:2x2"), &program.options()).unwrap();
+    let memory = four.memory_use().unwrap();
+    println!("sharded on v6e:2x2, each chip: {memory}");
+    // A chip holds a quarter of x and y, and all of w.
+    assert_eq!(four.output_types().unwrap()[2], Type::f32([1024, 1024]));
+    let (rows, w) = (1024 * 1024 * 4, 1024 * 1024 * 4);
+    assert_eq!((memory.arguments, memory.aliased), (rows + w, w));
+
+    let replicas = Program::build("replicas", |g| {
+        let x = g.input("x", Type::f32([256, 256]));
+        g.output("sum", x.all_reduce_sum(vec![vec![0, 1, 2, 3]]));
+    });
+    replicas.compile_for(&tpu("v6e:2x2"), &CompileOptions::replicated(4)).unwrap();
+}
+
+/// `x + x` of one tile, written for the TPU as a kernel that overwrites its operand.
+#[derive(Debug)]
+struct Twice;
+
+/// The kernel in Mosaic; one load, one addition, one store.
+const MOSAIC: &str = r#"func.func @main(%x: memref<8x128xf32, #tpu.memory_space<vmem>>, %o: memref<8x128xf32, #tpu.memory_space<vmem>>) attributes {tpu.core_type = #tpu.core_type<tc>} {
+  %c = arith.constant 0 : index
+  %v = vector.load %x[%c, %c] : memref<8x128xf32, #tpu.memory_space<vmem>>, vector<8x128xf32>
+  %s = arith.addf %v, %v : vector<8x128xf32>
+  vector.store %s, %o[%c, %c] : memref<8x128xf32, #tpu.memory_space<vmem>>, vector<8x128xf32>
+  return
+}
+"#;
+
+impl Kernel for Twice {
+    fn name(&self) -> String {
+        "twice".to_owned()
+    }
+    fn infer(&self, args: &[Type]) -> Result<Vec<Type>, ShapeError> {
+        if args == [Type::f32([8, 128])] {
+            Ok(args.to_vec())
+        } else {
+            Err(ShapeError("wants one tile".to_owned()))
+        }
+    }
+    fn reference<'f>(&self, args: &[Tensor<'f>]) -> Vec<Tensor<'f>> {
+        vec![args[0] + args[0]]
+    }
+    fn vjp<'f>(&self, _: &[Tensor<'f>], _: &[Tensor<'f>], cts: &[Tensor<'f>], _: &[bool]) -> Backward<'f> {
+        Backward::Grads(vec![Some(cts[0].builder().kernel(Twice, cts)[0])])
+    }
+    fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering {
+        if target != Target::TpuV6e || choice == KernelChoice::Portable {
+            return Lowering::Reference;
+        }
+        let body = base64(MOSAIC.as_bytes());
+        Lowering::Native(CustomCall {
+            target: "tpu_custom_call".to_owned(),
+            backend_config: format!(
+                r#"{{"custom_call_config":{{"body":"{body}","needs_layout_passes":true}}}}"#
+            ),
+            kernel_name: self.name(),
+            results: args.to_vec(),
+            aliases: vec![(0, 0)],
+        })
+    }
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for three in bytes.chunks(3) {
+        let bits = (0..3).fold(0u32, |bits, i| bits << 8 | u32::from(three.get(i).copied().unwrap_or(0)));
+        for i in 0..4 {
+            let letter = LETTERS[(bits >> (18 - 6 * i)) as usize % 64] as char;
+            text.push(if i <= three.len() { letter } else { '=' });
+        }
+    }
+    text
+}
+
+#[test]
+fn a_native_kernel_compiles_in_place_with_its_gradient() {
+    let program = Program::build("native", |g| {
+        let x = g.input("x", Type::f32([8, 128]));
+        let y = g.kernel(Twice, &[x])[0].pinned(Layout { minor_to_major: vec![1, 0] });
+        let loss = (y * y).mean(&[0, 1]);
+        g.output_over("x", x - grad(loss, &[x])[0], x);
+        g.output("loss", loss);
+    });
+    let (native, forms) = passes::lower(&program, Target::TpuV6e, KernelChoice::Auto);
+    assert_eq!(forms, [("twice".to_owned(), Form::Native)]);
+    let executable = native.compile_for(&tpu("v6e:1x1"), &native.options()).unwrap();
+    let memory = executable.memory_use().unwrap();
+    println!("native kernel on v6e:1x1: {memory}");
+    assert_eq!(memory.aliased, 8 * 128 * 4);
+    // The compiler kept the kernels: their name is in what it made.
+    let optimized = executable.optimized_program().unwrap().code;
+    let calls = optimized.windows(15).filter(|window| window == b"tpu_custom_call").count();
+    assert!(calls >= 2, "{calls} calls of the forward and the backward kernel");
+}
