@@ -185,10 +185,16 @@ impl Rules for Pin {
 }
 
 impl<'f> Tensor<'f> {
+    /// Sum, maximum or minimum over the replicas of each group.
+    #[track_caller]
+    pub fn all_reduce(self, reduction: Reduction, groups: Vec<Vec<u32>>) -> Tensor<'f> {
+        self.builder().push(AllReduce { reduction, groups }, &[self])[0]
+    }
+
     /// Sum over the replicas of each group.
     #[track_caller]
     pub fn all_reduce_sum(self, groups: Vec<Vec<u32>>) -> Tensor<'f> {
-        self.builder().push(AllReduce { reduction: Reduction::Sum, groups }, &[self])[0]
+        self.all_reduce(Reduction::Sum, groups)
     }
 
     /// This tensor, asked to be cut over devices in this way.

@@ -150,7 +150,8 @@ impl Rules for Slice {
             pad.high.push(x.dim(axis) - end);
             pad.interior.push(self.stride[axis] - 1);
         }
-        Ok(vec![ct.builder().push(pad, &[ct, ct.builder().zeros(Type::scalar(ct.dtype()))])[0].into()])
+        let zero = ct.builder().zeros(Type::scalar(ct.dtype()));
+        Ok(vec![ct.builder().push(pad, &[ct, zero])[0].into()])
     }
     fn print(&self, p: &mut Printer, line: &Line) {
         let ranges: Vec<String> = (0..self.start.len())
@@ -373,9 +374,21 @@ impl<'f> Tensor<'f> {
     /// A border of `value` of `low` and `high` elements on each axis.
     #[track_caller]
     pub fn pad(self, value: f64, low: &[usize], high: &[usize]) -> Tensor<'f> {
-        let scalar = self.builder().full(Type::scalar(self.dtype()), value);
-        let interior = vec![0; low.len()];
-        self.builder().push(Pad { low: low.to_vec(), high: high.to_vec(), interior }, &[self, scalar])[0]
+        let border = self.builder().full(Type::scalar(self.dtype()), value);
+        self.pad_with(border, low, high, &vec![0; low.len()])
+    }
+
+    /// A border of a scalar, `low` and `high` elements on each axis and `interior` between every two.
+    #[track_caller]
+    pub fn pad_with(
+        self,
+        border: Tensor<'f>,
+        low: &[usize],
+        high: &[usize],
+        interior: &[usize],
+    ) -> Tensor<'f> {
+        let op = Pad { low: low.to_vec(), high: high.to_vec(), interior: interior.to_vec() };
+        self.builder().push(op, &[self, border])[0]
     }
 
     /// Tensors one behind the other along `axis`.
