@@ -9,7 +9,6 @@ use engine::ops::Op;
 use engine::{Array, DType, Func, Host, KernelChoice, Program, Target, Type, grad, passes, threefry};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::panic::Location;
 use table::{Gradient, Row, row_of, table, variants};
 use tests::{Case, Sample, assert_agreement, evaluated, gradient_of, lowered, panic_of, property, seeds};
 
@@ -19,7 +18,8 @@ fn program_of(rows: &[&Row], dtype: DType, seed: u64, gradient: bool) -> Sample 
     let program = Program::build("rows", |f| {
         for (row, place) in rows.iter().zip(0..) {
             let c = Case::new(f, row.name, dtype, seed + place);
-            let c = if gradient { c.differentiable(4) } else { c };
+            // Gradients of products grow with the number of elements, and with them the time to compile them.
+            let c = if gradient { c.differentiable(2) } else { c };
             (row.build)(&c);
             if gradient {
                 c.differentiate();
@@ -35,12 +35,10 @@ fn program_of(rows: &[&Row], dtype: DType, seed: u64, gradient: bool) -> Sample 
 fn check_on_cpu(dtype: DType) {
     let rows = table();
     let rows: Vec<&Row> = rows.iter().filter(|row| row.dtypes.contains(&dtype)).collect();
-    for seed in [1, 2] {
-        let Sample { program, args } = program_of(&rows, dtype, 1000 * seed, false);
-        assert_eq!(passes::verify(&program), Ok(()));
-        let (printed, _) = passes::select(&program, Target::Cpu, KernelChoice::Auto);
-        assert_agreement(&printed, &program, &args);
-    }
+    let Sample { program, args } = program_of(&rows, dtype, 1000, false);
+    assert_eq!(passes::verify(&program), Ok(()));
+    let (printed, _) = passes::select(&program, Target::Cpu, KernelChoice::Auto);
+    assert_agreement(&printed, &program, &args);
 }
 
 macro_rules! on_cpu {
@@ -90,15 +88,16 @@ fn gradients_equal_finite_differences() {
 fn gradients_agree_with_the_cpu() {
     let rows = table();
     let rows: Vec<&Row> = rows.iter().filter(|row| differentiable(row)).collect();
-    for seed in [5, 6] {
-        program_of(&rows, DType::F64, 1000 * seed, true).check_on_cpu();
-    }
+    program_of(&rows, DType::F64, 5000, true).check_on_cpu();
 }
 
 /// An op that is piecewise constant leaves the gradient of the other terms as it is.
 #[test]
 fn gradients_of_steps_are_zero() {
-    for row in table().iter().filter(|row| row.gradient == Gradient::Zero && differentiable(row)) {
+    for row in table().iter().filter(|row| matches!(row.gradient, Gradient::Zero | Gradient::Stopped)) {
+        if !row.dtypes.contains(&DType::F64) {
+            continue;
+        }
         Program::build("zero", |f| {
             let c = Case::new(f, "case", DType::F64, 3).differentiable(4);
             (row.build)(&c);
@@ -117,11 +116,11 @@ fn what_has_no_gradient_says_so() {
     for row in &table() {
         let Gradient::Refused(reason) = row.gradient else { continue };
         Program::build("refused", |f| {
-            let c = Case::new(f, "case", DType::F64, 3).differentiable(4);
+            // of two bytes: bf16 is another float type of that size
+            let c = Case::new(f, "case", DType::F16, 3).differentiable(4);
             (row.build)(&c);
             let loss = c.outputs().into_iter().map(|x| c.weighted(x)).reduce(|sum, x| sum + x).unwrap();
             let message = panic_of(|| drop(grad(loss, &c.wanted()))).expect("it has no gradient").message;
-            // bits of f64 are i64, which nothing flows through: the op is met in f32
             let said = format!("{} at {}", row.name, file!().replace(".rs", "/table.rs"));
             assert!(message.starts_with(&said) && message.contains(reason), "{message}");
             f.output("loss", loss);
@@ -170,6 +169,7 @@ fn no_op_is_missing_from_the_table() {
         let (vjp, tested) = match row.gradient {
             Gradient::Exact => ("yes", "CPU plugin, finite differences"),
             Gradient::Zero => ("zero", "CPU plugin, finite differences"),
+            Gradient::Stopped => ("stopped", "CPU plugin, refusal"),
             Gradient::Constant => ("no operands", "CPU plugin"),
             Gradient::Refused(_) => ("refused", "CPU plugin, refusal"),
         };
@@ -187,13 +187,6 @@ fn no_op_is_missing_from_the_table() {
     assert_eq!(missing, ["threefry"], "threefry is a composite, every other name is an op that some row builds");
 }
 
-/// The line that calls this.
-#[track_caller]
-fn here() -> String {
-    let at = Location::caller();
-    format!("{}:{}", at.file(), at.line())
-}
-
 #[test]
 fn a_gradient_rule_works_on_the_line_of_its_op() {
     let program = Program::build("lines", |f| {
@@ -204,6 +197,5 @@ fn a_gradient_rule_works_on_the_line_of_its_op() {
     let line = |node: &engine::Node| format!("{}:{}", node.at.file(), node.at.line());
     let forward = program.main().nodes().iter().find(|node| matches!(node.op, Op::Unary(_))).map(line);
     let backward = program.main().nodes().iter().rev().find(|node| matches!(node.op, Op::Binary(_))).map(line);
-    assert_eq!(forward, backward);
-    assert!(here().starts_with(file!()));
+    assert!(forward.is_some() && forward == backward, "{forward:?} {backward:?}");
 }

@@ -1,7 +1,7 @@
 //! [`Compiled`]: a program on its device; arguments are checked against its ports before the plugin sees them.
 
 use crate::host::Host;
-use crate::pjrt::{Arg, Buffer, Client, CompileOptions, Error, ExecutableCache, Loaded, Lookup, Result};
+use crate::pjrt::{Arg, Buffer, Client, CompileOptions, Error, ExecutableCache, Loaded, Lookup, Result, Value};
 use crate::program::{Port, Program};
 use crate::text::Locations;
 
@@ -21,7 +21,15 @@ impl Program {
     /// # Errors
     /// If the plugin does not accept the program, or it does not fit.
     pub fn compile(&self, client: &Client) -> Result<Compiled> {
-        let loaded = client.compile(&self.text(Locations::Omit), &CompileOptions::single())?;
+        self.compile_with(client, &CompileOptions::single())
+    }
+
+    /// Compiles with options.
+    ///
+    /// # Errors
+    /// If the plugin does not accept the program, or it does not fit.
+    pub fn compile_with(&self, client: &Client, options: &CompileOptions) -> Result<Compiled> {
+        let loaded = client.compile(&self.text(Locations::Omit), &faithful(client, options)?)?;
         Ok(self.compiled(client, loaded))
     }
 
@@ -35,7 +43,7 @@ impl Program {
         options: &CompileOptions,
         cache: &ExecutableCache,
     ) -> Result<(Compiled, Lookup)> {
-        let (loaded, lookup) = cache.compile(client, &self.text(Locations::Omit), options)?;
+        let (loaded, lookup) = cache.compile(client, &self.text(Locations::Omit), &faithful(client, options)?)?;
         Ok((self.compiled(client, loaded), lookup))
     }
 
@@ -48,6 +56,17 @@ impl Program {
             outputs: self.outputs().to_vec(),
         }
     }
+}
+
+/// The options under which the plugin keeps to the meaning of the ops: XLA's CPU plugin drops a NaN in `maximum` and
+/// `minimum` unless told not to, and a check for NaN behind one would see none.
+fn faithful(client: &Client, options: &CompileOptions) -> Result<CompileOptions> {
+    let mut options = options.clone();
+    if client.platform_name()? == "cpu" {
+        let fast = options.overrides.entry("xla_cpu_enable_fast_min_max".to_owned());
+        fast.or_insert(Value::Bool(false));
+    }
+    Ok(options)
 }
 
 impl Compiled {
