@@ -163,7 +163,11 @@ fn no_op_is_missing_from_the_table() {
         for &dtype in row.dtypes {
             collect(program_of(&[row], dtype, 9, false).program.main(), &mut found);
         }
-        assert!(found.contains(row.name) || row.name == "threefry", "the row of {} builds {found:?}", row.name);
+        assert!(
+            found.contains(row.name) || row.name == "threefry",
+            "the row of {} builds {found:?}",
+            row.name
+        );
         met.extend(found);
         let dtypes: Vec<&str> = row.dtypes.iter().map(|dtype| dtype.name()).collect();
         let (vjp, tested) = match row.gradient {
@@ -183,8 +187,13 @@ fn no_op_is_missing_from_the_table() {
     println!("| custom_call | any | yes | refused | yes | refused | text |");
 
     let members = rows.iter().map(|row| row.name);
-    let missing: Vec<&str> = variants().into_iter().chain(members).filter(|name| !met.contains(name)).collect();
-    assert_eq!(missing, ["threefry"], "threefry is a composite, every other name is an op that some row builds");
+    let missing: Vec<&str> =
+        variants().into_iter().chain(members).filter(|name| !met.contains(name)).collect();
+    assert_eq!(
+        missing,
+        ["threefry"],
+        "threefry is a composite, every other name is an op that some row builds"
+    );
 }
 
 #[test]
@@ -196,6 +205,7 @@ fn a_gradient_rule_works_on_the_line_of_its_op() {
     });
     let line = |node: &engine::Node| format!("{}:{}", node.at.file(), node.at.line());
     let forward = program.main().nodes().iter().find(|node| matches!(node.op, Op::Unary(_))).map(line);
-    let backward = program.main().nodes().iter().rev().find(|node| matches!(node.op, Op::Binary(_))).map(line);
+    let backward =
+        program.main().nodes().iter().rev().find(|node| matches!(node.op, Op::Binary(_))).map(line);
     assert!(forward.is_some() && forward == backward, "{forward:?} {backward:?}");
 }

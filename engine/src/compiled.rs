@@ -1,7 +1,9 @@
 //! [`Compiled`]: a program on its device; arguments are checked against its ports before the plugin sees them.
 
 use crate::host::Host;
-use crate::pjrt::{Arg, Buffer, Client, CompileOptions, Error, ExecutableCache, Loaded, Lookup, Result, Value};
+use crate::pjrt::{
+    Arg, Buffer, Client, CompileOptions, Error, ExecutableCache, Loaded, Lookup, Result, Value,
+};
 use crate::program::{Port, Program};
 use crate::text::Locations;
 
@@ -43,7 +45,8 @@ impl Program {
         options: &CompileOptions,
         cache: &ExecutableCache,
     ) -> Result<(Compiled, Lookup)> {
-        let (loaded, lookup) = cache.compile(client, &self.text(Locations::Omit), &faithful(client, options)?)?;
+        let (loaded, lookup) =
+            cache.compile(client, &self.text(Locations::Omit), &faithful(client, options)?)?;
         Ok((self.compiled(client, loaded), lookup))
     }
 

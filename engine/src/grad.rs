@@ -181,8 +181,11 @@ pub(crate) fn vjp<'f>(
     // What a cotangent already is takes part in its sum from the start, so that rules can add to it in place; but not
     // where the sum flows on to earlier tensors, whose gradient it is no part of: there it is added at the end.
     let (mut from_start, mut at_end) = (Vec::new(), HashMap::new());
-    for (tensor, start) in wrt.iter().zip(start).filter_map(|(tensor, start)| Some((tensor.value(), (*start)?))) {
-        match builder.with_node(tensor.node, |node| node.operands.iter().any(|value| active.contains(value))) {
+    for (tensor, start) in
+        wrt.iter().zip(start).filter_map(|(tensor, start)| Some((tensor.value(), (*start)?)))
+    {
+        match builder.with_node(tensor.node, |node| node.operands.iter().any(|value| active.contains(value)))
+        {
             true => drop(at_end.insert(tensor, start)),
             false => from_start.push((tensor, start)),
         }

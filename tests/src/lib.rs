@@ -288,7 +288,8 @@ pub fn gradient_of(seed: u64, extent: usize, build: impl for<'f> FnOnce(&Case<'f
         build(&c);
         c.differentiate();
         c.declare_outputs();
-        *wanted.borrow_mut() = (0..).zip(c.inputs.borrow().iter()).filter(|(_, x)| x.wanted).map(|(i, _)| i).collect();
+        *wanted.borrow_mut() =
+            (0..).zip(c.inputs.borrow().iter()).filter(|(_, x)| x.wanted).map(|(i, _)| i).collect();
         *args.borrow_mut() = c.args();
     });
     Gradient { sample: Sample { program, args: args.into_inner() }, wanted: wanted.into_inner() }

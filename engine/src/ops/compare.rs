@@ -141,7 +141,8 @@ impl Rules for Clamp {
                 true => f64::NAN,
                 false => x.max(low).min(high),
             };
-            let floats = (0..ty.elements()).map(|i| clamp(x[0].floats()[i], x[1].floats()[i], x[2].floats()[i]));
+            let floats =
+                (0..ty.elements()).map(|i| clamp(x[0].floats()[i], x[1].floats()[i], x[2].floats()[i]));
             return vec![Array::from_floats(ty.clone(), floats.collect())];
         }
         let ints = (0..ty.elements()).map(|i| x[1].ints()[i].max(x[0].ints()[i]).min(x[2].ints()[i]));

@@ -256,6 +256,7 @@ fn parse(
     if axes.len() != result.len() {
         return Err("the result wants each letter that is not summed over, once");
     }
-    let places = result.chars().map(|letter| axes.find(letter).ok_or("a letter of the result is in no operand"));
+    let places =
+        result.chars().map(|letter| axes.find(letter).ok_or("a letter of the result is in no operand"));
     Ok((op, places.collect::<Result<_, _>>()?))
 }
