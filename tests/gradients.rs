@@ -12,7 +12,7 @@ use tests::{Case, evaluated, gradient_of, lowered, property, run_on_cpu, sample,
 /// Random shapes and values against finite differences; the first ones on the CPU plugin too, which compiles slowly.
 fn check(build: impl for<'f> Fn(&Case<'f>)) {
     let compiled = Cell::new(0);
-    property(12, &seeds(), |(seed, extent)| {
+    property(24, &seeds(), |(seed, extent)| {
         let gradient = gradient_of(seed, extent, &build);
         gradient.check(seed);
         if compiled.replace(compiled.get() + 1) < 2 {

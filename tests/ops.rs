@@ -76,7 +76,7 @@ fn differentiable(row: &Row) -> bool {
 #[test]
 fn gradients_equal_finite_differences() {
     for row in table().iter().filter(|row| differentiable(row)) {
-        property(12, &seeds(), |(seed, extent)| {
+        property(32, &seeds(), |(seed, extent)| {
             let gradient = gradient_of(seed, extent, |c| (row.build)(c));
             let failure = panic_of(|| gradient.check(seed));
             assert!(failure.is_none(), "{}: {}", row.name, failure.unwrap().message);
@@ -125,6 +125,23 @@ fn what_has_no_gradient_says_so() {
             assert!(message.starts_with(&said) && message.contains(reason), "{message}");
             f.output("loss", loss);
         });
+    }
+}
+
+#[test]
+fn host_numbers_are_rounded_once() {
+    for (dtype, bits) in [(DType::Bf16, 8), (DType::F16, 11)] {
+        let step = 2f64.powi(1 - bits);
+        for (x, wanted) in [
+            (1.0 + 0.5 * step, 1.0),
+            (1.0 + 0.5 * step + 2f64.powi(-40), 1.0 + step),
+            (1.0 + 1.5 * step - 2f64.powi(-40), 1.0 + step),
+            (-1.0 - 0.5 * step - 2f64.powi(-50), -1.0 - step),
+            (1e300, f64::INFINITY),
+            (-1e-300, 0.0),
+        ] {
+            assert_eq!(Host::from_f64(Type::new(dtype, [1]), &[x]).to_f64(), [wanted], "{x:e} in {dtype}");
+        }
     }
 }
 
