@@ -7,11 +7,11 @@ use engine::{
     Program, Rounding, Save, ScanOptions, ShapeError, Target, Tensor, Type, evaluate, grad, grad_into,
 };
 use tempfile::TempDir;
-use tests::{cpu, mlp_step, numbers, panic_of, tpu};
+use tests::{cpu, message_of, mlp_step, numbers, tpu};
 
 /// The panic of building a program from a body.
 fn refused(body: impl for<'f> FnOnce(&'f Builder<'f>) + std::panic::UnwindSafe) -> String {
-    panic_of(|| drop(Program::build("p", body)))
+    message_of(|| drop(Program::build("p", body)))
 }
 
 fn args(program: &Program) -> Vec<Host> {
@@ -319,9 +319,9 @@ fn kernels_that_break_their_word_are_found() {
             g.output("y", if gradient { grad(y.sum_all(), &[x])[0] } else { y });
         })
     };
-    let form = panic_of(|| drop(passes::lower(&program(false), Target::Cpu, KernelChoice::Auto)));
+    let form = message_of(|| drop(passes::lower(&program(false), Target::Cpu, KernelChoice::Auto)));
     assert!(form.contains("kernel liar: its Portable form gives"), "{form}");
-    let gradients = panic_of(|| drop(program(true)));
+    let gradients = message_of(|| drop(program(true)));
     assert_eq!(gradients, "kernel liar gives 0 gradients for 1 arguments");
 }
 

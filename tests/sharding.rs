@@ -2,7 +2,7 @@
 
 use engine::pjrt::{Arg, CompileOptions, Error};
 use engine::{Builder, DType, Host, Program, Sharding, Tensor, Type, grad};
-use tests::{cpu, numbers, panic_of};
+use tests::{cpu, message_of, numbers};
 
 fn rows() -> Sharding {
     Sharding { tiles: vec![4, 1], devices: 4 }
@@ -140,26 +140,26 @@ fn every_element_type_and_rank_is_cut_and_joined() {
 
 #[test]
 fn shardings_that_do_not_fit_are_refused_where_they_are_written() {
-    let uneven = panic_of(|| {
+    let uneven = message_of(|| {
         Program::build("p", |g| {
             g.input_sharded("x", Type::f32([6, 2]), rows());
         });
     });
     assert_eq!(uneven, "input `x`: f32[6,2] cannot be cut into equal parts, [4, 1] of its axes");
-    let rank = panic_of(|| {
+    let rank = message_of(|| {
         Program::build("p", |g| {
             g.input_sharded("x", Type::f32([8]), rows());
         });
     });
     assert_eq!(rank, "input `x`: a sharding of 2 axes does not fit f32[8]");
-    let output = panic_of(|| {
+    let output = message_of(|| {
         Program::build("p", |g| {
             let x = g.input("x", Type::f32([4, 2]));
             g.output_sharded("x", x, Sharding { tiles: vec![3, 1], devices: 4 });
         });
     });
     assert_eq!(output, "output `x`: 3 parts do not fit 4 devices");
-    let inside = panic_of(|| {
+    let inside = message_of(|| {
         Program::build("p", |g| {
             let x = g.input("x", Type::f32([2]));
             g.output("x", x.with_sharding(rows()));
@@ -169,7 +169,7 @@ fn shardings_that_do_not_fit_are_refused_where_they_are_written() {
         inside.contains("a sharding of 2 axes does not fit f32[2]") && inside.contains("sharding.rs:"),
         "{inside}"
     );
-    let counts = panic_of(|| {
+    let counts = message_of(|| {
         Program::build("p", |g| {
             let x = g.input_sharded("x", Type::f32([4, 2]), rows());
             g.output("x", x.with_sharding(Sharding::replicated(2, 2)));

@@ -3,7 +3,7 @@
 use crate::host::Host;
 use crate::pjrt::{
     Arg, Buffer, Client, CompileOptions, Error, Executable, ExecutableCache, Loaded, Lookup, Partitioner,
-    Result, Topology,
+    Result, Topology, Value,
 };
 use crate::program::{Port, Program};
 use crate::text::Locations;
@@ -41,7 +41,8 @@ impl Program {
     /// # Errors
     /// If the plugin does not accept the program, or it does not fit.
     pub fn compile_with(&self, client: &Client, options: &CompileOptions) -> Result<Compiled> {
-        Ok(self.compiled(client, client.compile(&self.text(Locations::Omit), options)?))
+        let loaded = client.compile(&self.text(Locations::Omit), &faithful(client, options)?)?;
+        Ok(self.compiled(client, loaded))
     }
 
     /// Compiles, or takes the executable from the cache.
@@ -54,7 +55,8 @@ impl Program {
         options: &CompileOptions,
         cache: &ExecutableCache,
     ) -> Result<(Compiled, Lookup)> {
-        let (loaded, lookup) = cache.compile(client, &self.text(Locations::Omit), options)?;
+        let (loaded, lookup) =
+            cache.compile(client, &self.text(Locations::Omit), &faithful(client, options)?)?;
         Ok((self.compiled(client, loaded), lookup))
     }
 
@@ -76,6 +78,17 @@ impl Program {
             partitions: self.partitions(),
         }
     }
+}
+
+/// The options under which the plugin keeps to the meaning of the ops: XLA's CPU plugin drops a NaN in `maximum` and
+/// `minimum` unless told not to, and a check for NaN behind one would see none.
+fn faithful(client: &Client, options: &CompileOptions) -> Result<CompileOptions> {
+    let mut options = options.clone();
+    if client.platform_name()? == "cpu" {
+        let fast = options.overrides.entry("xla_cpu_enable_fast_min_max".to_owned());
+        fast.or_insert(Value::Bool(false));
+    }
+    Ok(options)
 }
 
 impl Compiled {

@@ -106,15 +106,11 @@ impl Array {
         }
     }
 
-    /// Element `i` of the result is element `source(i)` of this array, or `other`'s only element where there is none.
-    pub(crate) fn rearranged(&self, ty: Type, other: f64, source: impl Fn(usize) -> Option<usize>) -> Array {
+    /// Element `i` of the result is element `source(i)` of this array.
+    pub(crate) fn rearranged(&self, ty: Type, source: impl Fn(usize) -> usize) -> Array {
         let data = match &self.data {
-            Data::Float(from) => {
-                Data::Float((0..ty.elements()).map(|i| source(i).map_or(other, |j| from[j])).collect())
-            }
-            Data::Int(from) => {
-                Data::Int((0..ty.elements()).map(|i| source(i).map_or(other as i64, |j| from[j])).collect())
-            }
+            Data::Float(from) => Data::Float((0..ty.elements()).map(|i| from[source(i)]).collect()),
+            Data::Int(from) => Data::Int((0..ty.elements()).map(|i| from[source(i)]).collect()),
         };
         Array { ty, data }
     }
@@ -128,7 +124,15 @@ impl Array {
         }
     }
 
-    /// Element as `f64`, of any element type.
+    /// Whether element `i` is larger than element `j`; NaN is larger than any number.
+    pub(crate) fn larger(&self, i: usize, j: usize) -> bool {
+        match &self.data {
+            Data::Float(x) => x[i] > x[j] || (x[i].is_nan() && !x[j].is_nan()),
+            Data::Int(x) => x[i] > x[j],
+        }
+    }
+
+    /// Element as `f64`, of any element type; large `I64` are rounded.
     pub(crate) fn number(&self, i: usize) -> f64 {
         match &self.data {
             Data::Float(floats) => floats[i],

@@ -102,7 +102,9 @@ pub fn grad<'f>(loss: Tensor<'f>, wrt: &[Tensor<'f>]) -> Vec<Tensor<'f>> {
 #[track_caller]
 pub fn grad_into<'f>(loss: Tensor<'f>, wrt: &[Tensor<'f>], accumulators: &[Tensor<'f>]) -> Vec<Tensor<'f>> {
     assert!(wrt.len() == accumulators.len(), "grad_into: wants one accumulator for each tensor");
-    for (tensor, accumulator) in wrt.iter().zip(accumulators) {
+    for (i, (tensor, accumulator)) in wrt.iter().zip(accumulators).enumerate() {
+        let twice = wrt[..i].iter().any(|other| other.value() == tensor.value());
+        assert!(!twice, "grad_into: {} is given twice; it has one gradient", described(*tensor));
         let (wanted, found) = (tensor.ty(), accumulator.ty());
         assert!(wanted == found, "grad_into: an accumulator for {wanted} has type {found}");
     }
@@ -121,39 +123,36 @@ fn gradient<'f>(loss: Tensor<'f>, wrt: &[Tensor<'f>], start: &[Option<Tensor<'f>
             tensor.builder().with_node(tensor.value().node, |node| node.at)
         );
     }
-    let reached = active(loss.builder(), wrt);
-    for (tensor, _) in wrt.iter().zip(start).filter(|(_, start)| start.is_some()) {
-        // What its cotangent already is would flow on to what it depends on.
-        let depends = loss.builder().with_node(tensor.value().node, |node| {
-            node.operands
-                .iter()
-                .any(|value| reached.contains(value))
-                .then(|| format!("the {} of {}", node.op.name(), node.at))
-        });
-        if let Some(name) = depends {
-            panic!(
-                "grad_into: {name} ({}) depends on another tensor of the list, so it can have no accumulator",
-                tensor.ty()
-            );
-        }
+    for tensor in wrt {
+        assert!(tensor.dtype().is_float(), "grad: {} ({}) is not a float", described(*tensor), tensor.ty());
     }
+    let reached = active(loss.builder(), wrt);
     assert!(reached.contains(&loss.value()), "grad: the loss depends on none of the {} tensors", wrt.len());
-    let cts = vjp(&[loss], &[loss.full_like(1.0)], wrt, start);
-    (cts.into_iter().zip(wrt))
-        .map(|(ct, tensor)| {
-            ct.unwrap_or_else(|| {
-                let node = tensor.builder().node(tensor.value().node);
-                let name = match &node.op {
-                    Op::Parameter(parameter) => {
-                        let port = tensor.builder().with_ports(|ports| ports.inputs.get(parameter.index).map(|port| port.name.clone()));
-                        port.flatten().map_or(format!("parameter {}", parameter.index), |name| format!("`{name}`"))
-                    }
-                    op => format!("the {} of {}", op.name(), node.at),
-                };
-                panic!("grad: {name} ({}) gets no gradient from the loss; take it out of the list if it is a constant", tensor.ty())
-            })
-        })
-        .collect()
+    let mut grads = Vec::new();
+    for (ct, tensor) in vjp(&[loss], &[loss.full_like(1.0)], wrt, start).into_iter().zip(wrt) {
+        let Some(ct) = ct else {
+            panic!(
+                "grad: {} ({}) gets no gradient from the loss; take it out of the list if it is a constant",
+                described(*tensor),
+                tensor.ty()
+            )
+        };
+        grads.push(ct);
+    }
+    grads
+}
+
+/// A tensor in a message: the name of its port, or where it was made.
+fn described(tensor: Tensor<'_>) -> String {
+    let node = tensor.builder().node(tensor.value().node);
+    match &node.op {
+        Op::Parameter(parameter) => {
+            let inputs = tensor.builder().with_ports(|ports| ports.inputs.clone()).unwrap_or_default();
+            let name = inputs.get(parameter.index).map(|port| format!("`{}`", port.name));
+            name.unwrap_or_else(|| format!("parameter {}", parameter.index))
+        }
+        op => format!("the {} of {}", op.name(), node.at),
+    }
 }
 
 /// The values that depend on one of `wrt`, through floats.
@@ -188,11 +187,19 @@ pub(crate) fn vjp<'f>(
     let last = outputs.iter().map(|output| output.value().node + 1).max().unwrap_or(0);
     let mut sums: HashMap<Value, Tensor<'f>> = HashMap::new();
     let mut touched: HashSet<Value> = HashSet::new();
-    for (tensor, start) in wrt.iter().zip(start) {
-        if let Some(start) = start {
-            sums.insert(tensor.value(), *start);
+    // What a cotangent already is takes part in its sum from the start, so that rules can add to it in place; but not
+    // where the sum flows on to earlier tensors, whose gradient it is no part of: there it is added at the end.
+    let (mut from_start, mut at_end) = (Vec::new(), HashMap::new());
+    for (tensor, start) in
+        wrt.iter().zip(start).filter_map(|(tensor, start)| Some((tensor.value(), (*start)?)))
+    {
+        match builder.with_node(tensor.node, |node| node.operands.iter().any(|value| active.contains(value)))
+        {
+            true => drop(at_end.insert(tensor, start)),
+            false => from_start.push((tensor, start)),
         }
     }
+    sums.extend(from_start);
     let add = |sums: &mut HashMap<Value, Tensor<'f>>, to: Value, ct: Tensor<'f>| {
         let sum = sums.get(&to).map_or(ct, |&sum| sum + ct);
         sums.insert(to, sum);
@@ -221,9 +228,10 @@ pub(crate) fn vjp<'f>(
         let operands = node.operands.iter().map(|&value| builder.tensor(value)).collect();
         let rule = Vjp { builder, node: index, operands, results, cts, wanted, so_far };
         let flows = builder.attributed(node.at, || node.op.rules().vjp(&rule));
-        let flows = flows.unwrap_or_else(|NoGradient(reason)| {
-            panic!("{} at {} has no gradient: {reason}", node.op.name(), node.at)
-        });
+        let flows = match flows {
+            Ok(flows) => flows,
+            Err(NoGradient(reason)) => panic!("{} at {} has no gradient: {reason}", node.op.name(), node.at),
+        };
         for (i, flow) in flows.into_iter().enumerate().filter(|(i, _)| rule.wanted(*i)) {
             let operand = node.operands[i];
             let (Cotangent::Add(ct) | Cotangent::Total(ct)) = flow else { continue };
@@ -241,9 +249,11 @@ pub(crate) fn vjp<'f>(
             touched.insert(operand);
         }
     }
-    wrt.iter()
-        .map(|tensor| sums.get(&tensor.value()).filter(|_| touched.contains(&tensor.value())).copied())
-        .collect()
+    let total = |tensor: &Tensor<'f>| {
+        let sum = *sums.get(&tensor.value()).filter(|_| touched.contains(&tensor.value()))?;
+        Some(at_end.get(&tensor.value()).map_or(sum, |&start| start + sum))
+    };
+    wrt.iter().map(total).collect()
 }
 
 /// A function's forward nodes, and behind them its gradient, in one scratch builder. Region ops cut their forward and

@@ -165,8 +165,8 @@ impl Host {
         match host.ty.dtype {
             DType::F64 => fill!(f64, |x| x),
             DType::F32 => fill!(f32, |x| x as f32),
-            DType::Bf16 => fill!(half::bf16, half::bf16::from_f64),
-            DType::F16 => fill!(half::f16, half::f16::from_f64),
+            DType::Bf16 => fill!(half::bf16, |x| half::bf16::from_f32(odd(x))),
+            DType::F16 => fill!(half::f16, |x| half::f16::from_f32(odd(x))),
             DType::I32 => fill!(i32, |x| x as i32),
             DType::U32 => fill!(u32, |x| x as u32),
             DType::I64 => fill!(i64, |x| x as i64),
@@ -177,6 +177,17 @@ impl Host {
         }
         host
     }
+}
+
+/// Rounds to odd: a number that `f32` does not have becomes a neighbour whose last bit is 1, so that rounding once more
+/// to 16 bits gives what rounding once would. (`half` drops the low half of an `f64` before it rounds.)
+fn odd(x: f64) -> f32 {
+    let near = x as f32;
+    if !near.is_finite() || f64::from(near) == x {
+        return near;
+    }
+    let beyond = f64::from(near).abs() > x.abs();
+    f32::from_bits((near.to_bits() - u32::from(beyond)) | 1)
 }
 
 impl PartialEq for Host {

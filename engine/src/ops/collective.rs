@@ -58,10 +58,14 @@ impl Rules for AllReduce {
     }
     fn eval(&self, _: &Evaluator, x: &[&Array], types: &[Type]) -> Vec<Array> {
         let copies = match self.reduction {
-            Reduction::Sum => self.groups[0].len() as f64,
-            Reduction::Prod | Reduction::Max | Reduction::Min => 1.0,
+            Reduction::Sum => self.groups[0].len(),
+            Reduction::Prod | Reduction::Max | Reduction::Min => 1,
         };
-        vec![Array::from_fn(types[0].clone(), |i| x[0].number(i) * copies)]
+        let ty = types[0].clone();
+        if ty.dtype.is_float() {
+            return vec![Array::from_floats(ty, x[0].floats().iter().map(|x| x * copies as f64).collect())];
+        }
+        vec![Array::from_ints(ty, x[0].ints().iter().map(|x| x.wrapping_mul(copies as i64)).collect())]
     }
 }
 
@@ -205,10 +209,16 @@ impl Rules for Pin {
 }
 
 impl<'f> Tensor<'f> {
+    /// Sum, maximum or minimum over the replicas of each group.
+    #[track_caller]
+    pub fn all_reduce(self, reduction: Reduction, groups: Vec<Vec<u32>>) -> Tensor<'f> {
+        self.builder().push(AllReduce { reduction, groups }, &[self])[0]
+    }
+
     /// Sum over the replicas of each group.
     #[track_caller]
     pub fn all_reduce_sum(self, groups: Vec<Vec<u32>>) -> Tensor<'f> {
-        self.builder().push(AllReduce { reduction: Reduction::Sum, groups }, &[self])[0]
+        self.all_reduce(Reduction::Sum, groups)
     }
 
     /// This tensor, asked to be cut over devices in this way.

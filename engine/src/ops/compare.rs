@@ -109,7 +109,7 @@ impl Rules for Select {
     }
 }
 
-/// `min(max(x, low), high)`, elementwise; operands (low, x, high) of one type.
+/// `min(max(x, low), high)`, elementwise, NaN if one is; operands (low, x, high) of one type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Clamp;
 
@@ -137,8 +137,12 @@ impl Rules for Clamp {
     fn eval(&self, _: &Evaluator, x: &[&Array], types: &[Type]) -> Vec<Array> {
         let ty = types[0].clone();
         if ty.dtype.is_float() {
+            let clamp = |low: f64, x: f64, high: f64| match low.is_nan() || x.is_nan() || high.is_nan() {
+                true => f64::NAN,
+                false => x.max(low).min(high),
+            };
             let floats =
-                (0..ty.elements()).map(|i| x[1].floats()[i].max(x[0].floats()[i]).min(x[2].floats()[i]));
+                (0..ty.elements()).map(|i| clamp(x[0].floats()[i], x[1].floats()[i], x[2].floats()[i]));
             return vec![Array::from_floats(ty.clone(), floats.collect())];
         }
         let ints = (0..ty.elements()).map(|i| x[1].ints()[i].max(x[0].ints()[i]).min(x[2].ints()[i]));

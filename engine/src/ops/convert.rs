@@ -37,10 +37,23 @@ impl Rules for Convert {
             _ if ty.dtype == DType::Bool => {
                 Array::from_fn(ty, |i| f64::from(u8::from(x[0].number(i) != 0.0)))
             }
-            (true, false) => Array::from_ints(ty, x[0].floats().iter().map(|&a| a as i64).collect()),
+            (true, false) => {
+                let dtype = ty.dtype;
+                Array::from_ints(ty, x[0].floats().iter().map(|&a| saturated(a, dtype)).collect())
+            }
             (false, false) => Array::from_ints(ty, x[0].ints().to_vec()),
         };
         vec![result]
+    }
+}
+
+/// Towards zero; what does not fit becomes the nearest integer that does, NaN becomes 0.
+fn saturated(x: f64, dtype: DType) -> i64 {
+    match dtype {
+        DType::I32 => (x as i32).into(),
+        DType::U32 => (x as u32).into(),
+        DType::U8 => (x as u8).into(),
+        _ => x as i64,
     }
 }
 

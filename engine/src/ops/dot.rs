@@ -209,43 +209,54 @@ impl<'f> Tensor<'f> {
     /// [`Tensor::einsum`] with the element type of the result: `F32` keeps the f32 accumulator of bf16 operands.
     #[track_caller]
     pub fn einsum_as(self, letters: &str, other: Tensor<'f>, dtype: DType) -> Tensor<'f> {
-        let complain =
-            |reason: &str| -> ! { panic!("einsum({letters}; {}, {}): {reason}", self.ty(), other.ty()) };
-        let Some((operands, result)) = letters.split_once("->") else { complain("wants `ab,bc->ac`") };
-        let Some((a, b)) = operands.split_once(',') else { complain("wants two operands") };
-        if a.len() != self.rank() || b.len() != other.rank() {
-            complain("wants one letter for each axis");
+        match parse(letters, self.rank(), other.rank(), dtype) {
+            Ok((op, order)) => self.builder().push(op, &[self, other])[0].transpose(&order),
+            Err(reason) => panic!("einsum({letters}; {}, {}): {reason}", self.ty(), other.ty()),
         }
-        let place = |letters: &str, letter: char| letters.find(letter);
-        let mut op = DotGeneral { batch: (vec![], vec![]), contract: (vec![], vec![]), dtype };
-        let mut axes = String::new();
-        for (i, letter) in a.chars().enumerate() {
-            match (place(b, letter), place(result, letter)) {
-                (Some(j), Some(_)) => {
-                    op.batch.0.push(i);
-                    op.batch.1.push(j);
-                    axes.push(letter);
-                }
-                (Some(j), None) => {
-                    op.contract.0.push(i);
-                    op.contract.1.push(j);
-                }
-                (None, Some(_)) => {}
-                (None, None) => {
-                    complain("a letter of the first operand is neither in the second nor in the result")
-                }
+    }
+}
+
+/// The product that einsum letters mean, and the order in which its axes are wanted.
+fn parse(
+    letters: &str,
+    lhs: usize,
+    rhs: usize,
+    dtype: DType,
+) -> Result<(DotGeneral, Vec<usize>), &'static str> {
+    let (operands, result) = letters.split_once("->").ok_or("wants `ab,bc->ac`")?;
+    let (a, b) = operands.split_once(',').ok_or("wants two operands")?;
+    if (a.len(), b.len()) != (lhs, rhs) {
+        return Err("wants one letter for each axis");
+    }
+    let twice = |letters: &str| letters.chars().any(|letter| letters.matches(letter).count() > 1);
+    if twice(a) || twice(b) || twice(result) {
+        return Err("a letter stands twice on one side");
+    }
+    let mut op = DotGeneral { batch: (vec![], vec![]), contract: (vec![], vec![]), dtype };
+    let mut axes = String::new();
+    for (i, letter) in a.chars().enumerate() {
+        match (b.find(letter), result.contains(letter)) {
+            (Some(j), true) => {
+                op.batch.0.push(i);
+                op.batch.1.push(j);
+                axes.push(letter);
+            }
+            (Some(j), false) => {
+                op.contract.0.push(i);
+                op.contract.1.push(j);
+            }
+            (None, true) => {}
+            (None, false) => {
+                return Err("a letter of the first operand is neither in the second nor in the result");
             }
         }
-        axes.extend(a.chars().filter(|&letter| place(b, letter).is_none()));
-        axes.extend(b.chars().filter(|&letter| place(a, letter).is_none()));
-        if axes.len() != result.len() {
-            complain("the result wants each letter that is not summed over, once");
-        }
-        let order: Vec<usize> = (result.chars())
-            .map(|letter| {
-                place(&axes, letter).unwrap_or_else(|| complain("a letter of the result is in no operand"))
-            })
-            .collect();
-        self.builder().push(op, &[self, other])[0].transpose(&order)
     }
+    axes.extend(a.chars().filter(|&letter| !b.contains(letter)));
+    axes.extend(b.chars().filter(|&letter| !a.contains(letter)));
+    if axes.len() != result.len() {
+        return Err("the result wants each letter that is not summed over, once");
+    }
+    let places =
+        result.chars().map(|letter| axes.find(letter).ok_or("a letter of the result is in no operand"));
+    Ok((op, places.collect::<Result<_, _>>()?))
 }

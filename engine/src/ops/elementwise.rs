@@ -309,8 +309,10 @@ impl Rules for Binary {
             Binary::Sub => a.wrapping_sub(b),
             Binary::Mul => a.wrapping_mul(b),
             // Division by zero is defined by no standard; devices give all ones.
-            Binary::Div => a.checked_div(b).unwrap_or(-1),
-            Binary::Rem => a.checked_rem(b).unwrap_or(a),
+            Binary::Div if b == 0 => -1,
+            Binary::Div => a.wrapping_div(b),
+            Binary::Rem if b == 0 => a,
+            Binary::Rem => a.wrapping_rem(b),
             Binary::Max => a.max(b),
             Binary::Min => a.min(b),
             Binary::And => a & b,

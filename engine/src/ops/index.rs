@@ -65,7 +65,7 @@ impl Rules for DynamicSlice {
     fn eval(&self, _: &Evaluator, x: &[&Array], types: &[Type]) -> Vec<Array> {
         let shape = &x[0].ty.shape;
         let (start, step) = (start_of(&x[1..], shape, &self.sizes), strides(shape));
-        vec![x[0].rearranged(types[0].clone(), 0.0, |i| Some(start + offset(i, &self.sizes, &step)))]
+        vec![x[0].rearranged(types[0].clone(), |i| start + offset(i, &self.sizes, &step))]
     }
 }
 
@@ -142,9 +142,9 @@ impl Rules for Gather {
         let rows = x[0].ty.shape[0];
         let size = x[0].ty.elements() / rows;
         let indices = x[1].ints();
-        vec![x[0].rearranged(types[0].clone(), 0.0, |i| {
+        vec![x[0].rearranged(types[0].clone(), |i| {
             let row = indices[i / size].clamp(0, rows as i64 - 1) as usize;
-            Some(row * size + i % size)
+            row * size + i % size
         })]
     }
 }
@@ -236,6 +236,7 @@ impl<'f> Tensor<'f> {
     #[track_caller]
     pub fn row(self, index: Tensor<'f>) -> Tensor<'f> {
         let shape = self.shape();
+        assert!(!shape.is_empty(), "row({}, {}): wants at least one axis", self.ty(), index.ty());
         let sizes = [&[1], &shape[1..]].concat();
         self.dynamic_slice(&self.row_starts(index), &sizes).reshape(&shape[1..])
     }

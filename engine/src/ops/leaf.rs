@@ -52,8 +52,13 @@ pub enum ConstantData {
 }
 
 impl Constant {
+    /// Floats are rounded to the type; other numbers that the type does not have are a mistake of the author, who
+    /// would get another number in silence.
+    #[track_caller]
     pub(crate) fn splat(ty: Type, value: f64) -> Constant {
         let one = Host::from_f64(Type::scalar(ty.dtype), &[value]);
+        let exact = ty.dtype.is_float() || one.to_f64() == [value];
+        assert!(exact, "constant({ty}): {} has no {value}", ty.dtype);
         Constant { ty, data: ConstantData::Splat(bits(one.bytes())) }
     }
 
@@ -86,7 +91,8 @@ impl Constant {
 
     /// Whether every element is this number.
     pub(crate) fn is(&self, value: f64) -> bool {
-        self.data == Constant::splat(Type::scalar(self.ty.dtype), value).data
+        let bits = Host::from_f64(Type::scalar(self.ty.dtype), &[value]);
+        self.data == ConstantData::Splat(self::bits(bits.bytes()))
     }
 }
 

@@ -146,6 +146,7 @@ impl Op {
         match self {
             Op::Unary(op) => op.name().to_owned(),
             Op::Binary(op) => op.name().to_owned(),
+            Op::Compare(_) => "compare".to_owned(),
             Op::KernelCall(op) => op.0.name(),
             Op::CustomCall(op) => format!("custom_call @{}", op.target),
             other => {

@@ -286,17 +286,15 @@ impl Rules for ArgReduce {
     fn eval(&self, _: &Evaluator, x: &[&Array], types: &[Type]) -> Vec<Array> {
         let shape = &x[0].ty.shape;
         let into = target(shape, &[self.axis]);
-        let mut best: Vec<Option<(f64, usize)>> = vec![None; types[0].elements()];
+        let mut best: Vec<Option<usize>> = vec![None; types[0].elements()];
         for i in 0..x[0].ty.elements() {
-            let value = x[0].number(i);
-            let index = unravel(i, shape)[self.axis];
             let place = &mut best[into(i)];
-            let better = place.is_none_or(|(top, _)| value > top || (value.is_nan() && !top.is_nan()));
-            if better {
-                *place = Some((value, index));
+            if place.is_none_or(|top| x[0].larger(i, top)) {
+                *place = Some(i);
             }
         }
-        vec![Array::from_fn(types[0].clone(), |i| best[i].map_or(0.0, |(_, index)| index as f64))]
+        let index = |i: usize| unravel(i, shape)[self.axis] as f64;
+        vec![Array::from_fn(types[0].clone(), |i| best[i].map_or(0.0, index))]
     }
 }
 
@@ -439,8 +437,9 @@ impl<'f> Tensor<'f> {
     /// Mean over `axes`, which disappear.
     #[track_caller]
     pub fn mean(self, axes: &[usize]) -> Tensor<'f> {
-        let count: usize = axes.iter().map(|&axis| self.dim(axis)).product();
-        self.sum(axes) * (1.0 / count as f64)
+        let (sum, shape) = (self.sum(axes), self.shape());
+        let count: usize = axes.iter().map(|&axis| shape[axis]).product();
+        sum * (1.0 / count as f64)
     }
 
     /// Index of the largest element along `axis`, `i32`; the lowest index wins a tie.

@@ -304,7 +304,7 @@ impl Rules for Scan {
             let slices = x[carries..carries + stacks].iter().map(|stack| {
                 let ty = stack.ty.with_shape(&stack.ty.shape[1..]);
                 let size = strides(&stack.ty.shape)[0];
-                Rc::new(stack.rearranged(ty, 0.0, |i| Some(index * size + i)))
+                Rc::new(stack.rearranged(ty, |i| index * size + i))
             });
             let args: Vec<Rc<Array>> =
                 carry.iter().cloned().chain(slices).chain(captures.iter().cloned()).collect();
@@ -399,17 +399,16 @@ impl<'f> Builder<'f> {
     ) -> (Vec<Tensor<'f>>, Vec<Tensor<'f>>) {
         let inner = Builder::nested(self);
         let params: Vec<_> = carry.iter().map(|tensor| inner.parameter(tensor.ty())).collect();
-        let slices: Vec<_> = (xs.iter())
-            .map(|stack| {
-                let ty = stack.ty();
-                assert!(
-                    ty.shape.first() == Some(&options.length),
-                    "scan: a stack of {} slices is wanted, got {ty}",
-                    options.length
-                );
-                inner.parameter(ty.with_shape(&ty.shape[1..]))
-            })
-            .collect();
+        let mut slices = Vec::new();
+        for stack in xs {
+            let ty = stack.ty();
+            assert!(
+                ty.shape.first() == Some(&options.length),
+                "scan: a stack of {} slices is wanted, got {ty}",
+                options.length
+            );
+            slices.push(inner.parameter(ty.with_shape(&ty.shape[1..])));
+        }
         let (next, outputs) = body(&inner, &params, &slices);
         assert!(next.len() == carry.len(), "scan: {} carries go in, {} come back", carry.len(), next.len());
         let results: Vec<_> = next.into_iter().chain(outputs).collect();

@@ -47,9 +47,9 @@ impl Rules for BroadcastInDim {
     }
     fn eval(&self, _: &Evaluator, x: &[&Array], types: &[Type]) -> Vec<Array> {
         let step = strides(&x[0].ty.shape);
-        vec![x[0].rearranged(types[0].clone(), 0.0, |i| {
+        vec![x[0].rearranged(types[0].clone(), |i| {
             let index = unravel(i, &self.shape);
-            Some(self.axes.iter().zip(&step).map(|(&place, step)| index[place] * step).sum())
+            self.axes.iter().zip(&step).map(|(&place, step)| index[place] * step).sum()
         })]
     }
 }
@@ -75,7 +75,7 @@ impl Rules for Reshape {
         p.op("stablehlo.reshape", line);
     }
     fn eval(&self, _: &Evaluator, x: &[&Array], types: &[Type]) -> Vec<Array> {
-        vec![x[0].rearranged(types[0].clone(), 0.0, Some)]
+        vec![x[0].rearranged(types[0].clone(), |i| i)]
     }
 }
 
@@ -109,9 +109,9 @@ impl Rules for Transpose {
     }
     fn eval(&self, _: &Evaluator, x: &[&Array], types: &[Type]) -> Vec<Array> {
         let step = strides(&x[0].ty.shape);
-        vec![x[0].rearranged(types[0].clone(), 0.0, |i| {
+        vec![x[0].rearranged(types[0].clone(), |i| {
             let index = unravel(i, &types[0].shape);
-            Some(self.axes.iter().zip(index).map(|(&axis, index)| index * step[axis]).sum())
+            self.axes.iter().zip(index).map(|(&axis, index)| index * step[axis]).sum()
         })]
     }
 }
@@ -150,7 +150,8 @@ impl Rules for Slice {
             pad.high.push(x.dim(axis) - end);
             pad.interior.push(self.stride[axis] - 1);
         }
-        Ok(vec![ct.builder().push(pad, &[ct, ct.builder().zeros(Type::scalar(ct.dtype()))])[0].into()])
+        let zero = ct.builder().zeros(Type::scalar(ct.dtype()));
+        Ok(vec![ct.builder().push(pad, &[ct, zero])[0].into()])
     }
     fn print(&self, p: &mut Printer, line: &Line) {
         let ranges: Vec<String> = (0..self.start.len())
@@ -163,9 +164,9 @@ impl Rules for Slice {
     }
     fn eval(&self, _: &Evaluator, x: &[&Array], types: &[Type]) -> Vec<Array> {
         let step = strides(&x[0].ty.shape);
-        vec![x[0].rearranged(types[0].clone(), 0.0, |i| {
+        vec![x[0].rearranged(types[0].clone(), |i| {
             let index = unravel(i, &types[0].shape);
-            Some((0..step.len()).map(|a| (self.start[a] + index[a] * self.stride[a]) * step[a]).sum())
+            (0..step.len()).map(|a| (self.start[a] + index[a] * self.stride[a]) * step[a]).sum()
         })]
     }
 }
@@ -228,8 +229,13 @@ impl Rules for Pad {
     }
     fn eval(&self, _: &Evaluator, x: &[&Array], types: &[Type]) -> Vec<Array> {
         let (shape, step) = (&x[0].ty.shape, strides(&x[0].ty.shape));
-        let source = |i| self.source(&unravel(i, &types[0].shape), shape, &step);
-        vec![x[0].rearranged(types[0].clone(), x[1].number(0), source)]
+        let mut result = x[1].rearranged(types[0].clone(), |_| 0);
+        for i in 0..types[0].elements() {
+            if let Some(from) = self.source(&unravel(i, &types[0].shape), shape, &step) {
+                result.copy_element(i, x[0], from);
+            }
+        }
+        vec![result]
     }
 }
 
@@ -306,12 +312,12 @@ impl Rules for Reverse {
     }
     fn eval(&self, _: &Evaluator, x: &[&Array], types: &[Type]) -> Vec<Array> {
         let (shape, step) = (&x[0].ty.shape, strides(&x[0].ty.shape));
-        vec![x[0].rearranged(types[0].clone(), 0.0, |i| {
+        vec![x[0].rearranged(types[0].clone(), |i| {
             let index = unravel(i, shape);
             let place = |axis: usize| {
                 if self.axes.contains(&axis) { shape[axis] - 1 - index[axis] } else { index[axis] }
             };
-            Some((0..shape.len()).map(|axis| place(axis) * step[axis]).sum())
+            (0..shape.len()).map(|axis| place(axis) * step[axis]).sum()
         })]
     }
 }
@@ -373,9 +379,21 @@ impl<'f> Tensor<'f> {
     /// A border of `value` of `low` and `high` elements on each axis.
     #[track_caller]
     pub fn pad(self, value: f64, low: &[usize], high: &[usize]) -> Tensor<'f> {
-        let scalar = self.builder().full(Type::scalar(self.dtype()), value);
-        let interior = vec![0; low.len()];
-        self.builder().push(Pad { low: low.to_vec(), high: high.to_vec(), interior }, &[self, scalar])[0]
+        let border = self.builder().full(Type::scalar(self.dtype()), value);
+        self.pad_with(border, low, high, &vec![0; low.len()])
+    }
+
+    /// A border of a scalar, `low` and `high` elements on each axis and `interior` between every two.
+    #[track_caller]
+    pub fn pad_with(
+        self,
+        border: Tensor<'f>,
+        low: &[usize],
+        high: &[usize],
+        interior: &[usize],
+    ) -> Tensor<'f> {
+        let op = Pad { low: low.to_vec(), high: high.to_vec(), interior: interior.to_vec() };
+        self.builder().push(op, &[self, border])[0]
     }
 
     /// Tensors one behind the other along `axis`.

@@ -1,6 +1,6 @@
 //! Programs and small tools that several tests use.
 
-use engine::pjrt::{Client, Topology};
+use engine::pjrt::Topology;
 use engine::plugin::Platform;
 use engine::{Host, Program, Save, ScanOptions, Tensor, Type, grad};
 use std::path::PathBuf;
@@ -8,11 +8,6 @@ use std::path::PathBuf;
 /// A file or folder under `tests/golden`.
 pub fn golden(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden").join(name)
-}
-
-/// The CPU plugin's devices: four of them.
-pub fn cpu() -> Client {
-    Client::new(&Platform::Cpu.load().unwrap(), &[]).unwrap()
 }
 
 /// TPU v6e devices that are not there: `v6e:1x1`, `v6e:2x2`.
@@ -28,15 +23,6 @@ pub fn numbers(ty: Type, seed: u32) -> Host {
     };
     let data: Vec<f64> = (0..ty.elements() as u32).map(number).collect();
     Host::from_f64(ty, &data)
-}
-
-/// The message of a panic.
-pub fn panic_of(run: impl FnOnce() + std::panic::UnwindSafe) -> String {
-    let panic = std::panic::catch_unwind(run).expect_err("it should have panicked");
-    match panic.downcast::<String>() {
-        Ok(text) => *text,
-        Err(panic) => panic.downcast::<&str>().map_or_else(|_| String::new(), |text| text.to_string()),
-    }
 }
 
 /// One step of gradient descent for a two-layer network: `x [8, 4] -> [8, 2]`.

@@ -1,0 +1,425 @@
+//! Composites: gradients against finite differences and against the CPU plugin, rematerialisation bit for bit,
+//! accumulators, several gradients in one program.
+
+use engine::{
+    Array, Builder, DType, Direction, Host, KernelChoice, Locations, Program, Rounding, Save, ScanOptions,
+    Target, Tensor, Type, evaluate, grad, grad_into, passes,
+};
+use std::cell::Cell;
+use tests::kernel::{GatedUnit, GradientFrom};
+use tests::{Case, evaluated, gradient_of, lowered, property, run_on_cpu, sample, seeds};
+
+/// Random shapes and values against finite differences; the first ones on the CPU plugin too, which compiles slowly.
+fn check(build: impl for<'f> Fn(&Case<'f>)) {
+    let compiled = Cell::new(0);
+    property(24, &seeds(), |(seed, extent)| {
+        let gradient = gradient_of(seed, extent, &build);
+        gradient.check(seed);
+        if compiled.replace(compiled.get() + 1) < 2 {
+            gradient.sample.check_on_cpu();
+        }
+    });
+}
+
+fn softmax<'f>(x: Tensor<'f>) -> Tensor<'f> {
+    let last = x.rank() - 1;
+    let kept: Vec<usize> = (0..last).collect();
+    let e = (x - x.reduce_max(&[last]).stop_gradient().along(x, &kept)).exp();
+    e / e.sum(&[last]).along(e, &kept)
+}
+
+fn layer_norm<'f>(x: Tensor<'f>, gain: Tensor<'f>) -> Tensor<'f> {
+    let centred = x - x.mean(&[1]).along(x, &[0]);
+    let scale = ((centred * centred).mean(&[1]) + 1e-3).rsqrt();
+    centred * scale.along(x, &[0]) * gain.along(x, &[1])
+}
+
+#[test]
+fn a_perceptron() {
+    check(|c| {
+        let [n, d, h] = c.dims();
+        let (x, w, b, v) = (c.x([n, d]), c.x([d, h]), c.x([h]), c.x([h]));
+        let hidden = x.matmul(w); // [n, h]
+        c.out((hidden + b.along(hidden, &[1])).tanh().matmul(v)); // [n]
+    });
+}
+
+#[test]
+fn softmax_and_cross_entropy() {
+    check(|c| {
+        let [n, vocabulary] = c.dims();
+        let x = c.x([n, vocabulary]);
+        c.out(softmax(x));
+        let labels = c.indices(DType::I32, vocabulary, [n]);
+        let top = x.reduce_max(&[1]).stop_gradient();
+        let total = (x - top.along(x, &[0])).exp().sum(&[1]).log() + top;
+        let ids = c.f.iota(x.ty().with_dtype(DType::I32), 1);
+        let chosen = ids.eq(labels.along(ids, &[0])).select(x, 0.0).sum(&[1]);
+        c.out((total - chosen).mean(&[0]));
+    });
+}
+
+#[test]
+fn layer_norms() {
+    check(|c| {
+        let [n, d] = [c.dim(), c.dim() + 1];
+        c.out(layer_norm(c.x([n, d]), c.x([d])));
+    });
+}
+
+#[test]
+fn attention() {
+    check(|c| {
+        let [b, h, s, d] = c.dims();
+        let (q, k, v) = (c.x([b, s, h, d]), c.x([b, s, h, d]), c.x([b, s, h, d]));
+        let scores = q.einsum("bqhd,bkhd->bhqk", k) * 0.5;
+        let mask = Tensor::lower_triangle(c.f, s, s, 0).along(scores, &[2, 3]);
+        let weights = softmax(mask.select(scores, -1e9));
+        c.out(weights.einsum("bhqk,bkhd->bqhd", v));
+    });
+}
+
+#[test]
+fn values_used_several_times_and_through_broadcasts() {
+    check(|c| {
+        let [n, d] = c.dims();
+        let (x, scale) = (c.x([n, d]), c.x([]));
+        let y = x * x + x.sin() * scale;
+        c.out(y * y + y.exp() * scale + x);
+        c.out(x.einsum("nd,md->nm", x));
+        c.out(scale.broadcast_in_dim([n, d], &[]) * scale * x.sum_all());
+        c.out(Tensor::concatenate(&[x, x, y], 0).reshape([3 * n * d]));
+        c.out(
+            x.gather(c.indices(DType::I32, n, [3]))
+                * x.slice_axis(0, 0, 1).reshape([d]).broadcast_in_dim([3, d], &[1]),
+        );
+    });
+}
+
+/// A recurrence with everything a scan can have.
+fn everything<'f>(c: &Case<'f>, direction: Direction, unroll: usize) {
+    let [half, n] = c.dims();
+    let length = 2 * half;
+    let (start, xs, ys) = (c.x([n]), c.x([length, n]), c.x([length]));
+    let (w, unused) = (c.x([n, n]), c.x([length, n]));
+    let zero = c.f.zeros(Type::new(DType::F64, [n]));
+    let count = c.f.zeros(Type::scalar(DType::I32));
+    let options = ScanOptions { length, unroll, direction };
+    let (carries, outputs) = c.f.scan(options, &[start, zero, count], &[xs, ys, unused], |g, carry, x| {
+        let (w, again) = (g.capture(w), g.capture(w));
+        let state = (w.matmul(carry[0]) * 0.3 + x[0] * x[1]).tanh();
+        // starts as a constant, becomes a function of everything
+        let sum = carry[1] + again.matmul(state) * carry[2].convert(DType::F64);
+        (vec![state, sum, carry[2] + 1], vec![state * sum, carry[2], x[0], state.exp()])
+    });
+    c.out(carries[1]);
+    c.out(outputs[0]);
+    c.out(outputs[2]);
+    // a stack that is scanned, and used beside the scan
+    c.out(xs * xs);
+}
+
+#[test]
+fn scans() {
+    check(|c| everything(c, Direction::Forward, 1));
+}
+
+#[test]
+fn scans_in_reverse() {
+    check(|c| everything(c, Direction::Reverse, 1));
+}
+
+#[test]
+fn unrolled_scans() {
+    check(|c| everything(c, Direction::Forward, 2));
+    check(|c| everything(c, Direction::Reverse, 2));
+}
+
+#[test]
+fn a_stack_that_is_also_captured_and_carried() {
+    check(|c| {
+        let n = c.dim();
+        let (x, start) = (c.x([3, n]), c.x([n]));
+        let (carries, outputs) = c.f.scan(ScanOptions::over(3), &[x, start], &[x, x], |g, carry, s| {
+            let all = g.capture(x);
+            let next = carry[0] * all + s[0].along(all, &[1]);
+            (vec![next, carry[1] * s[1]], vec![all.sum(&[0]) * s[1], carry[1]])
+        });
+        carries.into_iter().chain(outputs).for_each(|y| c.out(y));
+    });
+}
+
+#[test]
+fn nested_scans() {
+    check(|c| {
+        let [outer, inner, n] = c.dims();
+        let (xs, w, start) = (c.x([outer, inner, n]), c.x([inner, n]), c.x([n]));
+        let (carries, outputs) = c.f.scan(ScanOptions::over(outer), &[start], &[xs], |g, carry, x| {
+            let w = g.capture(w);
+            let (carries, sums) = g.scan(ScanOptions::over(inner), carry, &[x[0], w], |h, carry, x| {
+                let state = (carry[0] * x[1] + x[0]).sin() + h.capture(w).sum(&[0]);
+                (vec![state], vec![state * x[0]])
+            });
+            (carries, vec![sums[0].sum(&[0])])
+        });
+        carries.into_iter().chain(outputs).for_each(|y| c.out(y));
+    });
+}
+
+#[test]
+fn conditionals() {
+    check(|c| {
+        let n = c.dim();
+        let (x, w, b) = (c.x([n, n]), c.x([n]), c.x([n]));
+        for predicate in [c.bools([]), c.bools([])] {
+            let results = c.f.cond(
+                predicate,
+                &[x, w, b],
+                |g, x| {
+                    let call = g.call("in_branch", Save::Only(vec![]), &[x[0], x[1]], |_, x| {
+                        vec![x[0].matmul(x[1]).tanh()]
+                    });
+                    vec![call[0], x[1] * x[1]]
+                },
+                // the first operand has no part in this branch
+                |_, x| vec![x[1] * x[2], x[2].sin()],
+            );
+            results.into_iter().for_each(|y| c.out(y));
+        }
+    });
+}
+
+fn policies() -> [Save; 3] {
+    [Save::Everything, Save::Only(vec!["hidden".to_owned()]), Save::Only(vec![])]
+}
+
+/// Layers with a residual, each a call with a policy, scanned; a nested scan and a nested call inside.
+fn layers<'f>(c: &Case<'f>, save: &Save) -> Tensor<'f> {
+    let [length, n, d] = c.dims();
+    let (x, w, v, gain) = (c.x([n, d]), c.x([length, d, d]), c.x([length, d, d]), c.x([d]));
+    let (y, _) = c.f.scan(ScanOptions::over(length), &[x], &[w, v], |g, carry, layer| {
+        let gain = g.capture(gain);
+        let y = g.call("layer", save.clone(), &[carry[0], layer[0], layer[1]], |h, x| {
+            let hidden = x[0].matmul(x[1]).tanh().named("hidden"); // [n, d]
+            let gain = h.capture(gain);
+            let gated = h.call("gate", save.clone(), &[hidden], |k, x| {
+                vec![x[0] * k.capture(gain).along(x[0], &[1]).logistic()]
+            });
+            let (sum, _) =
+                h.scan(ScanOptions::over(2), &[gated[0]], &[], |_, x, _| (vec![x[0].sin() + x[0]], vec![]));
+            vec![x[0] + sum[0].matmul(x[2])]
+        });
+        (y, vec![])
+    });
+    y[0]
+}
+
+#[test]
+fn rematerialised_layers() {
+    for save in policies() {
+        check(|c| c.out(layers(c, &save)));
+    }
+}
+
+/// The policy changes what is kept, not one bit of what is computed.
+#[test]
+fn rematerialisation_changes_no_bit() {
+    let run = Cell::new(0);
+    property(6, &seeds(), |(seed, extent)| {
+        let samples = policies().map(|save| gradient_of(seed, extent, |c| c.out(layers(c, &save))).sample);
+        let wanted = evaluated(&samples[0].program, &samples[0].args);
+        let on_cpu = run.replace(run.get() + 1) < 2;
+        let reference = on_cpu.then(|| run_on_cpu(&lowered(&samples[0].program), &samples[0].args));
+        for other in &samples[1..] {
+            assert!(evaluated(&other.program, &other.args) == wanted);
+            if let Some(reference) = &reference {
+                assert!(run_on_cpu(&lowered(&other.program), &other.args) == *reference);
+            }
+        }
+    });
+}
+
+#[test]
+fn kernels() {
+    for gradient in GradientFrom::ALL {
+        check(|c| {
+            let [n, d, length] = c.dims();
+            let (x, w, xs) = (c.x([n, d]), c.x([n, d]), c.x([length, n, d]));
+            let y = c.f.kernel(GatedUnit { gradient }, &[x * x, w])[0];
+            let (last, _) = c.f.scan(ScanOptions::over(length), &[y], &[xs], |g, carry, s| {
+                let y = g.call("unit", Save::Only(vec![]), &[carry[0], s[0]], |h, x| {
+                    h.kernel(GatedUnit { gradient }, x)
+                });
+                (y, vec![])
+            });
+            c.out(last[0]);
+        });
+    }
+}
+
+#[test]
+fn a_kernel_has_a_form_for_each_target() {
+    let unit = GatedUnit { gradient: GradientFrom::OwnKernel };
+    let program = Program::build("unit", |f| {
+        let (x, w) = (f.input("x", Type::f32([2, 3])), f.input("w", Type::f32([2, 3])));
+        let y = f.kernel(unit, &[x, w])[0];
+        f.output("y", y);
+        f.output("dx", grad(y.sum_all(), &[x])[0]);
+    });
+    let forms = |target, choice| {
+        let (lowered, forms) = passes::lower(&program, target, choice);
+        let forms: Vec<String> = forms.into_iter().map(|(name, form)| format!("{name} {form:?}")).collect();
+        (lowered.text(Locations::Omit), forms.join(", "))
+    };
+    let (native, chosen) = forms(Target::TpuV6e, KernelChoice::Auto);
+    assert_eq!(chosen, "gated_unit_OwnKernel Native, gated_unit_backward Reference");
+    for part in [
+        "stablehlo.custom_call @gated_unit(%x, %w)",
+        "backend_config = \"{\\22rows\\22: \\22all\\22}\"",
+        "kernel_name = \"gated_unit_OwnKernel\"",
+        "operand_layouts = [dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>]",
+        "output_operand_aliases = [#stablehlo.output_operand_alias<output_tuple_indices = [], operand_index = 0",
+    ] {
+        assert!(native.contains(part), "no `{part}` in\n{native}");
+    }
+    let (portable, chosen) = forms(Target::Cpu, KernelChoice::Auto);
+    assert_eq!(chosen, "gated_unit_OwnKernel Portable, gated_unit_backward Reference");
+    assert!(portable.contains("stablehlo.exponential") && !portable.contains("custom_call"), "{portable}");
+    let (reference, chosen) = forms(Target::TpuV6e, KernelChoice::Reference);
+    assert_eq!(chosen, "gated_unit_OwnKernel Reference, gated_unit_backward Reference");
+    assert!(reference.contains("stablehlo.logistic") && !reference.contains("custom_call"), "{reference}");
+}
+
+/// `grad_into` gives the sum of accumulator and gradient.
+#[test]
+fn accumulators_hold_gradients_and_what_was_there() {
+    property(8, &seeds(), |(seed, extent)| {
+        let both = sample(seed, extent, |c| {
+            let [length, rows, d] = c.dims();
+            let (table, w, x) = (c.x([rows, d]), c.x([length, d, d]), c.x([d]));
+            let ids = c.indices(DType::I32, rows, [5]);
+            let (y, _) = c.f.scan(ScanOptions::over(length), &[x], &[w], |_, y, w| {
+                (vec![w[0].matmul(y[0]).tanh()], vec![])
+            });
+            let loss =
+                c.weighted(table.gather(ids)) + c.weighted(table.row(c.indices(DType::I32, rows, [])) * y[0]);
+            // `y` stands between: what its accumulator holds is no part of the gradient of `w`
+            let wrt = [table, w, x, y[0]];
+            let accumulators: Vec<Tensor<'_>> = wrt.iter().map(|t| c.x(t.shape())).collect();
+            let plain = grad(loss, &wrt);
+            plain.iter().zip(&accumulators).for_each(|(&g, &a)| c.out(a + g));
+            grad_into(loss, &wrt, &accumulators).into_iter().for_each(|sum| c.out(sum));
+        });
+        let found = evaluate(&both.program, &both.args, Rounding::None);
+        let (plain, into) = found.split_at(4);
+        for (plain, into) in plain.iter().zip(into) {
+            assert_eq!(tests::difference(into, plain), None);
+        }
+    });
+}
+
+/// Micro-batches around layers: the accumulator is carried through both loops and written slice by slice; no second
+/// stack of gradients exists, and the sum is the gradient of the summed losses.
+#[test]
+fn accumulators_are_written_in_place_through_nested_loops() {
+    const LAYERS: usize = 3;
+    fn loss<'g>(g: &'g Builder<'g>, x: Tensor<'g>, w: Tensor<'g>) -> Tensor<'g> {
+        let (y, _) =
+            g.scan(ScanOptions::over(LAYERS), &[x], &[w], |_, y, w| (vec![y[0].matmul(w[0]).tanh()], vec![]));
+        (y[0] * y[0]).sum_all()
+    }
+    let build = |accumulate: bool| {
+        sample(11, 4, |c| {
+            let (w, xs) = (c.x([LAYERS, 5, 5]), c.x([4, 2, 5]));
+            let start = w.zeros_like();
+            let options = ScanOptions::over(4);
+            if accumulate {
+                let (sum, _) = c.f.scan(options, &[start], &[xs], |g, sum, x| {
+                    let w = g.capture(w);
+                    (grad_into(loss(g, x[0], w), &[w], sum), vec![])
+                });
+                c.out(sum[0]);
+            } else {
+                let (sum, _) =
+                    c.f.scan(options, &[c.f.zeros(Type::scalar(DType::F64))], &[xs], |g, sum, x| {
+                        (vec![sum[0] + loss(g, x[0], g.capture(w))], vec![])
+                    });
+                c.out(grad(sum[0], &[w])[0]);
+            }
+        })
+    };
+    let (inside, outside) = (build(true), build(false));
+    let (a, b) = (evaluated(&inside.program, &inside.args), evaluated(&outside.program, &outside.args));
+    assert_eq!(tests::difference(&a[0], &b[0]), None);
+    inside.check_on_cpu();
+    outside.check_on_cpu();
+    let text = lowered(&inside.program).text(Locations::Omit);
+    let sums: Vec<&str> = text
+        .lines()
+        .filter(|line| line.contains("stablehlo.add") && line.contains("tensor<3x5x5xf64>"))
+        .collect();
+    assert!(sums.is_empty(), "whole stacks are added: {sums:?}");
+}
+
+#[test]
+fn several_gradients_in_one_program() {
+    property(6, &seeds(), |(seed, extent)| {
+        let build = |both: bool| {
+            sample(seed, extent, |c| {
+                let [length, n] = c.dims();
+                let (x, w, u) = (c.x([n]), c.x([length, n]), c.x([n]));
+                let f = c.f;
+                let (carry, outputs) = f.scan(ScanOptions::over(length), &[x], &[w], |g, y, w| {
+                    let y = g.call("step", Save::Only(vec![]), &[y[0], w[0]], |h, x| {
+                        vec![(x[0] * x[1] + h.capture(g.capture(u))).sin()]
+                    });
+                    (y.clone(), vec![y[0] * w[0]])
+                });
+                let (first, second) = (c.weighted(carry[0]), c.weighted(outputs[0]));
+                // The loops are extended for the first gradient, and again for the second.
+                let a = grad(first, &[x, w, u]);
+                let b = if both { grad(second, &[w, x]) } else { Vec::new() };
+                // What was made before is used after.
+                let third = c.weighted(carry[0] * carry[0]);
+                a.into_iter().for_each(|g| c.out(g));
+                c.out(grad(third, &[u])[0]);
+                c.out(outputs[0]);
+                b.into_iter().for_each(|g| c.out(g));
+            })
+        };
+        let (both, one) = (build(true), build(false));
+        let found = evaluated(&both.program, &both.args);
+        assert_eq!(passes::verify(&both.program), Ok(()));
+        assert!(found[..5] == evaluated(&one.program, &one.args)[..]);
+        if extent == 2 {
+            both.check_on_cpu();
+        }
+    });
+    // The second gradient is right too.
+    check(|c| {
+        let [length, n] = c.dims();
+        let (x, w) = (c.x([n]), c.x([length, n]));
+        let (carry, outputs) = c.f.scan(ScanOptions::over(length), &[x], &[w], |_, y, w| {
+            let y = (y[0] * w[0]).sin();
+            (vec![y], vec![y * w[0]])
+        });
+        // It extends the loop, whatever becomes of it.
+        let _ = grad(c.weighted(carry[0]), &[w]);
+        c.out(outputs[0]);
+        c.out(carry[0]);
+    });
+}
+
+#[test]
+fn a_stopped_value_is_a_constant() {
+    let program = Program::build("stop", |f| {
+        let x = f.input("x", Type::new(DType::F64, [2]));
+        let (y, _) =
+            f.scan(ScanOptions::over(2), &[x], &[], |_, y, _| (vec![y[0] * y[0].stop_gradient()], vec![]));
+        f.output("dx", grad((x.stop_gradient() * x + y[0]).sum_all(), &[x])[0]);
+    });
+    // d x·[x] = x; two steps of y·[y]: x · x²
+    let x = [3.0, -0.5];
+    let found = evaluated(&program, &[Array::from_host(&Host::new([2], &x))]);
+    assert_eq!(found[0].floats(), x.map(|x| x + x * x * x));
+}
