@@ -48,7 +48,7 @@ fn golden_program(name: &str, program: &Program) {
     let wanted = evaluate(program, &arrays, Rounding::EachOp);
     let (lowered, _) = passes::lower(program, Target::Cpu, KernelChoice::Auto);
     for program in [program, &lowered] {
-        let found = program.compile(&client).unwrap().call(&hosts).unwrap();
+        let found = program.compile(client).unwrap().call(&hosts).unwrap();
         for ((found, wanted), port) in found.iter().zip(&wanted).zip(program.outputs()) {
             for (found, wanted) in found.to_f64().into_iter().zip(wanted.to_host().to_f64()) {
                 let close = (found - wanted).abs() <= 1e-4 * (1.0 + wanted.abs());
@@ -253,7 +253,7 @@ fn constants_of_every_element_type() {
     let program = constants();
     golden_program("constants", &program);
     // The text says the bits that were meant.
-    let found = program.compile(&cpu()).unwrap().call(&[]).unwrap();
+    let found = program.compile(cpu()).unwrap().call(&[]).unwrap();
     let wanted = evaluate(&program, &[], Rounding::EachOp);
     for ((found, wanted), port) in found.iter().zip(&wanted).zip(program.outputs()) {
         assert_eq!(*found, wanted.to_host(), "{}", port.name);

@@ -37,7 +37,7 @@ pub struct LinearCrossEntropy {
 
 /// Tokens of one chunk of the portable form: enough for the products to hide the sums' traffic, few enough for the
 /// logits to stay small (151808 columns: 1.2 GB in f32).
-const CHUNK: usize = 2048;
+const CHUNK: usize = 1024;
 
 impl LinearCrossEntropy {
     fn check(&self, args: &[Type]) -> Result<(), ShapeError> {

@@ -1,7 +1,7 @@
 //! Dropout masks by counter: nothing is stored, the backward pass makes them again, and a mask depends on the token's
 //! place in the whole step, not on how the step is cut into micro-batches. The same on every platform.
 
-use engine::{Builder, DType, Tensor, Type, threefry};
+use engine::{DType, Tensor, Type, threefry};
 
 /// Which of the three places of a block a mask is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,6 +12,11 @@ pub enum Site {
     Hidden,
     /// The MLP's output, before the residual sum.
     Mlp,
+}
+
+impl Site {
+    /// Every site, in order.
+    pub const ALL: [Site; 3] = [Site::Attention, Site::Hidden, Site::Mlp];
 }
 
 /// What masks are made from.
@@ -37,29 +42,64 @@ impl<'f> Dropout<'f> {
         first + first.builder().iota(Type::new(DType::U32, [tokens]), 0)
     }
 
-    /// The same masks inside a body.
-    pub fn capture<'g>(&self, g: &'g Builder<'g>) -> Dropout<'g> {
-        Dropout { rate: self.rate, key: self.key.map(|word| g.capture(word)), tokens: g.capture(self.tokens) }
+    /// The words that all masks of a micro-batch are mixed from, made at once: one random word for each (layer, site,
+    /// token) and each (layer, site, column). `width`: of the widest mask.
+    pub fn words(&self, layers: usize, width: usize) -> Words<'f> {
+        let f = self.tokens.builder();
+        let sites = Site::ALL.len() * layers;
+        let site = f.iota(Type::new(DType::U32, [sites]), 0);
+        let scalar = |word: Tensor<'f>| word.broadcast_in_dim([sites], &[]);
+        let keys = threefry(self.key.map(scalar), [site, site.zeros_like()]); // [sites]
+        let words = |counter: Tensor<'f>, stream: u32| {
+            let shape = [sites, counter.dim(0)];
+            let counter = counter.broadcast_in_dim(shape, &[1]);
+            let keys = keys.map(|word| word.broadcast_in_dim(shape, &[0]));
+            let word = threefry(keys, [counter, counter.full_like(stream.into())])[0];
+            word.reshape([layers, Site::ALL.len(), shape[1]])
+        };
+        Words { rows: words(self.tokens, 0), columns: words(f.iota(Type::new(DType::U32, [width]), 0), 1) }
     }
+}
 
+/// Random words, stacked over layers: `rows` `u32[L, 3, n]`, `columns` `u32[L, 3, width]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Words<'f> {
+    /// One for each token.
+    pub rows: Tensor<'f>,
+    /// One for each column.
+    pub columns: Tensor<'f>,
+}
+
+/// The masks of one layer.
+#[derive(Clone, Copy, Debug)]
+pub struct Masks<'f> {
+    /// Probability to drop.
+    pub rate: f64,
+    /// `u32[3, n]`
+    pub rows: Tensor<'f>,
+    /// `u32[3, width]`, of the widest mask.
+    pub columns: Tensor<'f>,
+}
+
+impl<'f> Masks<'f> {
     /// The factor of each element, `[n, width]`: 0 with probability `rate`, else `1 / (1 - rate)`.
-    /// `layer`: a `u32` scalar.
     ///
-    /// A row word and a column word from Threefry are mixed by two multiplications with a shift between: with one, rows
-    /// and columns correlate (V6E A 6.7).
-    pub fn mask(&self, layer: Tensor<'f>, site: Site, width: usize, dtype: DType) -> Tensor<'f> {
-        let f = layer.builder();
-        let site = layer * 3 + site as u32;
-        let [n, words] = [self.tokens.dim(0), width];
-        let key = threefry(self.key, [site, site.zeros_like()]);
-        let row = threefry(key, [self.tokens, self.tokens.zeros_like()])[0];
-        let column = f.iota(Type::new(DType::U32, [words]), 0);
-        let column = threefry(key, [column, column.full_like(1.0)])[0];
-        let mixed = (row.broadcast_in_dim([n, width], &[0]) ^ column.broadcast_in_dim([n, width], &[1]))
-            * 0x9E37_79B1_u32;
+    /// A row word and a column word are mixed by two multiplications with a shift between: with one, rows and columns
+    /// correlate (V6E A 6.7).
+    pub fn mask(&self, site: Site, width: usize, dtype: DType) -> Tensor<'f> {
+        let n = self.rows.dim(1);
+        let of_site = |words: Tensor<'f>, count: usize| {
+            words
+                .slice_axis(0, site as usize, site as usize + 1)
+                .reshape([words.dim(1)])
+                .slice_axis(0, 0, count)
+        };
+        let row = of_site(self.rows, n).broadcast_in_dim([n, width], &[0]);
+        let column = of_site(self.columns, width).broadcast_in_dim([n, width], &[1]);
+        let mixed = (row ^ column) * 0x9E37_79B1_u32;
         let bits = (mixed ^ mixed.shift_right_logical(15)) * 0x85EB_CA77_u32;
         let threshold = (self.rate * 2f64.powi(32)).ceil() as u32;
-        let scale = f.full(Type::new(dtype, [n, width]), 1.0 / (1.0 - self.rate));
+        let scale = row.builder().full(Type::new(dtype, [n, width]), 1.0 / (1.0 - self.rate));
         bits.ge(threshold).select(scale, 0.0)
     }
 }

@@ -4,7 +4,7 @@
 //! are computed in `f32`.
 
 use crate::config::{Attention, Compute, Config};
-use crate::dropout::{Dropout, Site};
+use crate::dropout::{Dropout, Masks, Site};
 use crate::params::{Block, Diff, Params};
 use crate::rope::rope_tables;
 use engine::{Builder, DType, Host, Save, ScanOptions, Tensor, Type};
@@ -56,7 +56,6 @@ struct Shared<'f> {
     segments: Tensor<'f>,
     /// Cosine and sine, `[s, d/2]`.
     rope: [Tensor<'f>; 2],
-    dropout: Option<Dropout<'f>>,
 }
 
 /// Hidden states behind the final norm, `[b, s, m]` in the compute type.
@@ -71,25 +70,34 @@ pub fn trunk<'f>(
     let dtype = config.dtype.dtype();
     let layers = config.num_hidden_layers;
     let (cos, sin) = rope_tables(config, batch.ids.dim(1));
-    let shared = Shared { segments: batch.segments, rope: [f.constant(&cos), f.constant(&sin)], dropout };
+    let shared = Shared { segments: batch.segments, rope: [f.constant(&cos), f.constant(&sin)] };
     let x = params.embed.gather(batch.ids).convert(dtype); // [b, s, m]
     let lambda_init: Vec<f32> = (0..layers).map(|layer| config.lambda_init(layer) as f32).collect();
     let mut stacks: Vec<Tensor<'f>> = Vec::new();
     params.layers.as_ref().map(|_, &stack| stacks.push(stack));
     stacks.push(f.constant(&Host::new([layers], &lambda_init)));
-    stacks.push(f.iota(Type::new(DType::U32, [layers]), 0));
+    let weights = stacks.len() - 1;
+    let rate = dropout.map_or(0.0, |dropout| dropout.rate);
+    if let Some(dropout) = dropout {
+        let words = dropout.words(layers, config.hidden_size.max(config.intermediate_size));
+        stacks.extend([words.rows, words.columns]);
+    }
     let (x, _) = f.scan(ScanOptions::over(layers), &[x], &stacks, |g, carry, slices| {
         let operands: Vec<Tensor<'_>> = carry.iter().chain(slices).copied().collect();
         let x = g.call("block", remat.save(), &operands, |g, operands| {
-            let [x, weights @ .., lambda_init, layer] = operands else { unreachable!("as passed above") };
-            let mut weights = weights.iter();
-            let p = params.layers.as_ref().map(|_, _| *weights.next().expect("one slice for each parameter"));
+            let (x, slices) = (operands[0], &operands[1..]);
+            let mut of_weights = slices[..weights].iter();
+            let p =
+                params.layers.as_ref().map(|_, _| *of_weights.next().expect("one slice for each parameter"));
             let shared = Shared {
                 segments: g.capture(shared.segments),
                 rope: shared.rope.map(|table| g.capture(table)),
-                dropout: shared.dropout.map(|dropout| dropout.capture(g)),
             };
-            vec![block(config, &p, *x, &shared, *lambda_init, *layer)]
+            let masks = match slices[weights + 1..] {
+                [rows, columns] => Some(Masks { rate, rows, columns }),
+                _ => None,
+            };
+            vec![block(config, &p, x, &shared, slices[weights], masks)]
         });
         (x, vec![])
     });
@@ -103,12 +111,12 @@ fn block<'f>(
     x: Tensor<'f>,
     shared: &Shared<'f>,
     lambda_init: Tensor<'f>,
-    layer: Tensor<'f>,
+    masks: Option<Masks<'f>>,
 ) -> Tensor<'f> {
     let attended = attention(config, p, rms_norm(x, p.input_norm, config.rms_norm_eps), shared, lambda_init);
-    let x = (x + dropped(attended, shared, layer, Site::Attention)).named("x1");
-    let out = mlp(p, rms_norm(x, p.post_norm, config.rms_norm_eps), shared, layer);
-    x + dropped(out, shared, layer, Site::Mlp)
+    let x = (x + dropped(attended, masks, Site::Attention)).named("x1");
+    let out = mlp(p, rms_norm(x, p.post_norm, config.rms_norm_eps), masks);
+    x + dropped(out, masks, Site::Mlp)
 }
 
 /// `w x / sqrt(mean(x^2) + eps)` over the last axis, in f32; the result has x's type.
@@ -120,10 +128,10 @@ fn rms_norm<'f>(x: Tensor<'f>, w: Tensor<'f>, eps: f64) -> Tensor<'f> {
     (wide * scale.along(wide, &others) * w.along(wide, &[last])).convert(x.dtype())
 }
 
-fn dropped<'f>(x: Tensor<'f>, shared: &Shared<'f>, layer: Tensor<'f>, site: Site) -> Tensor<'f> {
-    let Some(dropout) = &shared.dropout else { return x };
+fn dropped<'f>(x: Tensor<'f>, masks: Option<Masks<'f>>, site: Site) -> Tensor<'f> {
+    let Some(masks) = masks else { return x };
     let [b, s, m] = x.shape()[..] else { unreachable!("[b, s, m]") };
-    x * dropout.mask(layer, site, m, x.dtype()).reshape([b, s, m])
+    x * masks.mask(site, m, x.dtype()).reshape([b, s, m])
 }
 
 /// Differential attention between its projections. x: `[b, s, m]`, normed.
@@ -177,12 +185,12 @@ fn rope<'f>(x: Tensor<'f>, [cos, sin]: [Tensor<'f>; 2]) -> Tensor<'f> {
 }
 
 /// SwiGLU between its projections. x: `[b, s, m]`, normed.
-fn mlp<'f>(p: &Block<Tensor<'f>>, x: Tensor<'f>, shared: &Shared<'f>, layer: Tensor<'f>) -> Tensor<'f> {
+fn mlp<'f>(p: &Block<Tensor<'f>>, x: Tensor<'f>, masks: Option<Masks<'f>>) -> Tensor<'f> {
     let f = x.builder();
     let dtype = x.dtype();
     let [b, s, m] = x.shape()[..] else { unreachable!("[b, s, m]") };
     let mut operands = vec![x.reshape([b * s, m]), p.gate.convert(dtype), p.up.convert(dtype)];
-    operands.extend(shared.dropout.map(|dropout| dropout.mask(layer, Site::Hidden, p.gate.dim(1), dtype)));
+    operands.extend(masks.map(|masks| masks.mask(Site::Hidden, p.gate.dim(1), dtype)));
     let hidden = f.kernel(SwiGlu, &operands); // [n, i] each
     hidden[1].named("gate");
     hidden[2].named("up");

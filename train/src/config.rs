@@ -147,7 +147,7 @@ pub struct Checkpoints {
 pub struct Validation {
     /// Steps between two evaluations.
     pub every: u64,
-    /// Micro-batches of one evaluation, or fewer if the split has fewer.
+    /// Micro-batches of one evaluation, or fewer if the split has fewer; 0 turns evaluation off.
     pub batches: u64,
 }
 
@@ -365,7 +365,6 @@ impl Resolved {
         least("checkpoint.keep_last", run.checkpoint.keep_last as u64, 1)?;
         least("checkpoint.keep_every", run.checkpoint.keep_every.unwrap_or(1), 1)?;
         least("validation.every", run.validation.every, 1)?;
-        least("validation.batches", run.validation.batches, 1)?;
         least("log.every", run.log.every, 1)?;
         least("steps", run.steps.unwrap_or(1), 1)?;
         let parts = [

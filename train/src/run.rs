@@ -141,7 +141,7 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
             store,
             Retention { keep_last: run.checkpoint.keep_last, keep_every: run.checkpoint.keep_every },
         ),
-        validation: Validator::new(&run, &dataset, &device)?,
+        validation: Validator::new(&run, &dataset)?,
         run,
         plan,
         device,
@@ -431,8 +431,8 @@ struct Validator {
 }
 
 impl Validator {
-    fn new(run: &RunConfig, dataset: &Arc<Dataset>, _: &Device) -> Result<Validator> {
-        let batches = match dataset.has_validation() {
+    fn new(run: &RunConfig, dataset: &Arc<Dataset>) -> Result<Validator> {
+        let batches = match dataset.has_validation() && run.validation.batches > 0 {
             true => {
                 let rows = run.data.rows(run.batch.seq, run.seed);
                 dataset.validation(&rows, 1, run.batch.micro, run.validation.batches as usize)?

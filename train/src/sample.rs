@@ -62,7 +62,8 @@ pub fn sample(
         }
         ids.push(token);
     }
-    Ok(tokenizer.decode(&ids).unwrap_or_default())
+    // A sample may end within a character, and an untrained model writes any bytes.
+    Ok(String::from_utf8_lossy(&tokenizer.decode_bytes(&ids).unwrap_or_default()).into_owned())
 }
 
 /// The token at which the cumulative probability passes `u` in [0, 1).

@@ -14,6 +14,9 @@ pub struct DeviceState {
     buffers: Vec<Buffer>,
 }
 
+/// The state in main memory: weights, and the optimiser's tensors by name.
+pub type HostState = (Params<Host>, Vec<(String, Host)>);
+
 /// Numbers that change from step to step.
 #[derive(Clone, Copy, Debug)]
 pub struct StepInputs {
@@ -108,7 +111,7 @@ impl DeviceState {
     ///
     /// # Errors
     /// If the device fails.
-    pub fn to_host(&self) -> Result<(Params<Host>, Vec<(String, Host)>)> {
+    pub fn to_host(&self) -> Result<HostState> {
         // All transfers are under way before the first is waited for.
         let transfers = self.buffers.iter().map(Buffer::to_host_async).collect::<Result<Vec<_>, _>>()?;
         let mut hosts =

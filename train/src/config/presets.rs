@@ -64,6 +64,7 @@ pub(super) fn run(preset: Preset) -> RunConfig {
             steps: Some(50),
             data: Data { fim_rate: 0.0, epochs: 1, ..mission.data },
             batch: BatchShape { micro: 8, accumulation: 1, seq: 256 },
+            validation: Validation { every: 1000, batches: 0 },
             log: Log { every: 1 },
             ..mission
         },
