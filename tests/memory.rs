@@ -43,7 +43,7 @@ enum Compiler {
 impl Compiler {
     fn memory(&self, program: &Program) -> MemoryUse {
         match self {
-            Compiler::Cpu => program.compile(&cpu()).unwrap().loaded().memory_use().unwrap(),
+            Compiler::Cpu => program.compile(cpu()).unwrap().loaded().memory_use().unwrap(),
             Compiler::Tpu(topology) => {
                 program.compile_for(topology, &CompileOptions::single()).unwrap().memory_use().unwrap()
             }

@@ -22,7 +22,7 @@ fn args(program: &Program) -> Vec<Host> {
 fn a_donated_input_becomes_the_output() {
     let client = cpu();
     let program = mlp_step();
-    let compiled = program.compile(&client).unwrap();
+    let compiled = program.compile(client).unwrap();
     let weights = (4 * 16 + 16 * 2) * 4;
     assert_eq!(compiled.loaded().memory_use().unwrap().aliased, weights);
     let tpu = program.compile_for(&tpu("v6e:1x1"), &program.options()).unwrap().memory_use().unwrap();
@@ -113,7 +113,7 @@ fn ports_belong_to_programs_and_have_names_of_their_own() {
 fn arguments_are_checked_against_the_ports() {
     let client = cpu();
     let program = mlp_step();
-    let compiled = program.compile(&client).unwrap();
+    let compiled = program.compile(client).unwrap();
     let hosts = args(&program);
     let device = &client.devices()[0];
     let buffers: Vec<_> = hosts.iter().map(|host| client.to_device(host, device).unwrap()).collect();
@@ -140,7 +140,7 @@ fn equal_programs_share_an_executable_on_disk() {
     let folder = TempDir::new().unwrap();
     let cache = ExecutableCache::new(folder.path(), 1 << 30);
     let compile = |program: &Program, options: &CompileOptions| {
-        let (compiled, lookup) = program.compile_cached(&client, options, &cache).unwrap();
+        let (compiled, lookup) = program.compile_cached(client, options, &cache).unwrap();
         (compiled.call(&args(program)).unwrap(), lookup)
     };
     let single = CompileOptions::single();
@@ -226,7 +226,7 @@ fn kernels_take_the_form_that_fits_the_target() {
     let client = cpu();
     for choice in [KernelChoice::Auto, KernelChoice::Reference] {
         let (program, _) = passes::lower(&with_kernels(), Target::Cpu, choice);
-        let found = program.compile(&client).unwrap().call(&[Host::new([8], &[1f32; 8])]).unwrap();
+        let found = program.compile(client).unwrap().call(&[Host::new([8], &[1f32; 8])]).unwrap();
         // 2 (2/4)^3 each
         assert_eq!(found, [Host::scalar(2f32), Host::new([8], &[0.25f32; 8])]);
     }
@@ -258,7 +258,7 @@ fn folding_leaves_what_constants_do_not_decide() {
     let host = Host::new([3], &[1f32, -2.0, 0.5]);
     let client = cpu();
     let run =
-        |program: &Program| program.compile(&client).unwrap().call(std::slice::from_ref(&host)).unwrap();
+        |program: &Program| program.compile(client).unwrap().call(std::slice::from_ref(&host)).unwrap();
     assert_eq!(run(&folded), run(&program));
     assert_eq!(run(&folded)[0], host);
     let count = |program: &Program, op: &str| program.text(Locations::Omit).matches(op).count();

@@ -59,11 +59,11 @@ fn a_sharded_program_equals_the_single_one() {
     let args: Vec<Host> = (0..3).map(|seed| numbers(Type::f32([16, 16]), seed)).collect();
     let [cut, whole] = [products(Cut::Yes), products(Cut::No)];
     assert_eq!((cut.partitions(), whole.partitions()), (4, 1));
-    let compiled = cut.compile(&client).unwrap();
+    let compiled = cut.compile(client).unwrap();
     assert_eq!(compiled.loaded().devices().len(), 4);
     assert_eq!(compiled.inputs()[0].local(), Type::f32([4, 16]));
     let found = compiled.call(&args).unwrap();
-    let wanted = whole.compile(&client).unwrap().call(&args).unwrap();
+    let wanted = whole.compile(client).unwrap().call(&args).unwrap();
     assert_eq!(found.len(), 6);
     for (found, wanted) in found.iter().zip(&wanted) {
         close(found, wanted, 1e-4);
@@ -96,8 +96,8 @@ fn replicas_with_a_reduced_gradient_equal_one_device_with_all_rows() {
     });
     let (x, y) = (numbers(Type::f32([16, 8]), 1), numbers(Type::f32([16, 2]), 2));
     let mut w = numbers(Type::f32([8, 2]), 3);
-    let single = single.compile(&client).unwrap();
-    let parallel = parallel.compile_with(&client, &CompileOptions::replicated(4)).unwrap();
+    let single = single.compile(client).unwrap();
+    let parallel = parallel.compile_with(client, &CompileOptions::replicated(4)).unwrap();
     let mut copies: Vec<_> =
         client.devices().iter().map(|device| client.to_device(&w, device).unwrap()).collect();
     for _ in 0..3 {
@@ -132,7 +132,7 @@ fn every_element_type_and_rank_is_cut_and_joined() {
                 g.output_sharded("x", x, sharding);
             });
             let host = numbers(program.inputs()[0].ty.clone(), 5);
-            let found = program.compile(&client).unwrap().call(std::slice::from_ref(&host)).unwrap();
+            let found = program.compile(client).unwrap().call(std::slice::from_ref(&host)).unwrap();
             assert_eq!(found, [host]);
         }
     }
