@@ -257,8 +257,7 @@ fn folding_leaves_what_constants_do_not_decide() {
     passes::verify(&folded).unwrap();
     let host = Host::new([3], &[1f32, -2.0, 0.5]);
     let client = cpu();
-    let run =
-        |program: &Program| program.compile(client).unwrap().call(std::slice::from_ref(&host)).unwrap();
+    let run = |program: &Program| program.compile(client).unwrap().call(std::slice::from_ref(&host)).unwrap();
     assert_eq!(run(&folded), run(&program));
     assert_eq!(run(&folded)[0], host);
     let count = |program: &Program, op: &str| program.text(Locations::Omit).matches(op).count();
