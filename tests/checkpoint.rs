@@ -313,30 +313,3 @@ fn a_mirror_is_complete_or_no_checkpoint() {
         assert_loads_as(&drive, 1);
     }
 }
-
-/// How fast a checkpoint of a model of hundreds of megabytes is written and read:
-/// `cargo test -p tests --test checkpoint -- --ignored --nocapture throughput`.
-#[test]
-#[ignore = "writes 1.5 GB"]
-fn throughput() {
-    let config = Config { dropout: 0.0, ..Config::preset(Preset::Small) };
-    let params = initial_params(&config, 1);
-    let flat = |prefix: &str| {
-        let flat = params.clone().into_flat().into_iter();
-        flat.map(|(name, host)| (format!("{prefix}.{name}"), host)).collect::<Vec<_>>()
-    };
-    let optimizer = [flat("m"), flat("v")].concat();
-    let state = State { step: 7, ..snapshot(1).state };
-    let snapshot = Snapshot { optimizer, params, state, config: config.clone(), tokenizer: None };
-    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let saved = store(RealDisk, folder.path()).unwrap().save(&snapshot).unwrap();
-    let rate = |bytes: u64, seconds: f64| bytes as f64 / 1e6 / seconds;
-    println!("write {} MB: {:.0} MB/s", saved.bytes / 1_000_000, rate(saved.bytes, saved.took.as_secs_f64()));
-    let start = std::time::Instant::now();
-    let good = latest_good(folder.path()).unwrap().good.unwrap();
-    println!("verify: {:.0} MB/s", rate(saved.bytes, start.elapsed().as_secs_f64()));
-    let start = std::time::Instant::now();
-    let loaded = load(&good, &config).unwrap();
-    println!("load: {:.0} MB/s", rate(saved.bytes, start.elapsed().as_secs_f64()));
-    assert_eq!(loaded.params, snapshot.params);
-}

@@ -146,20 +146,6 @@ mod tests {
         assert_eq!(spec.ty.elements(), 4096 * 192);
     }
 
-    /// How long the mission's model takes to initialise: `cargo test -p model -- --ignored --nocapture`.
-    #[test]
-    #[ignore = "writes 4.3 GB of memory"]
-    fn the_1b_initialises_in_seconds() {
-        let start = std::time::Instant::now();
-        let params = initial_params(&Config::preset(Preset::OneB), 1);
-        let seconds = start.elapsed().as_secs_f64();
-        println!(
-            "{} parameters in {seconds:.1} s",
-            params.iter().map(|(_, host)| host.ty().elements()).sum::<usize>()
-        );
-        assert!(seconds < 60.0);
-    }
-
     #[test]
     fn distributions_are_the_specified_ones() {
         let config = Config::preset(Preset::Tiny);
