@@ -110,7 +110,7 @@ mod tests {
     #[test]
     fn presets_have_their_sizes() {
         let total = |preset| ParamCounts::of(&Config::preset(preset)).total();
-        assert_eq!(total(Preset::Tiny), 3_222_144);
+        assert_eq!(total(Preset::Tiny), 1_820_672);
         assert_eq!(total(Preset::Bench), 5_378_048);
         assert_eq!(total(Preset::Small), 127_037_952);
     }

@@ -143,7 +143,7 @@ mod tests {
         let mut alone = vec![0.0; 1000];
         fill_normal(key("embed", 7), 4096, 0.02, &mut alone);
         assert_eq!(params.embed.as_slice::<f32>()[4096..5096], alone);
-        assert_eq!(spec.ty.elements(), 4096 * 192);
+        assert_eq!(spec.ty.elements(), 4096 * 128);
     }
 
     #[test]

@@ -49,15 +49,17 @@ pub(super) fn run(preset: Preset) -> RunConfig {
     match preset {
         Preset::OneB => mission,
         Preset::Small => RunConfig { batch: BatchShape { micro: 8, accumulation: 8, seq: 1024 }, ..mission },
-        // Minutes on two cores: no time for a second task (FIM), a longer decay, and a rate that fits the width.
+        // Minutes on two cores: many small steps, no time for a second task (FIM), a longer decay, and a rate that fits
+        // the width. It reached 3.13 nats on held-out rows where a bigram model has 3.28.
         Preset::Tiny => RunConfig {
-            steps: Some(600),
+            steps: Some(2000),
             data: Data { fim_rate: 0.0, epochs: 1, validation_fraction: 0.02, ..mission.data },
-            batch: BatchShape { micro: 8, accumulation: 1, seq: 256 },
-            optimizer: Optimizer { learning_rate: Some(3e-3), ..mission.optimizer },
+            batch: BatchShape { micro: 8, accumulation: 1, seq: 128 },
+            optimizer: Optimizer { learning_rate: Some(4e-3), ..mission.optimizer },
             schedule: ScheduleConfig { decay_fraction: 0.3, ..mission.schedule },
-            checkpoint: Checkpoints { every: 100, every_minutes: None, keep_last: 2, keep_every: None },
-            validation: Validation { every: 100, batches: 16 },
+            checkpoint: Checkpoints { every: 500, every_minutes: None, keep_last: 2, keep_every: None },
+            validation: Validation { every: 250, batches: 48 },
+            log: Log { every: 50 },
             ..mission
         },
         Preset::Bench => RunConfig {
