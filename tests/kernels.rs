@@ -42,7 +42,8 @@ fn diff_attention_is_the_golden() {
         let y = (&golden["dY"], vec![b, n, h, 2 * d]);
         let params = &golden["params"];
         let vector = |name: &str, width: usize| (&params[name], vec![width]);
-        let small = [vector("lq1", d), vector("lk1", d), vector("lq2", d), vector("lk2", d), vector("w", 2 * d)];
+        let small =
+            [vector("lq1", d), vector("lk1", d), vector("lq2", d), vector("lk2", d), vector("w", 2 * d)];
         let given: Vec<_> = [q, k, v].into_iter().chain(small).chain([y]).collect();
         let mut args: Vec<Array> = given
             .iter()
@@ -53,8 +54,11 @@ fn diff_attention_is_the_golden() {
         args.push(Array::from_host(&Host::from_f64(Type::i32([b, n]), &numbers(&golden["seg"]))));
         for (name, cap) in [("cap_0", 0.0), ("cap_50", 50.0), ("cap_3", 3.0)] {
             let program = Program::build("golden", |f| {
-                let inputs: Vec<Tensor<'_>> =
-                    args.iter().enumerate().map(|(i, arg)| f.input(&format!("x{i}"), arg.ty.clone())).collect();
+                let inputs: Vec<Tensor<'_>> = args
+                    .iter()
+                    .enumerate()
+                    .map(|(i, arg)| f.input(&format!("x{i}"), arg.ty.clone()))
+                    .collect();
                 let &[q, k, v, lq1, lk1, lq2, lk2, w, dy, segments] = &inputs[..] else { unreachable!() };
                 let dot = |a: Tensor<'_>, b: Tensor<'_>| (a * b).sum(&[0]).exp();
                 let lambda = dot(lq1, lk1) - dot(lq2, lk2) + lambda_init;
@@ -193,15 +197,8 @@ struct Attention {
 fn attentions() -> impl Strategy<Value = Attention> {
     let sizes = (1usize..3, 1usize..14, 1usize..3, 1usize..4, 1usize..6);
     let cap = prop_oneof![Just(0.0), Just(2.0), Just(50.0)];
-    (any::<u64>(), sizes, cap, any::<bool>()).prop_map(|(seed, (b, s, g, r, rows), cap, per_token)| Attention {
-        seed,
-        b,
-        s,
-        g,
-        r,
-        rows,
-        cap,
-        per_token,
+    (any::<u64>(), sizes, cap, any::<bool>()).prop_map(|(seed, (b, s, g, r, rows), cap, per_token)| {
+        Attention { seed, b, s, g, r, rows, cap, per_token }
     })
 }
 
