@@ -59,9 +59,10 @@ fn diff_attention_is_the_golden() {
                     .enumerate()
                     .map(|(i, arg)| f.input(&format!("x{i}"), arg.ty.clone()))
                     .collect();
-                let &[q, k, v, lq1, lk1, lq2, lk2, w, dy, segments] = &inputs[..] else { unreachable!() };
-                let dot = |a: Tensor<'_>, b: Tensor<'_>| (a * b).sum(&[0]).exp();
-                let lambda = dot(lq1, lk1) - dot(lq2, lk2) + lambda_init;
+                let (q, k, v, w, dy, segments) =
+                    (inputs[0], inputs[1], inputs[2], inputs[7], inputs[8], inputs[9]);
+                let dot = |a: usize, b: usize| (inputs[a] * inputs[b]).sum(&[0]).exp();
+                let lambda = dot(3, 4) - dot(5, 6) + lambda_init;
                 // 12 positions in blocks of 5: two full ones and a part.
                 let kernel = DiffAttention { rows: 5, ..DiffAttention::new(cap) };
                 let o = f.kernel(kernel, &[q, k, v, lambda, segments])[0];
@@ -85,6 +86,11 @@ fn diff_attention_is_the_golden() {
             }
         }
     }
+}
+
+/// Says what a closure is, which its field alone does not.
+fn function<N: for<'f> Fn(&[Tensor<'f>]) -> Vec<Tensor<'f>>>(naive: N) -> N {
+    naive
 }
 
 /// A kernel, arguments for it, and the same function written down in another way.
@@ -113,11 +119,11 @@ where
             let args: Vec<Tensor<'_>> = self.types.iter().enumerate().map(input).collect();
             let results = if naive { (self.naive)(&args) } else { f.kernel(self.kernel.clone(), &args) };
             let results = &results[..self.results];
-            let weigh = |(i, x): (usize, &Tensor<'_>)| {
-                let ty = x.ty().with_dtype(wide(x.dtype()));
-                (f.input(&format!("ct{i}"), ty.clone()) * x.convert(ty.dtype)).sum_all()
-            };
-            let loss = results.iter().enumerate().map(weigh).reduce(|a, b| a + b).unwrap();
+            let mut loss = f.zeros(Type::scalar(wide(self.types[0].dtype)));
+            for (i, x) in results.iter().enumerate() {
+                let ty = x.ty().with_dtype(loss.dtype());
+                loss = loss + (f.input(&format!("ct{i}"), ty.clone()) * x.convert(ty.dtype)).sum_all();
+            }
             let wrt: Vec<Tensor<'_>> = self.wrt.iter().map(|&i| args[i]).collect();
             for (i, x) in results.iter().copied().chain(grad(loss, &wrt)).enumerate() {
                 f.output(&format!("y{i}"), x);
@@ -228,7 +234,7 @@ fn check_attention(case: Attention, dtype: DType, tolerance: f64, on_cpu: bool) 
         given: vec![(4, segments.collect())],
         wrt: vec![0, 1, 2, 3],
         results: 1,
-        naive: move |args: &[Tensor<'_>]| naive_attention(args, cap),
+        naive: function(move |args| naive_attention(args, cap)),
     }
     .run(seed, tolerance, on_cpu);
 }
@@ -260,11 +266,11 @@ fn check_swiglu(seed: u64, [n, m, i]: [usize; 3], mask: bool, dtype: DType, tole
         types,
         given,
         results: 3,
-        naive: |args: &[Tensor<'_>]| {
+        naive: function(|args| {
             let (g, u) = (args[0].matmul(args[1]), args[0].matmul(args[2]));
             let h = g / ((-g).exp() + 1.0) * u;
             vec![args.get(3).map_or(h, |&mask| h * mask), g, u]
-        },
+        }),
     }
     .run(seed, tolerance, on_cpu);
 }
@@ -316,7 +322,7 @@ fn check_head(case: Head, dtype: DType, tolerance: f64, on_cpu: bool) {
         given: vec![(2, targets), (3, weights)],
         wrt: if of_weights { vec![0, 1, 3] } else { vec![0, 1] },
         results: 1,
-        naive: move |args: &[Tensor<'_>]| {
+        naive: function(move |args| {
             let &[h, w, targets, weights] = args else { unreachable!() };
             let f = h.builder();
             let z = h.convert(weights.dtype()).einsum("nm,vm->nv", w.convert(weights.dtype()));
@@ -326,7 +332,7 @@ fn check_head(case: Head, dtype: DType, tolerance: f64, on_cpu: bool) {
             let hot = column.eq(targets.broadcast_in_dim([n, v], &[0]));
             let at_target = hot.select(y, 0.0).sum(&[1]);
             vec![((lse - at_target + lse * lse * z_loss) * weights).sum_all()]
-        },
+        }),
     }
     .run(seed, tolerance, on_cpu);
 }

@@ -32,7 +32,7 @@ const EOS: i32 = 60;
 
 /// Weights that are not near anything special.
 fn weights(config: &Config) -> Vec<Host> {
-    let noise = |(i, (_, host)): (usize, (String, Host))| {
+    let noise = |(i, (_, host)): (usize, (&str, Host))| {
         let noise = numbers(host.ty().clone(), i as u32).to_f64();
         let moved: Vec<f64> = host.to_f64().iter().zip(noise).map(|(x, noise)| x + 0.2 * noise).collect();
         Host::from_f64(host.ty().clone(), &moved)
@@ -367,6 +367,10 @@ fn gradients_are_finite_differences() {
     assert!(seen[0] == seen[1] && seen[0] != seen[4], "dropout changes the loss, remat does not: {seen:?}");
 }
 
+fn of_layer<'f>(words: Tensor<'f>, layer: usize) -> Tensor<'f> {
+    words.slice_axis(0, layer, layer + 1).reshape([3, words.dim(2)])
+}
+
 #[test]
 fn masks_keep_their_rate_wherever_a_token_is() {
     let (rate, layers, n, width) = (0.1, 2, 64, 96);
@@ -378,13 +382,13 @@ fn masks_keep_their_rate_wherever_a_token_is() {
                 let tokens = Dropout::token_indices(word(micro as u32), n / micros);
                 let dropout = Dropout { rate, key: [word(5), word(6)], tokens };
                 let words = dropout.words(layers, width);
-                let of = |words: Tensor<'_>, layer: usize| {
-                    words.slice_axis(0, layer, layer + 1).reshape([3, words.dim(2)])
-                };
                 let mut all = Vec::new();
                 for layer in 0..layers {
-                    let masks =
-                        Masks { rate, rows: of(words.rows, layer), columns: of(words.columns, layer) };
+                    let masks = Masks {
+                        rate,
+                        rows: of_layer(words.rows, layer),
+                        columns: of_layer(words.columns, layer),
+                    };
                     all.extend(Site::ALL.map(|site| masks.mask(site, width, DType::F32)));
                 }
                 parts.push(all);
