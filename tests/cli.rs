@@ -62,9 +62,9 @@ fn starting_from_checkpoints() {
     let said = bench.succeed("branch", &[&trunk[..], &["--resume", stable, "--branch-decay", "2"]].concat());
     says(&said, &["branch   decay over 2 steps from step 4"]);
     assert_eq!(bench.state("branch", 6)["phase"], "decay");
-    let said = bench.succeed("anew", &["--steps", "1", "--init", stable]);
+    let said = bench.succeed("anew", &["--steps", "2", "--init", stable]);
     says(&said, &["weights  from trunk/checkpoints/step_00000004"]);
-    assert_eq!(bench.state("anew", 1)["step"], 1);
+    assert_eq!(bench.state("anew", 2)["step"], 2);
 
     let refused: &[(&str, &[&str], &[&str])] = &[
         (
