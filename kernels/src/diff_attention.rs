@@ -14,6 +14,8 @@ use engine::{Backward, Builder, Func, Kernel, KernelChoice, Lowering, ShapeError
 pub struct DiffAttention {
     /// Soft cap of the logits, `cap tanh(x / cap)`; 0 is off.
     pub cap: f64,
+    /// Rows of one block of the portable form.
+    pub rows: usize,
 }
 
 /// Arguments: those of the forward kernel, then dO `[b, s, h, e]` f32. Results: the cotangents of q, k, v and lambda.
@@ -21,10 +23,6 @@ pub struct DiffAttention {
 struct DiffAttentionBackward {
     forward: DiffAttention,
 }
-
-/// Rows of one block of the portable form: longer blocks waste work right of the diagonal, shorter ones make small
-/// matrix products.
-const ROWS: usize = 256;
 
 struct Sizes {
     b: usize,
@@ -36,6 +34,11 @@ struct Sizes {
 }
 
 impl DiffAttention {
+    /// With blocks of 256 rows: longer ones waste work right of the diagonal, shorter ones make small matrix products.
+    pub fn new(cap: f64) -> DiffAttention {
+        DiffAttention { cap, rows: 256 }
+    }
+
     fn sizes(&self, args: &[Type]) -> Result<Sizes, ShapeError> {
         let complain = |wanted: &str| Err(ShapeError(format!("wants {wanted}")));
         let [q, k, v, lambda, segments, ..] = args else { return complain("q, k, v, lambda and segments") };
@@ -223,7 +226,7 @@ fn add_rows<'f>(sum: Tensor<'f>, part: Tensor<'f>) -> Tensor<'f> {
 
 impl Kernel for DiffAttention {
     fn name(&self) -> String {
-        format!("diff_attention(cap={})", self.cap)
+        format!("diff_attention(cap={}, rows={})", self.cap, self.rows)
     }
 
     fn infer(&self, args: &[Type]) -> Result<Vec<Type>, ShapeError> {
@@ -245,13 +248,13 @@ impl Kernel for DiffAttention {
     }
 
     fn lower(&self, args: &[Type], _: Target, _: KernelChoice) -> Lowering {
-        Lowering::Portable(Func::build(args, |_: &Builder<'_>, args| forward(self, args, ROWS)))
+        Lowering::Portable(Func::build(args, |_: &Builder<'_>, args| forward(self, args, self.rows)))
     }
 }
 
 impl Kernel for DiffAttentionBackward {
     fn name(&self) -> String {
-        format!("diff_attention_backward(cap={})", self.forward.cap)
+        format!("diff_attention_backward(cap={}, rows={})", self.forward.cap, self.forward.rows)
     }
 
     fn infer(&self, args: &[Type]) -> Result<Vec<Type>, ShapeError> {
@@ -271,7 +274,7 @@ impl Kernel for DiffAttentionBackward {
     }
 
     fn lower(&self, args: &[Type], _: Target, _: KernelChoice) -> Lowering {
-        Lowering::Portable(Func::build(args, |_: &Builder<'_>, args| backward(&self.forward, args, ROWS)))
+        Lowering::Portable(Func::build(args, |_: &Builder<'_>, args| backward(&self.forward, args, self.forward.rows)))
     }
 }
 
@@ -285,7 +288,7 @@ mod tests {
         let q = Type::f32([1, 4, 3, 2, 8]);
         let (k, v) = (Type::f32([1, 4, 2, 2, 8]), Type::f32([1, 4, 2, 16]));
         let args = [q, k, v, Type::scalar(DType::F32), Type::i32([1, 4])];
-        let error = DiffAttention { cap: 0.0 }.infer(&args).unwrap_err();
+        let error = DiffAttention::new(0.0).infer(&args).unwrap_err();
         assert_eq!(error.to_string(), "3 heads do not divide into 2 groups");
     }
 }

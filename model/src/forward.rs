@@ -148,7 +148,7 @@ fn attention<'f>(
     let (heads, groups, d) = (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
     let project = |w: Tensor<'f>| x.einsum("bsm,mw->bsw", w.convert(dtype)); // [b, s, w]
     let (q, k, v) = (project(p.q).named("q"), project(p.k).named("k"), project(p.v).named("v"));
-    let kernel = DiffAttention { cap: config.attention_logit_cap };
+    let kernel = DiffAttention::new(config.attention_logit_cap);
     let out = match (config.attention, &p.diff) {
         (Attention::DiffV1, Diff::V1 { lambda_q1, lambda_k1, lambda_q2, lambda_k2, subln }) => {
             let q = rope(q.reshape([b, s, heads / 2, 2, d]), shared.rope); // [b, s, h, 2, d]

@@ -3,6 +3,7 @@
 
 pub mod kernel;
 mod programs;
+pub mod trainer;
 
 pub use programs::*;
 

@@ -19,6 +19,7 @@ use crate::state::{DeviceState, Metrics, StepInputs};
 use crate::step::{AdamW, step_program, validation_program};
 use crate::{config, sample};
 use anyhow::{Context, Result, bail, ensure};
+use clap::Parser;
 use engine::pjrt::Arg;
 use engine::plugin::cache_folder;
 use engine::{Compiled, Host};
@@ -28,6 +29,7 @@ use model::{Params, Remat, initial_params};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -48,6 +50,21 @@ const SAMPLE_TOKENS: usize = 96;
 
 /// Training tokens that the bigram baseline counts.
 const BIGRAM_TOKENS: u64 = 50_000_000;
+
+/// Exit code of a run that a signal stopped and that saved its state: run the same command again (EX_TEMPFAIL).
+const INTERRUPTED: u8 = 75;
+
+/// The whole program: the process's command line, messages and exit code.
+pub fn main() -> ExitCode {
+    match run(&Cli::parse()) {
+        Ok(Outcome::Finished) => ExitCode::SUCCESS,
+        Ok(Outcome::Interrupted) => ExitCode::from(INTERRUPTED),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
 
 /// Runs what the command line asks for.
 ///

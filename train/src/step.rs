@@ -50,7 +50,7 @@ impl Metric {
 /// written over; `ids`, `segments` `i32[accumulation, micro, seq]`, `learning_rate` f32, `largest_norm` f32, `step` u32,
 /// `seed` `u32[2]`. Outputs: the state, and `metrics` f32 in the order of [`Metric::ALL`].
 ///
-/// A step whose loss or gradient norm is not finite, or whose norm exceeds `largest_norm`, leaves the state as it was.
+/// A step whose loss, gradient norm or learning rate is not finite, or whose norm exceeds `largest_norm`, leaves the state as it was.
 pub fn step_program(config: &Config, shape: BatchShape, adamw: AdamW, remat: Remat) -> Program {
     Program::build("step", |f| {
         let specs = specs(config);
@@ -69,7 +69,8 @@ pub fn step_program(config: &Config, shape: BatchShape, adamw: AdamW, remat: Rem
         let (gradients, sums) = accumulated(config, shape, &params, batch, key, remat);
         let squares = gradients.iter().map(|(_, g)| (*g * *g).sum_all()).reduce(|a, b| a + b);
         let norm = squares.expect("a model has parameters").sqrt();
-        let applied = norm.is_finite() & sums.total.is_finite() & norm.le(largest_norm);
+        let finite = norm.is_finite() & sums.total.is_finite() & learning_rate.is_finite();
+        let applied = finite & norm.le(largest_norm);
         let scale = (adamw.clip / norm).min(1.0);
 
         // 1 - beta^t, accurate for small t

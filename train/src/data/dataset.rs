@@ -88,9 +88,10 @@ impl Dataset {
         if let Some(info) = &info {
             check_format(folder, info, vocabulary)?;
         }
+        // First: a folder without shards lacks more than a tokenizer.
+        let (train_shards, validation_shards) = open_shards(folder, info.as_ref())?;
         let tokenizer = open_tokenizer(folder, info.as_ref())?;
         let (end_of_text, pad) = special_ids(folder, info.as_ref(), tokenizer.as_ref(), vocabulary)?;
-        let (train_shards, validation_shards) = open_shards(folder, info.as_ref())?;
         let mark = mark(&train_shards, &validation_shards);
         let mut train = chunks(&train_shards, 0);
         let mut validation = chunks(&validation_shards, train_shards.len());

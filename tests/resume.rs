@@ -1,0 +1,61 @@
+//! A run that stops and goes on is the run that did not stop, bit by bit, through the program that people start.
+
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
+use tests::trainer::{Bench, files};
+
+fn bench() -> Bench {
+    Bench::new(env!("CARGO_BIN_EXE_trainer"))
+}
+
+#[test]
+fn going_on_is_bit_exact_and_a_finished_run_stays() {
+    let bench = bench();
+    let args = ["--steps", "24", "--set", "checkpoint.every=7"];
+    bench.succeed("whole", &args);
+    let whole = bench.checkpoint("whole", 24);
+    let epoch = |step| bench.state("whole", step)["data"]["epoch"].as_u64().unwrap();
+    assert!(epoch(7) < epoch(24), "the test must cross the end of an epoch");
+    // From within an epoch, in the stable phase and in the decay.
+    for step in [7, 21] {
+        let out = format!("from_{step}");
+        let from = format!("whole/checkpoints/step_{step:08}");
+        bench.succeed(&out, &[&args[..], &["--resume", &from]].concat());
+        assert!(bench.checkpoint(&out, 24) == whole, "from step {step}");
+        assert_eq!(bench.state(&out, 24), bench.state("whole", 24));
+    }
+    // In place: the newest checkpoints are lost, the same command goes on from the one before.
+    for step in [21, 24] {
+        fs::remove_dir_all(bench.path(&format!("whole/checkpoints/step_{step:08}"))).unwrap();
+    }
+    bench.succeed("whole", &args);
+    assert!(bench.checkpoint("whole", 24) == whole);
+    // Finished: nothing is trained, and no checkpoint changes.
+    let before = files(&bench.path("whole/checkpoints"));
+    bench.succeed("whole", &args);
+    assert!(files(&bench.path("whole/checkpoints")) == before);
+}
+
+#[test]
+fn a_signal_saves_and_the_same_command_goes_on() {
+    let bench = bench();
+    let args = ["--steps", "400", "--set", "checkpoint.every=1000", "--set", "validation.every=1000"];
+    bench.succeed("whole", &args);
+    let child = bench.command("stopped", &args).spawn().unwrap();
+    let start = Instant::now();
+    let trained =
+        || fs::read_to_string(bench.path("stopped/metrics.jsonl")).unwrap_or_default().lines().count() > 3;
+    while !trained() {
+        assert!(start.elapsed() < Duration::from_secs(60), "no step was recorded");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(75), "{said}");
+    assert!(said.contains("the same command goes on from there"), "{said}");
+    let said = bench.succeed("stopped", &args);
+    assert!(said.contains("resume   "), "{said}");
+    assert!(bench.checkpoint("stopped", 400) == bench.checkpoint("whole", 400));
+}

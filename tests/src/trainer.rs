@@ -1,0 +1,135 @@
+//! Small runs of `train` in processes of their own, in a temporary folder.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use tempfile::TempDir;
+use train::data::{PrepareOptions, TokenizerSource, prepare};
+
+/// A temporary folder with a small data set in `data`, and a program that trains on it.
+pub struct Bench {
+    program: &'static str,
+    folder: TempDir,
+}
+
+/// The smallest model that has every part: a step takes milliseconds.
+const MODEL: &[&str] = &[
+    "model.hidden_size=32",
+    "model.num_hidden_layers=2",
+    "model.num_attention_heads=2",
+    "model.num_key_value_heads=2",
+    "model.head_dim=8",
+    "model.intermediate_size=32",
+    "model.vocab_size=320",
+    "model.num_tokens=320",
+    "model.max_position_embeddings=64",
+    "model.dropout=0.1",
+    "batch.micro=2",
+    "batch.accumulation=2",
+    "batch.seq=32",
+    "data.fim_rate=0.5",
+    "data.epochs=1000",
+    "schedule.warmup_steps=2",
+    "validation.batches=1",
+    "checkpoint.keep_last=100",
+    "log.every=1",
+];
+
+impl Bench {
+    /// `program`: the path of the `trainer` binary.
+    pub fn new(program: &'static str) -> Bench {
+        let folder = TempDir::new().unwrap();
+        let sources = folder.path().join("sources");
+        fs::create_dir(&sources).unwrap();
+        for i in 0..24 {
+            let body: String =
+                (0..2 + i % 3).map(|line| format!("    total += x * {i} + {line}\n")).collect();
+            let text = format!("def function_{i}(x, total=0):\n{body}    return total\n");
+            fs::write(sources.join(format!("{i}.py")), text).unwrap();
+        }
+        let mut options = PrepareOptions::new(vec![sources], folder.path().join("data"));
+        options.tokenizer = TokenizerSource::Train(320);
+        options.validation_fraction = 0.2;
+        options.threads = 1;
+        prepare(&options, &mut |_| ControlFlow::Continue(())).unwrap();
+        Bench { program, folder }
+    }
+
+    /// A path in the folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The command `train --data data --out <out> <args>` for the small model, in the folder; `--data` in `args` counts.
+    pub fn command(&self, out: &str, args: &[&str]) -> Command {
+        let mut command = Command::new(self.program);
+        command.current_dir(self.folder.path()).args(["--out", out]);
+        if !args.contains(&"--data") {
+            command.args(["--data", "data"]);
+        }
+        for key in MODEL {
+            command.args(["--set", key]);
+        }
+        command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs it to its end.
+    pub fn run(&self, out: &str, args: &[&str]) -> Output {
+        self.command(out, args).output().unwrap()
+    }
+
+    /// Runs it; it must succeed. What it printed.
+    #[track_caller]
+    pub fn succeed(&self, out: &str, args: &[&str]) -> String {
+        let output = self.run(out, args);
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs it; it must fail with exit code 1, one line of explanation, and a folder as it was. The explanation.
+    #[track_caller]
+    pub fn fail(&self, out: &str, args: &[&str]) -> String {
+        let before = files(&self.path(out));
+        let output = self.run(out, args);
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{message}");
+        assert!(message.starts_with("error: ") && message.trim_end().lines().count() == 1, "{message}");
+        let (before, after) = (before.keys(), files(&self.path(out)));
+        assert!(before.eq(after.keys()), "{message}: left {:?}", after.keys());
+        message
+    }
+
+    /// Weights and optimiser of the checkpoint of a step.
+    #[track_caller]
+    pub fn checkpoint(&self, out: &str, step: u64) -> [Vec<u8>; 2] {
+        let folder = self.path(out).join(format!("checkpoints/step_{step:08}"));
+        ["model.safetensors", "optimizer.safetensors"].map(|name| fs::read(folder.join(name)).unwrap())
+    }
+
+    /// `state.json` of the checkpoint of a step.
+    #[track_caller]
+    pub fn state(&self, out: &str, step: u64) -> serde_json::Value {
+        let path = self.path(out).join(format!("checkpoints/step_{step:08}/state.json"));
+        serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+    }
+}
+
+/// Relative paths and bytes of every file below a folder; nothing if there is no folder.
+pub fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        for entry in fs::read_dir(&next).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                found.insert(path.strip_prefix(folder).unwrap().to_owned(), fs::read(&path).unwrap());
+            }
+        }
+    }
+    found
+}
