@@ -274,7 +274,9 @@ impl Kernel for DiffAttentionBackward {
     }
 
     fn lower(&self, args: &[Type], _: Target, _: KernelChoice) -> Lowering {
-        Lowering::Portable(Func::build(args, |_: &Builder<'_>, args| backward(&self.forward, args, self.forward.rows)))
+        Lowering::Portable(Func::build(args, |_: &Builder<'_>, args| {
+            backward(&self.forward, args, self.forward.rows)
+        }))
     }
 }
 

@@ -506,7 +506,10 @@ mod tests {
             (|c| c.num_tokens = 5000, "`num_tokens` is 5000, but must be at most vocab_size (4096)"),
             (|c| c.head_dim = 31, "`head_dim` is 31, but must be even"),
             (|c| c.num_attention_heads = 5, "`num_attention_heads` is 5, but must be a multiple"),
-            (|c| c.num_key_value_heads = 3, "`num_key_value_heads` is 3, but must be even"),
+            (
+                |c| (c.num_attention_heads, c.num_key_value_heads) = (6, 3),
+                "`num_key_value_heads` is 3, but must be even",
+            ),
             (|c| c.dropout = 1.0, "`dropout` is 1, but must be in [0, 1)"),
             (|c| c.rope_theta = f64::NAN, "`rope_theta` is NaN, but must be positive"),
             (|c| c.hidden_size = 0, "`hidden_size` is 0, but must be at least 1"),
