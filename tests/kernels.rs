@@ -157,6 +157,9 @@ where
             };
             let exact = if self.types[0].dtype == DType::F64 { 1e-11 } else { 1e-6 };
             compare(&evaluate(&lowered, &args, Rounding::None), exact, "unrounded");
+            // The arrangement that a TPU gets is plain ops as well, so it can be checked here.
+            let (for_tpu, _) = passes::lower(&program, Target::TpuV6e, form);
+            compare(&evaluate(&for_tpu, &args, Rounding::None), exact, "as for a TPU");
             if on_cpu {
                 compare(&run_on_cpu(&lowered, &args), tolerance, "on the CPU");
             }

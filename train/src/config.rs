@@ -234,12 +234,19 @@ pub enum RunConfigError {
     Choice(String),
     /// The architecture is impossible, or the preset unknown.
     #[error("{0}; set it as model.<field>")]
-    Model(#[from] model::ConfigError),
+    Model(model::ConfigError),
     /// Not one step's worth of data.
     #[error(
         "the data has {tokens} tokens over all epochs, but one step takes {per_step}; lower batch.micro, batch.accumulation or batch.seq, or prepare more data"
     )]
     TooLittleData { tokens: u64, per_step: u64 },
+}
+
+impl From<model::ConfigError> for RunConfigError {
+    /// Not as a source: its text is in the message already.
+    fn from(error: model::ConfigError) -> RunConfigError {
+        RunConfigError::Model(error)
+    }
 }
 
 /// Lays a file and overrides over a preset; the file's own `preset` key, if any, replaces the given one.

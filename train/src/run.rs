@@ -147,12 +147,16 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
         return Ok(Outcome::Finished);
     }
 
+    let tokens_seen = from.as_ref().map_or(0, |from| from.state.tokens_seen);
+    let next = from.as_ref().map_or(0, |from| from.state.step);
+    // Before anything is written: weights that do not fit leave no trace.
+    let state = start_state(cli, &run, &device, from)?;
     let store = Store::open(Arc::new(RealDisk), &root)?;
     write_config(&cli.out, &resolved)?;
     let mut session = Session {
-        tokens_seen: from.as_ref().map_or(0, |from| from.state.tokens_seen),
-        next: from.as_ref().map_or(0, |from| from.state.step),
-        state: start_state(cli, &run, &device, from)?,
+        tokens_seen,
+        next,
+        state,
         tokenizer: tokenizer_bytes(&folder)?,
         saver: Saver::new(
             store,
@@ -601,6 +605,11 @@ fn start_state(cli: &Cli, run: &RunConfig, device: &Device, from: Option<Loaded>
     let weights: Params<Host> = match &cli.init {
         None => initial_params(&run.model, run.seed),
         Some(path) => {
+            ensure!(
+                path.exists(),
+                "--init {}: there is no such checkpoint folder or safetensors file",
+                path.display()
+            );
             let (config, params) = load_params(path)?;
             let differences = run.model.differences(&config);
             if let Some(difference) =

@@ -90,6 +90,9 @@ impl Dataset {
         }
         // First: a folder without shards lacks more than a tokenizer.
         let (train_shards, validation_shards) = open_shards(folder, info.as_ref())?;
+        if train_shards.is_empty() {
+            return Err(DataError::NoRows { path: folder.to_owned(), split: Part::Train.name() });
+        }
         let tokenizer = open_tokenizer(folder, info.as_ref())?;
         let (end_of_text, pad) = special_ids(folder, info.as_ref(), tokenizer.as_ref(), vocabulary)?;
         let mark = mark(&train_shards, &validation_shards);
