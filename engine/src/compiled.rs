@@ -41,7 +41,7 @@ impl Program {
     /// # Errors
     /// If the plugin does not accept the program, or it does not fit.
     pub fn compile_with(&self, client: &Client, options: &CompileOptions) -> Result<Compiled> {
-        let loaded = client.compile(&self.text(Locations::Omit), &with_overrides(client, options)?)?;
+        let loaded = client.compile(&self.text(Locations::Omit), &faithful(client, options)?)?;
         Ok(self.compiled(client, loaded))
     }
 
@@ -56,7 +56,7 @@ impl Program {
         cache: &ExecutableCache,
     ) -> Result<(Compiled, Lookup)> {
         let (loaded, lookup) =
-            cache.compile(client, &self.text(Locations::Omit), &with_overrides(client, options)?)?;
+            cache.compile(client, &self.text(Locations::Omit), &faithful(client, options)?)?;
         Ok((self.compiled(client, loaded), lookup))
     }
 
@@ -80,21 +80,13 @@ impl Program {
     }
 }
 
-/// What XLA's CPU plugin is told beside the caller's options, each with its reason.
-const CPU_OVERRIDES: [(&str, Value); 2] = [
-    // It drops a NaN in `maximum` and `minimum` unless told not to, and a check for NaN behind one would see none.
-    ("xla_cpu_enable_fast_min_max", Value::Bool(false)),
-    // Training steps run as fast as at level 3 and compile in three quarters of the time.
-    ("xla_backend_optimization_level", Value::Int(1)),
-];
-
-/// The options that a platform's plugin needs, under those that the caller gives.
-fn with_overrides(client: &Client, options: &CompileOptions) -> Result<CompileOptions> {
+/// The options under which the plugin keeps to the meaning of the ops: XLA's CPU plugin drops a NaN in `maximum` and
+/// `minimum` unless told not to, and a check for NaN behind one would see none.
+fn faithful(client: &Client, options: &CompileOptions) -> Result<CompileOptions> {
     let mut options = options.clone();
     if client.platform_name()? == "cpu" {
-        for (name, value) in CPU_OVERRIDES {
-            options.overrides.entry(name.to_owned()).or_insert(value);
-        }
+        let fast = options.overrides.entry("xla_cpu_enable_fast_min_max".to_owned());
+        fast.or_insert(Value::Bool(false));
     }
     Ok(options)
 }
