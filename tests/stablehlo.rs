@@ -136,7 +136,12 @@ fn constants() -> Program {
             let ty = Type::new(dtype, [2, 2]);
             let dense = Host::from_f64(ty.clone(), &[0.0, 1.0, 2.5, 100.0]);
             g.output(&format!("{dtype}.dense"), g.constant(&dense));
-            g.output(&format!("{dtype}.splat"), g.full(ty, 3.25));
+            let splat = match dtype {
+                DType::Bool => 1.0,
+                dtype if dtype.is_float() => 3.25,
+                _ => 3.0,
+            };
+            g.output(&format!("{dtype}.splat"), g.full(ty, splat));
             g.output(&format!("{dtype}.scalar"), g.full(Type::scalar(dtype), 1.0));
             g.output(&format!("{dtype}.empty"), g.zeros(Type::new(dtype, [0, 2])));
         }

@@ -185,19 +185,14 @@ impl<'f> Builder<'f> {
     /// If the donation cannot be used: the tensor is not an input, was donated already, or has another type.
     #[track_caller]
     pub fn output_over(&'f self, name: &str, value: Tensor<'f>, input: Tensor<'f>) {
-        let not_an_input = |what: String| -> ! {
-            panic!("output `{name}`: it cannot be written over {what}, which is not an input of this program")
+        let (port, index, output) = match self.donatable(input) {
+            Ok(found) => found,
+            Err(what) => {
+                panic!(
+                    "output `{name}`: it cannot be written over {what}, which is not an input of this program"
+                )
+            }
         };
-        if !self.is(input.builder()) {
-            not_an_input(format!("a value of another function ({})", input.ty()));
-        }
-        let index = self.with_node(input.value().node, |node| match &node.op {
-            Op::Parameter(parameter) => Ok(parameter.index),
-            op => Err(format!("the result of {}", op.name())),
-        });
-        let index = index.unwrap_or_else(|what| not_an_input(what));
-        let known = self.with_ports(|ports| (ports.inputs.get(index).cloned(), ports.outputs.len()));
-        let Some((Some(port), output)) = known else { not_an_input(format!("parameter {index} of a body")) };
         assert!(
             port.ty == value.ty(),
             "output `{name}` ({}) cannot be written over input `{}` ({}): the types differ",
@@ -215,5 +210,19 @@ impl<'f> Builder<'f> {
             None => self.output(name, value),
         }
         self.with_ports(|ports| ports.inputs[index].replaced_by = Some(output));
+    }
+
+    /// The port of an input, its index, and the index of the next output; or what the tensor is instead.
+    fn donatable(&self, input: Tensor<'_>) -> Result<(Port, usize, usize), String> {
+        if !self.is(input.builder()) {
+            return Err(format!("a value of another function ({})", input.ty()));
+        }
+        let index = self.with_node(input.value().node, |node| match &node.op {
+            Op::Parameter(parameter) => Ok(parameter.index),
+            op => Err(format!("the result of {}", op.name())),
+        })?;
+        let known = self.with_ports(|ports| (ports.inputs.get(index).cloned(), ports.outputs.len()));
+        let Some((Some(port), output)) = known else { return Err(format!("parameter {index} of a body")) };
+        Ok((port, index, output))
     }
 }
