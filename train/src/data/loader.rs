@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread::JoinHandle;
 
 use crate::config::BatchShape;
 
@@ -45,13 +46,26 @@ pub struct EpochSize {
 
 /// Rows made by a background thread, in an order that is a pure function of the options.
 pub struct Loader {
+    // Before the thread: it ends when nobody receives any more.
     blocks: Receiver<Result<Block>>,
+    _thread: Joined,
     current: Option<Block>,
     seq: usize,
     position: Position,
     bad_row_groups: Arc<AtomicUsize>,
     /// Rows to pass over in the first block.
     skip: u64,
+}
+
+/// A thread that has ended when this is dropped: nothing reads the dataset's files behind the loader's back, so that they
+/// may be replaced or removed.
+struct Joined(Option<JoinHandle<()>>);
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        // A panic of the thread has been reported by its own message; the loader's user got `ThreadGone`.
+        let _ = self.0.take().map(JoinHandle::join);
+    }
 }
 
 impl Loader {
@@ -73,11 +87,12 @@ impl Loader {
                 }
             }
         };
-        std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name("data".to_owned())
             .spawn(work)
             .map_err(|e| DataError::io("start", "the data thread".as_ref(), e))?;
-        Ok(Self { blocks, current: None, seq, position, bad_row_groups, skip: position.row })
+        let thread = Joined(Some(thread));
+        Ok(Self { blocks, _thread: thread, current: None, seq, position, bad_row_groups, skip: position.row })
     }
 
     /// The rows of the next step.
