@@ -4,7 +4,7 @@
 use engine::{
     Array, DType, Host, Kernel, KernelChoice, Program, Rounding, Target, Tensor, Type, evaluate, grad, passes,
 };
-use kernels::{DiffAttention, Gradients, LinearCrossEntropy, SwiGlu};
+use kernels::{DiffAttention, Gradients, HeadNorm, Keys, LinearCrossEntropy, SwiGlu, document_starts};
 use proptest::prelude::*;
 use serde_json::Value;
 use tests::{Random, golden, property, run_on_cpu};
@@ -59,15 +59,29 @@ fn diff_attention_is_the_golden() {
                     .enumerate()
                     .map(|(i, arg)| f.input(&format!("x{i}"), arg.ty.clone()))
                     .collect();
-                let (q, k, v, w, dy, segments) =
-                    (inputs[0], inputs[1], inputs[2], inputs[7], inputs[8], inputs[9]);
+                let (w, dy, segments) = (inputs[7], inputs[8], inputs[9]);
                 let dot = |a: usize, b: usize| (inputs[a] * inputs[b]).sum(&[0]).exp();
                 let lambda = dot(3, 4) - dot(5, 6) + lambda_init;
-                // 12 positions in blocks of 5: two full ones and a part.
-                let kernel = DiffAttention { rows: 5, ..DiffAttention::new(cap) };
-                let o = f.kernel(kernel, &[q, k, v, lambda, segments])[0];
-                let scale = ((o * o).mean(&[3]) + 1e-5).rsqrt();
-                let y = o * scale.along(o, &[0, 1, 2]) * w.along(o, &[3]) * (1.0 - lambda_init);
+                let side_by_side = |x: Tensor<'_>| x.ty().elements() / (b * n);
+                let qkv: Vec<_> = inputs[..3].iter().map(|x| x.reshape([b, n, side_by_side(*x)])).collect();
+                let qkv = Tensor::concatenate(&qkv, 2);
+                // The golden's queries and keys are rotated already.
+                let none = f.zeros(Type::new(dtype, [n, d / 2]));
+                let kernel = DiffAttention {
+                    heads: h,
+                    groups: g,
+                    head_dim: d,
+                    value_dim: 2 * d,
+                    keys: Keys::PerMap,
+                    norm: HeadNorm::Rms { eps: 1e-5 },
+                    cap,
+                    // 12 positions in blocks of 5: two full ones and a part.
+                    rows: 5,
+                    tiling: None,
+                };
+                let args = [qkv, none.full_like(1.0), none, lambda, document_starts(segments)];
+                let y = f.kernel(kernel, &args)[0].reshape([b, n, h, 2 * d]);
+                let y = y * w.along(y, &[3]) * (1.0 - lambda_init);
                 f.output("y", y);
                 for (i, grad) in grad((y * dy).sum_all(), &inputs[..8]).into_iter().enumerate() {
                     f.output(&format!("d{i}"), grad);
@@ -167,79 +181,115 @@ where
     }
 }
 
-/// Both maps apart, keys repeated for each head of a group, and large negative numbers for what is masked.
-fn naive_attention<'f>(args: &[Tensor<'f>], cap: f64) -> Vec<Tensor<'f>> {
-    let &[q, k, v, lambda, segments] = args else { unreachable!() };
-    let f = q.builder();
-    let [b, s, h, _, d] = q.shape()[..] else { unreachable!() };
-    let (g, e, dtype) = (k.dim(2), v.dim(3), wide(q.dtype()));
-    let repeat = |x: Tensor<'f>, width: usize| {
-        x.broadcast_in_dim([b, s, g, h / g, width], &[0, 1, 2, 4]).reshape([b, s, h, width]).convert(dtype)
+/// Both maps apart, keys repeated for each head of a group, and nothing of what is hidden.
+fn naive_attention<'f>(kernel: &DiffAttention, args: &[Tensor<'f>]) -> Vec<Tensor<'f>> {
+    let &[qkv, cos, sin, lambda, starts] = args else { unreachable!() };
+    let f = qkv.builder();
+    let (b, s, dtype) = (qkv.dim(0), qkv.dim(1), wide(qkv.dtype()));
+    let &DiffAttention { heads: h, groups: g, head_dim: d, value_dim: e, cap, .. } = kernel;
+    let qkv = qkv.convert(dtype);
+    // A vector of each token, rotated as a product with a matrix of each position.
+    let column = |at: usize, width: usize| qkv.slice_axis(2, at, at + width); // [b, s, width]
+    let eye = |rows: (usize, usize), columns: (usize, usize)| {
+        let ty = Type::i32([d, d]);
+        let (row, column) = (f.iota(ty.clone(), 0), f.iota(ty, 1));
+        let inside = row.ge(rows.0 as i32)
+            & row.lt(rows.1 as i32)
+            & column.ge(columns.0 as i32)
+            & column.lt(columns.1 as i32)
+            & (row - rows.0 as i32).eq(column - columns.0 as i32);
+        inside.select(f.full(Type::new(dtype, [d, d]), 1.0), 0.0)
     };
-    let square = Type::i32([b, h, s, s]);
-    let row = segments.broadcast_in_dim([b, h, s, s], &[0, 2]);
-    let column = segments.broadcast_in_dim([b, h, s, s], &[0, 3]);
-    let visible = row.eq(column) & f.iota(square.clone(), 2).ge(f.iota(square, 3));
-    let map = |t: usize| {
-        let q = q.slice_axis(3, t, t + 1).reshape([b, s, h, d]).convert(dtype);
-        let k = repeat(k.slice_axis(3, t, t + 1).reshape([b, s, g, d]), d);
-        let z = q.einsum("bqhd,bkhd->bhqk", k) * (d as f64).powf(-0.5);
-        let z = if cap > 0.0 { (z * (1.0 / cap)).tanh() * cap } else { z };
-        let e = visible.select(z.exp(), 0.0);
-        (e / e.sum(&[3]).along(e, &[0, 1, 2])).einsum("bhqk,bkhe->bqhe", repeat(v, v.dim(3)))
+    let (low, high) = ((0, d / 2), (d / 2, d));
+    let turn = Tensor::concatenate(
+        &[eye(high, low).slice_axis(1, 0, d / 2), -eye(low, high).slice_axis(1, d / 2, d)],
+        1,
+    );
+    let twice = |x: Tensor<'f>| Tensor::concatenate(&[x, x], 1); // [s, d]
+    let rotate = |x: Tensor<'f>| {
+        x * twice(cos).along(x, &[1, 2]) - x.einsum("bsi,ij->bsj", turn) * twice(sin).along(x, &[1, 2])
     };
-    let lambda = if lambda.rank() == 0 { lambda.broadcast_in_dim([b, s, h], &[]) } else { lambda };
-    let lambda = lambda.broadcast_in_dim([b, s, h, e], &[0, 1, 2]);
-    vec![map(0) - lambda * map(1)]
+    let maps = if kernel.keys == Keys::PerMap { 2 } else { 1 };
+    let mut outputs = Vec::new();
+    for head in 0..h {
+        let group = head / (h / g);
+        let v = column(2 * d * h + maps * d * g + e * group, e);
+        let map = |t: usize| {
+            let q = rotate(column((2 * head + t) * d, d));
+            let k = rotate(column(2 * d * h + (maps * group + t.min(maps - 1)) * d, d));
+            let z = q.einsum("bqd,bkd->bqk", k) * (d as f64).powf(-0.5);
+            let z = if cap > 0.0 { (z * (1.0 / cap)).tanh() * cap } else { z };
+            let square = Type::i32([b, s, s]);
+            let key = f.iota(square.clone(), 2);
+            let start = starts.broadcast_in_dim([b, s, s], &[0, 1]);
+            let e = (key.ge(start) & f.iota(square, 1).ge(key)).select(z.exp(), 0.0);
+            (e / e.sum(&[2]).along(e, &[0, 1])).einsum("bqk,bke->bqe", v)
+        };
+        let (o1, o2) = (map(0), map(1));
+        let lambda = match lambda.rank() {
+            0 => lambda.broadcast_in_dim([b, s], &[]),
+            _ => lambda.slice_axis(2, head, head + 1).reshape([b, s]),
+        };
+        let o = o1 - lambda.along(o2, &[0, 1]) * o2;
+        outputs.push(match kernel.norm {
+            HeadNorm::Rms { eps } => o * ((o * o).mean(&[2]) + eps).rsqrt().along(o, &[0, 1]),
+            HeadNorm::None => o,
+        });
+    }
+    vec![Tensor::concatenate(&outputs, 2)]
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Attention {
     seed: u64,
     b: usize,
     s: usize,
-    g: usize,
-    r: usize,
-    rows: usize,
-    cap: f64,
     per_token: bool,
+    kernel: DiffAttention,
 }
 
 fn attentions() -> impl Strategy<Value = Attention> {
     let sizes = (1usize..3, 1usize..14, 1usize..3, 1usize..4, 1usize..6);
     let cap = prop_oneof![Just(0.0), Just(2.0), Just(50.0)];
-    (any::<u64>(), sizes, cap, any::<bool>()).prop_map(|(seed, (b, s, g, r, rows), cap, per_token)| {
-        Attention { seed, b, s, g, r, rows, cap, per_token }
+    let keys = prop_oneof![Just(Keys::PerMap), Just(Keys::Shared)];
+    let norm = prop_oneof![Just(HeadNorm::None), Just(HeadNorm::Rms { eps: 1e-2 })];
+    let forms = (cap, keys, norm, any::<bool>());
+    (any::<u64>(), sizes, forms).prop_map(|(seed, (b, s, groups, r, rows), (cap, keys, norm, per_token))| {
+        let heads = groups * r;
+        let kernel =
+            DiffAttention { heads, groups, head_dim: 4, value_dim: 3, keys, norm, cap, rows, tiling: None };
+        Attention { seed, b, s, per_token, kernel }
     })
 }
 
 fn check_attention(case: Attention, dtype: DType, tolerance: f64, on_cpu: bool) {
-    let Attention { seed, b, s, g, r, rows, cap, per_token } = case;
-    let (h, d, e) = (g * r, 4, 3);
+    let Attention { seed, b, s, per_token, kernel } = case;
+    let &DiffAttention { heads: h, groups: g, head_dim: d, value_dim: e, keys, .. } = &kernel;
     // Documents of random lengths.
     let mut random = Random::new(!seed);
-    let segments = (0..b).flat_map(|_| {
-        let mut segment = 0.0;
-        let steps: Vec<bool> = (0..s).map(|_| random.below(4) == 0).collect();
-        steps.into_iter().map(move |new| {
-            segment += f64::from(u8::from(new));
-            segment
-        })
+    let mut start = 0.0;
+    let starts = (0..b * s).map(|i| {
+        if i % s == 0 || random.below(4) == 0 {
+            start = (i % s) as f64;
+        }
+        start
     });
-    let lambda = if per_token { vec![b, s, h] } else { vec![] };
+    let maps = if keys == Keys::PerMap { 2 } else { 1 };
+    let table = Type::new(wide(dtype), [s, d / 2]);
+    let naive = kernel.clone();
     Check {
-        kernel: DiffAttention { rows, ..DiffAttention::new(cap) },
         types: vec![
-            Type::new(dtype, [b, s, h, 2, d]),
-            Type::new(dtype, [b, s, g, 2, d]),
-            Type::new(dtype, [b, s, g, e]),
-            Type::new(wide(dtype), lambda),
+            Type::new(dtype, [b, s, 2 * d * h + maps * d * g + e * g]),
+            table.clone(),
+            table,
+            Type::new(wide(dtype), if per_token { vec![b, s, h] } else { vec![] }),
             Type::i32([b, s]),
         ],
-        given: vec![(4, segments.collect())],
-        wrt: vec![0, 1, 2, 3],
+        given: vec![(4, starts.collect())],
+        wrt: vec![0, 3],
         results: 1,
-        naive: function(move |args| naive_attention(args, cap)),
+        kernel,
+        naive: function(move |args| naive_attention(&naive, args)),
     }
     .run(seed, tolerance, on_cpu);
 }

@@ -185,13 +185,17 @@ impl Kernel for Double {
     fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering {
         match (target, choice) {
             (_, KernelChoice::Reference) => Lowering::Reference,
-            (Target::TpuV6e, KernelChoice::Auto | KernelChoice::Native) => Lowering::Native(CustomCall {
-                target: "tpu_custom_call".to_owned(),
-                backend_config: String::new(),
-                kernel_name: self.name(),
-                results: args.to_vec(),
-                aliases: vec![],
-            }),
+            (Target::TpuV6e, KernelChoice::Auto | KernelChoice::Native) => Lowering::Native(
+                CustomCall {
+                    target: "tpu_custom_call".to_owned(),
+                    backend_config: String::new(),
+                    kernel_name: self.name(),
+                    results: args.to_vec(),
+                    aliases: vec![],
+                    interpreter: None,
+                }
+                .alone(args),
+            ),
             _ => Lowering::Portable(Func::build(args, |_, x| vec![x[0] + x[0]])),
         }
     }

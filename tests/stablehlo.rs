@@ -188,13 +188,17 @@ impl Kernel for InPlace {
     }
     fn lower(&self, args: &[Type], _: Target, choice: KernelChoice) -> Lowering {
         match choice {
-            KernelChoice::Native | KernelChoice::Auto => Lowering::Native(CustomCall {
-                target: "tpu_custom_call".to_owned(),
-                backend_config: "{\"custom_call_config\": {\n\"body\": \"\\\\\"}}".to_owned(),
-                kernel_name: self.name(),
-                results: args.to_vec(),
-                aliases: vec![(0, 0), (1, 1)],
-            }),
+            KernelChoice::Native | KernelChoice::Auto => Lowering::Native(
+                CustomCall {
+                    target: "tpu_custom_call".to_owned(),
+                    backend_config: "{\"custom_call_config\": {\n\"body\": \"\\\\\"}}".to_owned(),
+                    kernel_name: self.name(),
+                    results: args.to_vec(),
+                    aliases: vec![(0, 0), (1, 1)],
+                    interpreter: None,
+                }
+                .alone(args),
+            ),
             KernelChoice::Portable | KernelChoice::Reference => Lowering::Reference,
         }
     }

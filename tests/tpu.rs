@@ -106,15 +106,19 @@ impl Kernel for Twice {
             return Lowering::Reference;
         }
         let body = base64(MOSAIC.as_bytes());
-        Lowering::Native(CustomCall {
-            target: "tpu_custom_call".to_owned(),
-            backend_config: format!(
-                r#"{{"custom_call_config":{{"body":"{body}","needs_layout_passes":true}}}}"#
-            ),
-            kernel_name: self.name(),
-            results: args.to_vec(),
-            aliases: vec![(0, 0)],
-        })
+        Lowering::Native(
+            CustomCall {
+                target: "tpu_custom_call".to_owned(),
+                backend_config: format!(
+                    r#"{{"custom_call_config":{{"body":"{body}","needs_layout_passes":true}}}}"#
+                ),
+                kernel_name: self.name(),
+                results: args.to_vec(),
+                aliases: vec![(0, 0)],
+                interpreter: None,
+            }
+            .alone(args),
+        )
     }
 }
 

@@ -88,7 +88,7 @@ pub use ir::{Builder, Func, Node, Tensor, Value};
 pub use ops::collective::{Layout, Sharding};
 pub use ops::control::Save;
 pub use ops::elementwise::Operand;
-pub use ops::kernel::{Backward, CustomCall, Kernel, KernelChoice, Lowering, Target};
+pub use ops::kernel::{Backward, CustomCall, Interpreter, Kernel, KernelChoice, Lowering, Target};
 pub use ops::random::threefry;
 pub use ops::reduce::{Direction, Reduction};
 pub use ops::scan::ScanOptions;

@@ -182,7 +182,7 @@ pub fn select(program: &Program, target: Target, choice: KernelChoice) -> (Progr
                     (Form::Reference, Op::from(called(kernel.0.name(), kernel.reference(&types))))
                 }
                 Lowering::Portable(func) => (Form::Portable, called(kernel.0.name(), func).into()),
-                Lowering::Native(call) => (Form::Native, call.into()),
+                Lowering::Native(func) => (Form::Native, called(kernel.0.name(), func).into()),
             };
             chosen.insert((kernel.0.name(), form));
             let wanted = kernel.0.infer(&types);

@@ -7,9 +7,10 @@
 mod cross_entropy;
 mod diff_attention;
 mod swiglu;
+pub mod tile;
 
 pub use cross_entropy::{Gradients, LinearCrossEntropy};
-pub use diff_attention::DiffAttention;
+pub use diff_attention::{DiffAttention, HeadNorm, Keys, ROWS, Tiling, document_starts};
 pub use swiglu::SwiGlu;
 
 use engine::DType;

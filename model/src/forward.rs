@@ -8,7 +8,7 @@ use crate::dropout::{Dropout, Masks, Site};
 use crate::params::{Block, Diff, Params};
 use crate::rope::rope_tables;
 use engine::{Builder, DType, Host, Save, ScanOptions, Tensor, Type};
-use kernels::{DiffAttention, SwiGlu};
+use kernels::{DiffAttention, HeadNorm, Keys, ROWS, SwiGlu, document_starts};
 
 /// Token ids and document segments, `[b, s]` i32 each. Segments do not decrease along a row; a negative one is padding.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +34,7 @@ impl Remat {
         match self {
             Remat::Full => Save::Only(Vec::new()),
             Remat::Selective => {
-                Save::Only(["q", "k", "v", "o", "x1", "gate", "up"].map(str::to_owned).to_vec())
+                Save::Only(["qkv", "o", "o2", "rows", "x1", "gate", "up"].map(str::to_owned).to_vec())
             }
         }
     }
@@ -53,7 +53,8 @@ impl Compute {
 /// What blocks share: captured once, used by each.
 #[derive(Clone, Copy)]
 struct Shared<'f> {
-    segments: Tensor<'f>,
+    /// Where each token's document begins, `[b, s]`.
+    starts: Tensor<'f>,
     /// Cosine and sine, `[s, d/2]`.
     rope: [Tensor<'f>; 2],
 }
@@ -70,7 +71,8 @@ pub fn trunk<'f>(
     let dtype = config.dtype.dtype();
     let layers = config.num_hidden_layers;
     let (cos, sin) = rope_tables(config, batch.ids.dim(1));
-    let shared = Shared { segments: batch.segments, rope: [f.constant(&cos), f.constant(&sin)] };
+    let shared =
+        Shared { starts: document_starts(batch.segments), rope: [f.constant(&cos), f.constant(&sin)] };
     let x = params.embed.gather(batch.ids).convert(dtype); // [b, s, m]
     let lambda_init: Vec<f32> = (0..layers).map(|layer| config.lambda_init(layer) as f32).collect();
     let mut stacks: Vec<Tensor<'f>> = Vec::new();
@@ -89,10 +91,8 @@ pub fn trunk<'f>(
             let mut of_weights = slices[..weights].iter();
             let p =
                 params.layers.as_ref().map(|_, _| *of_weights.next().expect("one slice for each parameter"));
-            let shared = Shared {
-                segments: g.capture(shared.segments),
-                rope: shared.rope.map(|table| g.capture(table)),
-            };
+            let shared =
+                Shared { starts: g.capture(shared.starts), rope: shared.rope.map(|table| g.capture(table)) };
             let masks = match slices[weights + 1..] {
                 [rows, columns] => Some(Masks { rate, rows, columns }),
                 _ => None,
@@ -144,44 +144,55 @@ fn attention<'f>(
 ) -> Tensor<'f> {
     let f = x.builder();
     let dtype = x.dtype();
-    let [b, s, _] = x.shape()[..] else { unreachable!("[b, s, m]") };
     let (heads, groups, d) = (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
-    let project = |w: Tensor<'f>| x.einsum("bsm,mw->bsw", w.convert(dtype)); // [b, s, w]
-    let (q, k, v) = (project(p.q).named("q"), project(p.k).named("k"), project(p.v).named("v"));
-    let kernel = DiffAttention::new(config.attention_logit_cap);
+    // One product, one array: that is how the kernel reads them.
+    let weights = Tensor::concatenate(&[p.q, p.k, p.v], 1).convert(dtype); // [m, w]
+    let qkv = x.einsum("bsm,mw->bsw", weights).named("qkv"); // [b, s, w]
+    let kernel = DiffAttention {
+        heads: heads / 2,
+        groups: groups / 2,
+        head_dim: d,
+        value_dim: 2 * d,
+        keys: Keys::PerMap,
+        norm: HeadNorm::Rms { eps: config.subln_eps },
+        cap: config.attention_logit_cap,
+        rows: ROWS,
+        tiling: None,
+    };
+    let attend = |kernel: DiffAttention, lambda: Tensor<'f>| {
+        let [cos, sin] = shared.rope;
+        let results = f.kernel(kernel, &[qkv, cos, sin, lambda, shared.starts]);
+        results[1].named("o2");
+        results[2].named("rows");
+        results[0].named("o") // [b, s, h e]
+    };
     let out = match (config.attention, &p.diff) {
         (Attention::DiffV1, Diff::V1 { lambda_q1, lambda_k1, lambda_q2, lambda_k2, subln }) => {
-            let q = rope(q.reshape([b, s, heads / 2, 2, d]), shared.rope); // [b, s, h, 2, d]
-            let k = rope(k.reshape([b, s, groups / 2, 2, d]), shared.rope); // [b, s, g, 2, d]
-            let v = v.reshape([b, s, groups / 2, 2 * d]); // [b, s, g, e]
             let dot = |a: Tensor<'f>, b: Tensor<'f>| (a * b).sum(&[0]).exp();
             let lambda = dot(*lambda_q1, *lambda_k1) - dot(*lambda_q2, *lambda_k2) + lambda_init;
-            let o = f.kernel(kernel, &[q, k, v, lambda, shared.segments])[0].named("o"); // [b, s, h, e]
+            let heads = kernel.heads;
+            let o = attend(kernel, lambda);
             // The head norm's fixed factor keeps the gradient flow of an ordinary Transformer.
-            rms_norm(o, *subln, config.subln_eps) * (1.0 - lambda_init)
+            let weight = *subln * (1.0 - lambda_init); // [e]
+            let weight = weight.broadcast_in_dim([heads, 2 * d], &[1]).reshape([heads * 2 * d]);
+            let wide = o.convert(DType::F32);
+            (wide * weight.along(wide, &[2])).convert(dtype)
         }
         (Attention::DiffV2, Diff::V2 { lambda_proj }) => {
-            let q = rope(q.reshape([b, s, heads, 2, d]), shared.rope); // [b, s, h, 2, d]
-            let k = rope(k.reshape([b, s, groups, 1, d]), shared.rope).reshape([b, s, groups, d]);
-            let k = k.broadcast_in_dim([b, s, groups, 2, d], &[0, 1, 2, 4]); // both maps share their keys
-            let v = v.reshape([b, s, groups, d]); // [b, s, g, e]
-            let lambda = project(*lambda_proj).convert(DType::F32).logistic(); // [b, s, h]
-            f.kernel(kernel, &[q, k, v, lambda, shared.segments])[0].named("o") // [b, s, h, e]
+            let lambda = x.einsum("bsm,mh->bsh", lambda_proj.convert(dtype));
+            let kernel = DiffAttention {
+                heads,
+                groups,
+                value_dim: d,
+                keys: Keys::Shared,
+                norm: HeadNorm::None,
+                ..kernel
+            };
+            attend(kernel, lambda.convert(DType::F32).logistic())
         }
         _ => unreachable!("the parameter tree is made for the configuration"),
     };
-    let out = out.convert(dtype).reshape([b, s, config.output_width()]);
     out.einsum("bsw,wm->bsm", p.o.convert(dtype))
-}
-
-/// Rotates the two halves of the last axis by the angle of the position (axis 1), in f32. x: `[b, s, .., d]`.
-fn rope<'f>(x: Tensor<'f>, [cos, sin]: [Tensor<'f>; 2]) -> Tensor<'f> {
-    let last = x.rank() - 1;
-    let half = x.dim(last) / 2;
-    let wide = x.convert(DType::F32);
-    let (x1, x2) = (wide.slice_axis(last, 0, half), wide.slice_axis(last, half, 2 * half));
-    let (cos, sin) = (cos.along(x1, &[1, last]), sin.along(x1, &[1, last]));
-    Tensor::concatenate(&[x1 * cos - x2 * sin, x2 * cos + x1 * sin], last).convert(x.dtype())
 }
 
 /// SwiGLU between its projections. x: `[b, s, m]`, normed.

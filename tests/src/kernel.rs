@@ -78,13 +78,17 @@ impl Kernel for GatedUnit {
     fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering {
         match (target, choice) {
             (_, KernelChoice::Reference) => Lowering::Reference,
-            (Target::TpuV6e, KernelChoice::Auto | KernelChoice::Native) => Lowering::Native(CustomCall {
-                target: "gated_unit".to_owned(),
-                backend_config: "{\"rows\": \"all\"}".to_owned(),
-                kernel_name: self.name(),
-                results: vec![args[0].clone()],
-                aliases: vec![(0, 0)],
-            }),
+            (Target::TpuV6e, KernelChoice::Auto | KernelChoice::Native) => Lowering::Native(
+                CustomCall {
+                    target: "gated_unit".to_owned(),
+                    backend_config: "{\"rows\": \"all\"}".to_owned(),
+                    kernel_name: self.name(),
+                    results: vec![args[0].clone()],
+                    aliases: vec![(0, 0)],
+                    interpreter: None,
+                }
+                .alone(args),
+            ),
             // x / (1 + e^-x) * w: the same numbers in another way
             _ => Lowering::Portable(Func::build(args, |_, args| {
                 vec![args[0] / ((-args[0]).exp() + 1.0) * args[1]]

@@ -4,6 +4,7 @@ use super::control::eval_body;
 use super::{Rules, ShapeError, want};
 use crate::eval::{Array, Evaluator};
 use crate::grad::{Cotangent, NoGradient, Vjp, linearize};
+use crate::host::Host;
 use crate::ir::{Builder, Func, Tensor, Value};
 use crate::text::{Line, Printer};
 use crate::types::Type;
@@ -75,8 +76,8 @@ pub enum Lowering {
     Reference,
     /// Plain StableHLO with the same parameters and results.
     Portable(Func),
-    /// A call into the target's own kernel.
-    Native(CustomCall),
+    /// A call into the target's own kernel, with what prepares its operands and finishes its results.
+    Native(Func),
 }
 
 /// A kernel applied to operands.
@@ -163,6 +164,39 @@ pub struct CustomCall {
     pub results: Vec<Type>,
     /// (result, operand): the result is written over the operand.
     pub aliases: Vec<(usize, usize)>,
+    /// The same numbers on the host, for the evaluator.
+    pub interpreter: Option<Interpreter>,
+}
+
+/// What a custom call computes, as a function on the host.
+#[derive(Clone)]
+pub struct Interpreter(pub Arc<dyn Fn(&[Host]) -> Vec<Host> + Send + Sync>);
+
+// Calls with the same configuration mean the same.
+impl PartialEq for Interpreter {
+    fn eq(&self, _: &Interpreter) -> bool {
+        true
+    }
+}
+
+impl Eq for Interpreter {}
+
+impl Hash for Interpreter {
+    fn hash<H: Hasher>(&self, _: &mut H) {}
+}
+
+impl fmt::Debug for Interpreter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Interpreter")
+    }
+}
+
+impl CustomCall {
+    /// A function that only makes this call.
+    #[track_caller]
+    pub fn alone(self, args: &[Type]) -> Func {
+        Func::build(args, |f, args| f.custom_call(self, args))
+    }
 }
 
 impl Rules for CustomCall {
@@ -219,7 +253,11 @@ impl Rules for CustomCall {
             line.signature()
         ));
     }
-    fn eval(&self, _: &Evaluator, _: &[&Array], _: &[Type]) -> Vec<Array> {
+    fn eval(&self, _: &Evaluator, x: &[&Array], _: &[Type]) -> Vec<Array> {
+        if let Some(interpreter) = &self.interpreter {
+            let operands: Vec<Host> = x.iter().map(|array| array.to_host()).collect();
+            return (interpreter.0)(&operands).iter().map(Array::from_host).collect();
+        }
         panic!(
             "custom_call @{}: only its target knows what it computes; evaluate the program before kernels are selected",
             self.target
@@ -242,6 +280,12 @@ impl Func {
 }
 
 impl<'f> Builder<'f> {
+    /// A call into a target's own kernel.
+    #[track_caller]
+    pub fn custom_call(&'f self, call: CustomCall, operands: &[Tensor<'f>]) -> Vec<Tensor<'f>> {
+        self.push(call, operands)
+    }
+
     /// A kernel applied to operands.
     #[track_caller]
     pub fn kernel(&'f self, kernel: impl Kernel + 'static, operands: &[Tensor<'f>]) -> Vec<Tensor<'f>> {

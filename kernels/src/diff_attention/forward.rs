@@ -1,0 +1,261 @@
+//! The native forward kernel: two online softmaxes over key blocks.
+
+use super::tiles::{HIDDEN, Inputs, Step, Tile, Tiles, each_tile};
+use crate::tile::{Builder, Cost, Frame, Ref, Scalar, TileProgram, Vector, at};
+use engine::Type;
+use std::f64::consts::LN_2;
+
+/// Scratch of one map of one head: the running softmax of the query block in work. Rows are keys, lanes queries.
+struct Map {
+    /// Scores of the tile in work, `[block, block]`.
+    scores: Ref,
+    /// Largest score of eight rows of keys each, `[8, block]`.
+    highest: Ref,
+    /// Weights of the tile before, `[block, block]` narrow: `2^(score - top)`.
+    weights: Ref,
+    /// What the output so far is worth now that the top has risen, `[1, block]`.
+    decay: Ref,
+    /// Largest score so far, `[1, block]`, and before this tile.
+    top: Ref,
+    top_before: Ref,
+    /// Sums of weights so far, of eight rows each, `[8, block]`, and before this tile.
+    sum: Ref,
+    sum_before: Ref,
+    /// Output so far, `[e, block]`.
+    out: Ref,
+}
+
+impl Map {
+    fn new(frame: &mut Frame, tiles: &Tiles) -> Map {
+        let b = tiles.tiling.block;
+        let mut scratch = |rows: usize| frame.scratch(Type::f32([rows, b]));
+        Map {
+            scores: scratch(b),
+            highest: scratch(8),
+            decay: scratch(1),
+            top: scratch(1),
+            top_before: scratch(1),
+            sum: scratch(8),
+            sum_before: scratch(8),
+            out: scratch(tiles.e),
+            weights: frame.scratch(Type::new(tiles.narrow, [b, b])),
+        }
+    }
+}
+
+struct Forward<'t> {
+    tiles: &'t Tiles,
+    inputs: Inputs,
+    /// `[1, s, heads e]`, `[1, heads, e, s]`, `[1, heads, 3, s]`, heads of the step.
+    y: Ref,
+    o2: Ref,
+    stats: Ref,
+    /// Rotated: `[groups, heads, 2, d, s]`, `[groups, 2, s, d]`; and values turned, `[groups, e, s]`; groups in lockstep.
+    q: Ref,
+    k: Ref,
+    v: Ref,
+    /// By group and map.
+    maps: Vec<[Map; 2]>,
+}
+
+/// Operands: those of [`Tiles::operands`] with qkv once for each window. Results: y, O2, statistics.
+pub(super) fn program(tiles: &Tiles) -> TileProgram {
+    let &Tiles { batch, seq, heads, d, e, tiling, narrow, .. } = tiles;
+    let mut frame = Frame::new("diff_attention", &tiles.grid());
+    let inputs = Inputs::new(tiles, &mut frame);
+    let (steps, width) = (tiles.steps(), tiling.groups * tiling.heads);
+    let y = frame.output(Type::new(narrow, [batch, seq, heads * e]), &[1, seq, width * e], |k, grid| {
+        vec![grid[0], k.number(0), grid[1] * steps + grid[2]]
+    });
+    let mut per_head = |ty: Type| {
+        frame.output(ty.clone(), &[1, width, ty.shape[2], seq], |k, grid| {
+            vec![grid[0], grid[1] * steps + grid[2], k.number(0), k.number(0)]
+        })
+    };
+    let o2 = per_head(Type::new(narrow, [batch, heads, e, seq]));
+    let stats = per_head(Type::f32([batch, heads, 3, seq]));
+    let q = frame.scratch(Type::new(narrow, [tiling.groups, tiling.heads, 2, d, seq]));
+    let k = frame.scratch(Type::new(narrow, [tiling.groups, 2, seq, d]));
+    let v = frame.scratch(Type::new(narrow, [tiling.groups, e, seq]));
+    let maps = (0..tiling.groups).map(|_| [(); 2].map(|()| Map::new(&mut frame, tiles))).collect();
+    let visible = (batch * heads * seq * (seq + tiling.block) / 2) as u64;
+    frame.cost(Cost {
+        flops: visible * 4 * (d + e) as u64,
+        transcendentals: 2 * visible,
+        bytes: (tiles.qkv().bytes() + 2 * batch * seq * heads * e * narrow.size()) as u64,
+    });
+    let forward = Forward { tiles, inputs, y, o2, stats, q, k, v, maps };
+    frame.build(|k, grid| forward.code(k, grid))
+}
+
+impl Forward<'_> {
+    fn code<'k>(&self, k: &'k Builder, grid: &[Scalar<'k>]) {
+        let row = grid[0].to_index();
+        self.turn(k, grid[2]);
+        for map in self.maps.iter().flatten() {
+            let b = self.tiles.tiling.block;
+            let fill = |at: Ref, rows: usize, number: f64| {
+                k.store(at, at![.., ..], k.full(Type::f32([rows, b]), number));
+            };
+            fill(map.top, 1, HIDDEN);
+            fill(map.sum, 8, 0.0);
+            fill(map.out, self.tiles.e, 0.0);
+            fill(map.decay, 1, 1.0);
+            fill(map.weights, b, 0.0);
+        }
+        let start = Tile::start(k, &self.inputs, self.tiles, row);
+        for x in 0..self.maps.len() {
+            for t in 0..2 {
+                self.multiply(k, x, t, start);
+            }
+        }
+        self.hide(k, row, start);
+        each_tile(k, &self.inputs, self.tiles, row, |step| {
+            for x in 0..self.maps.len() {
+                for t in 0..2 {
+                    self.sum_up(k, x, t, step.before.j);
+                    self.soften(k, &self.maps[x][t], &step);
+                    self.multiply(k, x, t, step.after);
+                }
+            }
+            self.hide(k, row, step.after);
+            k.when(step.first & k.index(0).lt(step.number), || self.finish(k, step.before, Sums::Before));
+        });
+        let end = Tile::end(k, self.tiles);
+        for x in 0..self.maps.len() {
+            for t in 0..2 {
+                self.sum_up(k, x, t, end.j);
+            }
+        }
+        self.finish(k, end, Sums::Now);
+    }
+
+    /// Turns and rotates the step's queries, and with a group's first step its keys and values.
+    fn turn<'k>(&self, k: &'k Builder, step: Scalar<'k>) {
+        let &Tiles { d, tiling, narrow, .. } = self.tiles;
+        let (block, blocks) = (tiling.block, self.tiles.blocks());
+        let half = d / 2;
+        k.when(step.is(0), || {
+            k.each(k.index(0), k.index(blocks), |i| {
+                let rows = i.block(block);
+                for x in 0..tiling.groups {
+                    for t in 0..2 {
+                        let turned = k.load(self.inputs.k[x], at![0, rows, t * d..(t + 1) * d]).transpose();
+                        let halves = self.inputs.rotated(k, turned, i, 1.0, 1.0);
+                        for (part, rotated) in halves.into_iter().enumerate() {
+                            let back = rotated.convert(narrow).transpose();
+                            k.store(self.k, at![x, t, rows, part * half..(part + 1) * half], back);
+                        }
+                    }
+                    k.store(self.v, at![x, .., rows], k.load(self.inputs.v[x], at![0, rows, ..]).transpose());
+                }
+            });
+        });
+        k.each(k.index(0), k.index(tiling.heads * blocks), |number| {
+            let (head, i) = (number / blocks, number % blocks);
+            for x in 0..tiling.groups {
+                for t in 0..2 {
+                    let columns = (head * 2 + k.index(t)).block(d);
+                    let turned = k.load(self.inputs.q[x], at![0, i.block(block), columns]).transpose();
+                    let halves = self.inputs.rotated(k, turned, i, 1.0, self.tiles.scale());
+                    for (part, rotated) in halves.into_iter().enumerate() {
+                        let place = at![x, head, t, part * half..(part + 1) * half, i.block(block)];
+                        k.store(self.q, place, rotated);
+                    }
+                }
+            }
+        });
+    }
+
+    /// The scores of a tile.
+    fn multiply<'k>(&self, k: &'k Builder, x: usize, t: usize, tile: Tile<'k>) {
+        let block = self.tiles.tiling.block;
+        let keys = k.load(self.k, at![x, t, tile.j.block(block), ..]);
+        let queries = k.load(self.q, at![x, tile.head, t, .., tile.i.block(block)]);
+        let scores = k.matmul(keys, queries, k.full(Type::f32([block, block]), 0.0));
+        let scores = match self.tiles.cap2() {
+            0.0 => scores,
+            cap => (scores * (1.0 / cap)).tanh() * cap,
+        };
+        let map = &self.maps[x][t];
+        k.store(map.scores, at![.., ..], scores);
+        k.store(map.highest, at![.., ..], scores.fold_max());
+    }
+
+    fn hide<'k>(&self, k: &'k Builder, row: Scalar<'k>, tile: Tile<'k>) {
+        let scores: Vec<_> = self.maps.iter().flatten().map(|map| (map.scores, Some(map.highest))).collect();
+        self.inputs.hide(k, self.tiles, row, (tile.j, tile.i), &scores);
+    }
+
+    /// Turns scores into weights. A query block's first tile forgets what came before: its top starts anew, the old
+    /// output decays to nothing.
+    fn soften<'k>(&self, k: &'k Builder, map: &Map, step: &Step<'k>) {
+        let block = self.tiles.tiling.block;
+        let scores = k.load(map.scores, at![.., ..]);
+        let before = k.load(map.top, at![.., ..]);
+        k.store(map.top_before, at![.., ..], before);
+        let before = step.first.choose_vector(before.same(HIDDEN), before);
+        let top = before.max(k.load(map.highest, at![.., ..]).max_rows());
+        let decay = (before - top).exp2();
+        k.store(map.top, at![.., ..], top);
+        let weights = (scores - top.along(&[block, block])).exp2();
+        let sum = k.load(map.sum, at![.., ..]);
+        k.store(map.sum_before, at![.., ..], sum);
+        k.store(map.sum, at![.., ..], sum * decay.along(&[8, block]) + weights.fold_sum());
+        k.store(map.weights, at![.., ..], weights);
+        k.store(map.decay, at![.., ..], decay);
+    }
+
+    /// Adds the weighted values of key block `j`.
+    fn sum_up<'k>(&self, k: &'k Builder, x: usize, t: usize, j: Scalar<'k>) {
+        let (block, map) = (self.tiles.tiling.block, &self.maps[x][t]);
+        let weights = k.load(map.weights, at![.., ..]);
+        let decay = k.load(map.decay, at![.., ..]).along(&[self.tiles.e, block]);
+        let out = k.load(map.out, at![.., ..]) * decay;
+        let values = k.load(self.v, at![x, .., j.block(block)]);
+        k.store(map.out, at![.., ..], k.matmul(values, weights, out));
+    }
+
+    /// Writes the results of a query block.
+    fn finish<'k>(&self, k: &'k Builder, tile: Tile<'k>, sums: Sums) {
+        let &Tiles { e, eps, narrow, tiling, .. } = self.tiles;
+        let block = tiling.block;
+        let lambda = self.inputs.lambda(k);
+        for (x, maps) in self.maps.iter().enumerate() {
+            let [(out1, sum1), (out2, sum2)] = [0, 1].map(|t| {
+                let sum = match sums {
+                    Sums::Before => maps[t].sum_before,
+                    Sums::Now => maps[t].sum,
+                };
+                (k.load(maps[t].out, at![.., ..]), k.load(sum, at![.., ..]).sum_rows())
+            });
+            let share = |sum: Vector<'k>| sum.same(1.0) / sum;
+            let o2 = out2 * share(sum2).along(&[e, block]);
+            let out = out1 * share(sum1).along(&[e, block]) - o2 * lambda;
+            let factor = ((out * out).sum_rows() * (1.0 / e as f64) + eps).rsqrt();
+            let y = (out * factor.along(&[e, block])).convert(narrow).transpose();
+            let head = tile.head + k.index(x * tiling.heads);
+            let rows = tile.i.block(block);
+            k.store(self.y, at![0, rows, head.block(e)], y);
+            k.store(self.o2, at![0, head, .., rows], o2);
+            for (t, sum) in [sum1, sum2].into_iter().enumerate() {
+                let top = match sums {
+                    Sums::Before => maps[t].top_before,
+                    Sums::Now => maps[t].top,
+                };
+                let lse = (k.load(top, at![.., ..]) + sum.log2()) * LN_2;
+                k.store(self.stats, at![0, head, t..t + 1, rows], lse);
+            }
+            k.store(self.stats, at![0, head, 2..3, rows], factor);
+        }
+    }
+}
+
+/// Which sums belong to the query block that is finished.
+#[derive(Clone, Copy)]
+enum Sums {
+    /// The next block's first tile has been softened already.
+    Before,
+    /// No tile came after it.
+    Now,
+}

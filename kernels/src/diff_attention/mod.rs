@@ -1,0 +1,275 @@
+//! Differential attention with what surrounds it: rotary embedding, `O = (softmax(S1) - lambda softmax(S2)) V`, causal and
+//! within documents, heads of a group sharing keys and values, and the norm of each head's output. Source: arXiv
+//! 2410.05258 eq. 1-3; the gradient is SPEC 8.1.
+//!
+//! Everything is one kernel because on a TPU what stands between the projections is memory traffic: written as separate
+//! operations, the rotations, the subtraction and the norm cost as much as the products (V6E A 2).
+
+mod backward;
+mod forward;
+mod portable;
+mod tiles;
+mod tiling;
+
+use crate::wide;
+use engine::{Backward, Builder, Func, Kernel, KernelChoice, Lowering, ShapeError, Target, Tensor, Type};
+use portable::Blocks;
+use tiles::Tiles;
+pub use tiles::Tiling;
+use tiling::Pass;
+
+/// Which keys the two maps of a head see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keys {
+    /// Each map its own (arXiv 2410.05258).
+    PerMap,
+    /// Both the same (the second version of the architecture, SPEC 1.3).
+    Shared,
+}
+
+/// What is done to a head's output.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum HeadNorm {
+    /// Divided by its root mean square, `O / sqrt(mean(O^2) + eps)`; the weight is the caller's.
+    Rms {
+        /// Added to the mean square.
+        eps: f64,
+    },
+    /// Nothing.
+    None,
+}
+
+/// Arguments: qkv `[b, s, w]`, the queries `(h, t, d)`, keys `(g, t, d)` or `(g, d)`, and values `(g, e)` of each token
+/// side by side; cos and sin `[s, d/2]` of the rotation; lambda `[]` or `[b, s, h]`; starts `[b, s]` i32, the
+/// position where each token's document begins. Tables and lambda are f32. A query sees the keys from its start to itself.
+///
+/// Results: y `[b, s, h e]` of qkv's type, and what the gradient needs besides: `O2 = P2 V` as `[b, h, e, s]`, and
+/// statistics `[b, h, 3, s]` f32 of each row: the logarithms of the two softmaxes' sums, and the norm's factor.
+#[derive(Clone, Debug)]
+pub struct DiffAttention {
+    /// Heads; each has two maps.
+    pub heads: usize,
+    /// Groups of heads that share keys and values.
+    pub groups: usize,
+    /// Width d of a query or key.
+    pub head_dim: usize,
+    /// Width e of a value.
+    pub value_dim: usize,
+    /// The maps' keys.
+    pub keys: Keys,
+    /// The norm behind the heads.
+    pub norm: HeadNorm,
+    /// Soft cap of the logits, `cap tanh(x / cap)`; 0 is off.
+    pub cap: f64,
+    /// Rows of one block of the portable form.
+    pub rows: usize,
+    /// Tiles of the native form; None leaves the choice to the table.
+    pub tiling: Option<Tiling>,
+}
+
+/// Arguments: those of the forward kernel, its results, and dy `[b, s, h e]`. Results: the cotangents of qkv and lambda.
+#[derive(Clone, Debug)]
+struct DiffAttentionBackward {
+    forward: DiffAttention,
+}
+
+/// Rows of a block of the portable form: longer ones waste work right of the diagonal, shorter ones make small matrix
+/// products.
+pub const ROWS: usize = 256;
+
+/// Where each token's document begins. segments: `[b, s]` i32, the document of each token; documents are contiguous.
+pub fn document_starts<'f>(segments: Tensor<'f>) -> Tensor<'f> {
+    let f = segments.builder();
+    let ty = segments.ty();
+    let [b, s] = ty.shape[..] else { panic!("document_starts: segments {ty}, not [b, s]") };
+    let behind = |x: Tensor<'f>, by: usize| x.slice_axis(1, 0, s - by);
+    let before = |x: Tensor<'f>, by: usize| x.slice_axis(1, by, s);
+    let same = before(segments, 1).eq(behind(segments, 1)); // [b, s - 1]
+    let position = f.iota(ty.clone(), 1);
+    let begins = same.select(before(position, 1).zeros_like(), before(position, 1));
+    let first = f.zeros(ty.with_shape([b, 1]));
+    // The largest of all beginnings so far, by doubling.
+    let mut starts = Tensor::concatenate(&[first, begins], 1);
+    let mut by = 1;
+    while by < s {
+        let largest = before(starts, by).max(behind(starts, by));
+        starts = Tensor::concatenate(&[starts.slice_axis(1, 0, by), largest], 1);
+        by *= 2;
+    }
+    starts
+}
+
+impl DiffAttention {
+    fn key_maps(&self) -> usize {
+        match self.keys {
+            Keys::PerMap => 2,
+            Keys::Shared => 1,
+        }
+    }
+
+    /// Columns of q, k and v in qkv.
+    fn widths(&self) -> [usize; 3] {
+        let (d, e) = (self.head_dim, self.value_dim);
+        [2 * d * self.heads, self.key_maps() * d * self.groups, e * self.groups]
+    }
+
+    /// Sequences and their length.
+    fn sizes(&self, args: &[Type]) -> Result<[usize; 2], ShapeError> {
+        let complain = |wanted: String| Err(ShapeError(format!("wants {wanted}")));
+        let [qkv, cos, sin, lambda, starts, ..] = args else {
+            return complain("qkv, cos, sin, lambda and starts".to_owned());
+        };
+        let (heads, groups) = (self.heads, self.groups);
+        if groups == 0 || heads % groups != 0 {
+            return Err(ShapeError(format!("{heads} heads do not divide into {groups} groups")));
+        }
+        let width: usize = self.widths().iter().sum();
+        let &[b, s, w] = &qkv.shape[..] else { return complain(format!("qkv [b, s, {width}]")) };
+        if w != width || !qkv.dtype.is_float() {
+            return complain(format!("qkv [b, s, {width}] of a float type"));
+        }
+        let wide = wide(qkv.dtype);
+        let table = Type::new(wide, [s, self.head_dim / 2]);
+        if *cos != table || *sin != table || self.head_dim % 2 != 0 {
+            return complain(format!("cos and sin {table}, and an even head width"));
+        }
+        if lambda.dtype != wide || !(lambda.rank() == 0 || lambda.shape == [b, s, heads]) {
+            return complain(format!("lambda {wide}[] or {wide}[{b},{s},{heads}]"));
+        }
+        if *starts != Type::i32([b, s]) {
+            return complain(format!("starts i32[{b},{s}]"));
+        }
+        Ok([b, s])
+    }
+
+    fn results(&self, args: &[Type]) -> Result<Vec<Type>, ShapeError> {
+        let [b, s] = self.sizes(args)?;
+        let (h, e, qkv) = (self.heads, self.value_dim, &args[0]);
+        let stats = Type::new(wide(qkv.dtype), [b, h, 3, s]);
+        Ok(vec![qkv.with_shape([b, s, h * e]), qkv.with_shape([b, h, e, s]), stats])
+    }
+
+    /// Tiles of the native form, if it exists and is wanted.
+    fn native(&self, args: &[Type], target: Target, choice: KernelChoice, pass: Pass) -> Option<Tiles> {
+        let wanted = target == Target::TpuV6e && matches!(choice, KernelChoice::Auto | KernelChoice::Native);
+        let tiling = self.tiling.or_else(|| tiling::choose(self, args[0].shape[1], pass));
+        Tiles::new(self, &args[0], &args[3], tiling.filter(|_| wanted)?)
+    }
+
+    fn attributes(&self) -> String {
+        let DiffAttention { heads, groups, head_dim, value_dim, keys, norm, cap, rows, tiling } = self;
+        format!(
+            "heads={heads}, groups={groups}, head_dim={head_dim}, value_dim={value_dim}, keys={keys:?}, norm={norm:?}, \
+             cap={cap}, rows={rows}, tiling={tiling:?}"
+        )
+    }
+}
+
+impl Kernel for DiffAttention {
+    fn name(&self) -> String {
+        format!("diff_attention({})", self.attributes())
+    }
+
+    fn infer(&self, args: &[Type]) -> Result<Vec<Type>, ShapeError> {
+        if args.len() != 5 {
+            return Err(ShapeError("wants qkv, cos, sin, lambda and starts".to_owned()));
+        }
+        self.results(args)
+    }
+
+    fn reference<'f>(&self, args: &[Tensor<'f>]) -> Vec<Tensor<'f>> {
+        portable::forward(self, args, Blocks::one(args[0].dim(1)))
+    }
+
+    fn vjp<'f>(
+        &self,
+        args: &[Tensor<'f>],
+        results: &[Tensor<'f>],
+        cts: &[Tensor<'f>],
+        _: &[bool],
+    ) -> Backward<'f> {
+        let f = args[0].builder();
+        let operands: Vec<Tensor<'f>> = args.iter().chain(results).chain(&cts[..1]).copied().collect();
+        let [qkv, lambda] = f.kernel(DiffAttentionBackward { forward: self.clone() }, &operands)[..] else {
+            unreachable!("two results")
+        };
+        Backward::Grads(vec![Some(qkv), None, None, Some(lambda), None])
+    }
+
+    fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering {
+        if let Some(tiles) = self.native(args, target, choice, Pass::Forward) {
+            return Lowering::Native(Func::build(args, |f, args| {
+                f.custom_call(forward::program(&tiles).custom_call(), &tiles.operands(args))
+            }));
+        }
+        let how = Blocks::of(self.rows, target);
+        Lowering::Portable(Func::build(args, |_: &Builder<'_>, args| portable::forward(self, args, how)))
+    }
+}
+
+impl Kernel for DiffAttentionBackward {
+    fn name(&self) -> String {
+        format!("diff_attention_backward({})", self.forward.attributes())
+    }
+
+    fn infer(&self, args: &[Type]) -> Result<Vec<Type>, ShapeError> {
+        let results = self.forward.results(args)?;
+        if args.len() != 9 || args[5..8] != results[..] || args[8] != results[0] {
+            return Err(ShapeError(format!("wants the results {results:?} and dy {}", results[0])));
+        }
+        Ok(vec![args[0].clone(), args[3].clone()])
+    }
+
+    fn reference<'f>(&self, args: &[Tensor<'f>]) -> Vec<Tensor<'f>> {
+        portable::backward(&self.forward, args, Blocks::one(args[0].dim(1)))
+    }
+
+    fn vjp<'f>(&self, _: &[Tensor<'f>], _: &[Tensor<'f>], _: &[Tensor<'f>], _: &[bool]) -> Backward<'f> {
+        Backward::OfReference("second derivatives are not needed for training")
+    }
+
+    fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering {
+        if let Some(tiles) = self.forward.native(args, target, choice, Pass::Backward) {
+            return Lowering::Native(Func::build(args, |f, args| {
+                let &[.., y, o2, stats, dy] = args else { unreachable!("checked when called") };
+                let operands = [tiles.operands(args), vec![y, dy, o2, stats]].concat();
+                let results = f.custom_call(backward::program(&tiles).custom_call(), &operands);
+                let (d2, of_qkv) = results.split_last().expect("D2 is the last result");
+                let d_qkv = if of_qkv.len() == 1 { of_qkv[0] } else { Tensor::concatenate(of_qkv, 2) };
+                vec![d_qkv, -d2.sum_all()]
+            }));
+        }
+        let how = Blocks::of(self.forward.rows, target);
+        Lowering::Portable(Func::build(args, |_: &Builder<'_>, args| {
+            portable::backward(&self.forward, args, how)
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use engine::DType;
+
+    #[test]
+    fn shapes_are_checked_in_words() {
+        let kernel = DiffAttention {
+            heads: 3,
+            groups: 2,
+            head_dim: 8,
+            value_dim: 16,
+            keys: Keys::PerMap,
+            norm: HeadNorm::None,
+            cap: 0.0,
+            rows: ROWS,
+            tiling: None,
+        };
+        let table = Type::f32([4, 4]);
+        let args =
+            [Type::f32([1, 4, 112]), table.clone(), table, Type::scalar(DType::F32), Type::i32([1, 4])];
+        let error = kernel.infer(&args).unwrap_err();
+        assert_eq!(error.to_string(), "3 heads do not divide into 2 groups");
+        let error = DiffAttention { heads: 4, ..kernel }.infer(&args).unwrap_err();
+        assert_eq!(error.to_string(), "wants qkv [b, s, 128] of a float type");
+    }
+}

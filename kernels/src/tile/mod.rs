@@ -1,0 +1,353 @@
+//! A small language for kernels that run tile by tile on one core's own memory: what is to be computed for one step of a
+//! grid, in terms of blocks that the hardware fetches and stores while it computes.
+//!
+//! A [`Frame`] names the grid, the blocks of operands and results that a step sees ([`Window`]), and scratch memory that
+//! lives from step to step. [`Frame::build`] runs the author's code once with a [`Builder`]; what comes out is a
+//! [`TileProgram`], which is printed as Mosaic text for a TPU (`mosaic.rs`) and run on the host by `interpret.rs`: the very
+//! program that a TPU gets is the one whose numbers the tests check.
+//!
+//! Vectors are dense values of static shape; addresses and loop bounds are scalars. Nothing is implicit but one thing:
+//! a scalar or a number combined with a vector is spread over it. Matrix products accumulate in f32.
+
+mod build;
+mod interpret;
+mod mosaic;
+
+pub(crate) use build::at;
+pub use build::{Builder, Scalar, Span, Vector};
+
+use engine::{DType, Type};
+
+/// A block of memory that the kernel can address: an operand, a result or scratch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ref(usize);
+
+/// Where a block lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Memory {
+    /// Vector memory: vectors are loaded and stored.
+    Vector,
+    /// Scalar memory: single numbers are loaded.
+    Scalar,
+}
+
+/// Whether steps along a grid axis depend on each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Any order; scratch memory carries nothing from step to step.
+    Parallel,
+    /// From first to last: scratch memory carries state.
+    InTurn,
+}
+
+/// The part of an array that a grid step sees.
+#[derive(Clone, Debug)]
+pub struct Window {
+    /// The whole array.
+    array: Type,
+    /// The extent of the part.
+    block: Vec<usize>,
+    memory: Memory,
+    /// Grid indices -> index of the block along each axis, in blocks.
+    index: Body,
+}
+
+/// What a kernel costs, for the compiler's schedule around it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Floating point operations of matrix products.
+    pub flops: u64,
+    /// Exponentials and the like.
+    pub transcendentals: u64,
+    /// Bytes moved between the chip's memory and the core's.
+    pub bytes: u64,
+}
+
+/// Grid, windows and scratch of a kernel: everything but its code.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    name: String,
+    grid: Vec<(usize, Order)>,
+    /// Types of all blocks, by [`Ref`].
+    refs: Vec<(Type, Memory)>,
+    /// Scalars that are there before the first step; the windows' indices may use them.
+    prefetch: Vec<Ref>,
+    inputs: Vec<(Ref, Window)>,
+    outputs: Vec<(Ref, Window)>,
+    scratch: Vec<Ref>,
+    /// (output, operand): the output is written over the operand, counted with the prefetched ones.
+    aliases: Vec<(usize, usize)>,
+    cost: Cost,
+}
+
+impl Frame {
+    /// A kernel's name, and its grid: the last axis runs fastest.
+    pub fn new(name: &str, grid: &[(usize, Order)]) -> Frame {
+        Frame {
+            name: name.to_owned(),
+            grid: grid.to_vec(),
+            refs: Vec::new(),
+            prefetch: Vec::new(),
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            scratch: Vec::new(),
+            aliases: Vec::new(),
+            cost: Cost::default(),
+        }
+    }
+
+    fn reference(&mut self, ty: Type, memory: Memory) -> Ref {
+        self.refs.push((ty, memory));
+        Ref(self.refs.len() - 1)
+    }
+
+    /// An operand of i32 scalars, `[n]`, whole in scalar memory before the first step. All of these come before other
+    /// operands.
+    #[track_caller]
+    pub fn prefetched(&mut self, count: usize) -> Ref {
+        assert!(self.inputs.is_empty(), "prefetched operands come first");
+        let reference = self.reference(Type::i32([count]), Memory::Scalar);
+        self.prefetch.push(reference);
+        reference
+    }
+
+    #[track_caller]
+    fn window(
+        &mut self,
+        array: Type,
+        block: &[usize],
+        memory: Memory,
+        index: impl for<'k> Fn(&'k Builder, &[Scalar<'k>]) -> Vec<Scalar<'k>>,
+    ) -> (Ref, Window) {
+        let fits = block.len() == array.rank() && array.shape.iter().zip(block).all(|(n, part)| part <= n);
+        assert!(fits, "kernel {}: blocks {block:?} of {array}", self.name);
+        let reference = self.reference(array.with_shape(block), memory);
+        let index = Builder::index_map(self, &index);
+        assert_eq!(index.results.len(), array.rank(), "kernel {}: one block index for each axis", self.name);
+        (reference, Window { array, block: block.to_vec(), memory, index })
+    }
+
+    /// An operand, of which each step sees one block. `index`: grid indices -> block index along each axis.
+    #[track_caller]
+    pub fn input(
+        &mut self,
+        array: Type,
+        block: &[usize],
+        index: impl for<'k> Fn(&'k Builder, &[Scalar<'k>]) -> Vec<Scalar<'k>>,
+    ) -> Ref {
+        let input = self.window(array, block, Memory::Vector, index);
+        self.inputs.push(input.clone());
+        input.0
+    }
+
+    /// An operand of which every step sees the whole.
+    #[track_caller]
+    pub fn whole(&mut self, array: Type, memory: Memory) -> Ref {
+        let (block, rank) = (array.shape.clone(), array.rank());
+        let input = self.window(array, &block, memory, |k, _| vec![k.number(0); rank]);
+        self.inputs.push(input.clone());
+        input.0
+    }
+
+    /// A result, of which each step writes one block.
+    #[track_caller]
+    pub fn output(
+        &mut self,
+        array: Type,
+        block: &[usize],
+        index: impl for<'k> Fn(&'k Builder, &[Scalar<'k>]) -> Vec<Scalar<'k>>,
+    ) -> Ref {
+        let output = self.window(array, block, Memory::Vector, index);
+        self.outputs.push(output.clone());
+        output.0
+    }
+
+    /// Says that the newest output is written over an operand of its type: blocks that no step writes keep their values.
+    #[track_caller]
+    pub fn over(&mut self, operand: Ref) {
+        let position = self.inputs.iter().position(|(input, _)| *input == operand).expect("an operand");
+        let output = self.outputs.len() - 1;
+        assert_eq!(
+            self.inputs[position].1.array, self.outputs[output].1.array,
+            "an output of the operand's type"
+        );
+        self.aliases.push((output, self.prefetch.len() + position));
+    }
+
+    /// Vector memory that keeps its contents from step to step. It starts as garbage.
+    pub fn scratch(&mut self, ty: Type) -> Ref {
+        let reference = self.reference(ty, Memory::Vector);
+        self.scratch.push(reference);
+        reference
+    }
+
+    /// States the cost.
+    pub fn cost(&mut self, cost: Cost) {
+        self.cost = cost;
+    }
+
+    /// Bytes of vector memory: windows twice, because the next step's are fetched during this one, and scratch.
+    pub fn vector_memory(&self) -> usize {
+        let window = |(_, window): &(Ref, Window)| match window.memory {
+            Memory::Vector => 2 * window.array.with_shape(&window.block[..]).bytes(),
+            Memory::Scalar => 0,
+        };
+        let windows: usize = self.inputs.iter().chain(&self.outputs).map(window).sum();
+        windows + self.scratch.iter().map(|scratch| self.refs[scratch.0].0.bytes()).sum::<usize>()
+    }
+
+    /// The kernel with its code: `body` is called once, with the indices of the grid step.
+    pub fn build(self, body: impl for<'k> FnOnce(&'k Builder, &[Scalar<'k>])) -> TileProgram {
+        let body = Builder::body(&self, body);
+        TileProgram { frame: self, body }
+    }
+}
+
+/// A kernel: [`Frame`] and code.
+#[derive(Clone, Debug)]
+pub struct TileProgram {
+    frame: Frame,
+    body: Body,
+}
+
+impl TileProgram {
+    /// Types of the operands, prefetched ones first.
+    pub fn operand_types(&self) -> Vec<Type> {
+        let frame = &self.frame;
+        let prefetched = frame.prefetch.iter().map(|reference| frame.refs[reference.0].0.clone());
+        prefetched.chain(frame.inputs.iter().map(|(_, window)| window.array.clone())).collect()
+    }
+
+    /// Types of the results.
+    pub fn result_types(&self) -> Vec<Type> {
+        self.frame.outputs.iter().map(|(_, window)| window.array.clone()).collect()
+    }
+
+    /// Bytes of vector memory that it needs at least: [`Frame::vector_memory`].
+    pub fn vector_memory(&self) -> usize {
+        self.frame.vector_memory()
+    }
+}
+
+/// The type of a value: an address, or a scalar (rank 0) or vector of elements.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum ValueType {
+    Index,
+    Of(Type),
+}
+
+/// A value, by number, in its [`Body`].
+type Id = usize;
+
+/// Straight code with nested regions.
+#[derive(Clone, Debug, Default)]
+struct Body {
+    types: Vec<ValueType>,
+    /// Values that never change: (value, number). Vectors are filled with it.
+    constants: Vec<(Id, f64)>,
+    params: Vec<Id>,
+    code: Vec<Statement>,
+    results: Vec<Id>,
+}
+
+#[derive(Clone, Debug)]
+struct Statement {
+    op: Op,
+    operands: Vec<Id>,
+    /// None for those that only act on memory.
+    result: Option<Id>,
+}
+
+/// What a statement does. Names are Mosaic's.
+#[derive(Clone, Debug)]
+enum Op {
+    /// Operands: a start along each axis.
+    Load(Ref),
+    /// Operands: the vector, and a start along each axis.
+    Store(Ref),
+    /// One number of scalar memory; operands: its place.
+    LoadScalar(Ref),
+    Binary(Binary),
+    Unary(Unary),
+    /// Operands: a `[m, k]`, b `[k, n]` or `[n, k]`, and what is added to the product.
+    Matmul(Rhs),
+    /// Over the first axis, which disappears.
+    Reduce(Reduce),
+    /// To the result's shape: a scalar, or a vector with extents of 1.
+    Broadcast,
+    /// The same elements in another shape.
+    ShapeCast,
+    /// Of two axes.
+    Transpose,
+    /// Some of the rows, from the number on.
+    Rows(usize),
+    /// The index along an axis.
+    Iota(usize),
+    /// Between f32, bf16 and i32.
+    Convert,
+    /// Between an address and an i32.
+    IndexCast,
+    Compare(Compare),
+    /// Operands: condition (of the others' shape or a scalar), then, else.
+    Select,
+    /// A promise about an address.
+    MultipleOf(usize),
+    /// Operands: from, to. The index counts up by one.
+    For {
+        index: Id,
+        body: Vec<Statement>,
+    },
+    /// Operand: the condition.
+    If(Vec<Statement>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Binary {
+    Add,
+    Sub,
+    Mul,
+    Div,
+    Rem,
+    Max,
+    Min,
+    And,
+    Or,
+    Xor,
+    /// Logical.
+    ShiftRight,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unary {
+    Exp2,
+    Log2,
+    Tanh,
+    Rsqrt,
+}
+
+/// How the second factor of a product lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rhs {
+    /// `[k, n]`
+    Plain,
+    /// `[n, k]`
+    Transposed,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reduce {
+    Sum,
+    Max,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Compare {
+    Eq,
+    Lt,
+    Le,
+    Ge,
+}
+
+fn is_float(dtype: DType) -> bool {
+    matches!(dtype, DType::F32 | DType::Bf16)
+}

@@ -1,0 +1,314 @@
+//! Mosaic text: what libtpu compiles for a core of a TPU.
+//!
+//! Form A of the serialised dialect: generic operations named `stable_mosaic.<dialect>.<op>`, version 11, which libtpu
+//! upgrades to its own. The text goes in base64 into the configuration of the call `tpu_custom_call`.
+
+use super::is_float;
+use super::{
+    Binary, Body, Compare, Id, Memory, Op, Order, Reduce, Ref, Rhs, Statement, TileProgram, Unary, ValueType,
+    Window,
+};
+use base64::prelude::{BASE64_STANDARD, Engine};
+use engine::{CustomCall, DType, Interpreter, Type};
+use half::bf16;
+use std::fmt::Write;
+use std::sync::Arc;
+
+/// Vector memory that the compiler may take beside windows and scratch, for values that do not fit the registers.
+const SPILL: usize = 8 << 20;
+
+impl TileProgram {
+    /// The call that a TPU program makes.
+    pub fn custom_call(self) -> CustomCall {
+        let body = BASE64_STANDARD.encode(self.mosaic());
+        let cost = self.frame.cost;
+        let limit = self.vector_memory() + SPILL;
+        let backend_config = format!(
+            "{{\"custom_call_config\":{{\"body\":\"{body}\",\"serialization_format\":1,\"needs_layout_passes\":true,\
+             \"cost_estimate\":{{\"flops\":{},\"transcendentals\":{},\"bytes_accessed\":{}}}}},\
+             \"scoped_memory_configs\":[{{\"memory_space\":1,\"offset\":0,\"size\":{limit}}}]}}",
+            cost.flops, cost.transcendentals, cost.bytes,
+        );
+        CustomCall {
+            target: "tpu_custom_call".to_owned(),
+            backend_config,
+            kernel_name: self.frame.name.clone(),
+            results: self.result_types(),
+            aliases: self.frame.aliases.clone(),
+            interpreter: Some(Interpreter(Arc::new(move |operands| self.interpret(operands)))),
+        }
+    }
+
+    /// The kernel as Mosaic text.
+    pub fn mosaic(&self) -> String {
+        let frame = &self.frame;
+        let mut text = "module attributes {stable_mosaic.version = 11 : i64} {\n".to_owned();
+        let grid = vec!["i32".to_owned(); frame.grid.len()];
+        let windows = || frame.inputs.iter().chain(&frame.outputs);
+        let refs =
+            frame.prefetch.iter().chain(windows().map(|(reference, _)| reference)).chain(&frame.scratch);
+        let attributes = {
+            let order = |(_, order): &(usize, Order)| match order {
+                Order::Parallel => "#tpu.dimension_semantics<parallel>",
+                Order::InTurn => "#tpu.dimension_semantics<arbitrary>",
+            };
+            let window = |(i, (_, window)): (usize, &(Ref, Window))| {
+                let bounds = list(&window.block);
+                format!("{{transform_indices = @t{i}, window_bounds = array<i64: {bounds}>}}")
+            };
+            let bounds: Vec<usize> = frame.grid.iter().map(|&(extent, _)| extent).collect();
+            format!(
+                ", dimension_semantics = [{}], iteration_bounds = array<i64: {}>, scalar_prefetch = {} : i64, \
+                 scratch_operands = {} : i64, tpu.core_type = #tpu.core_type<tc>, window_params = [{}]",
+                frame.grid.iter().map(order).collect::<Vec<_>>().join(", "),
+                list(&bounds),
+                frame.prefetch.len(),
+                frame.scratch.len(),
+                windows().enumerate().map(window).collect::<Vec<_>>().join(", "),
+            )
+        };
+        let mut printer = Printer { frame_refs: &frame.refs, text: String::new() };
+        printer.function(&frame.name, &self.body, &grid, &refs.copied().collect::<Vec<_>>(), &attributes);
+        for (i, (_, window)) in windows().enumerate() {
+            printer.function(&format!("t{i}"), &window.index, &grid, &frame.prefetch, "");
+        }
+        text += &printer.text;
+        text + "}\n"
+    }
+}
+
+struct Printer<'p> {
+    frame_refs: &'p [(Type, Memory)],
+    text: String,
+}
+
+fn list(numbers: &[usize]) -> String {
+    numbers.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")
+}
+
+fn element(dtype: DType) -> &'static str {
+    match dtype {
+        DType::F32 | DType::Bf16 | DType::I32 | DType::Bool => dtype.mlir(),
+        other => panic!("tile: no {other} on the TPU"),
+    }
+}
+
+fn shaped(ty: &Type) -> String {
+    let extents: String = ty.shape.iter().map(|extent| format!("{extent}x")).collect();
+    extents + element(ty.dtype)
+}
+
+fn value_type(ty: &ValueType) -> String {
+    match ty {
+        ValueType::Index => "index".to_owned(),
+        ValueType::Of(ty) if ty.rank() == 0 => element(ty.dtype).to_owned(),
+        ValueType::Of(ty) => format!("vector<{}>", shaped(ty)),
+    }
+}
+
+/// Exact in any element type: floats by their bits.
+fn literal(number: f64, ty: &ValueType) -> String {
+    let ValueType::Of(of) = ty else { return format!("{} : index", number as i64) };
+    let digits = match of.dtype {
+        DType::F32 => format!("0x{:08X}", (number as f32).to_bits()),
+        DType::Bf16 => format!("0x{:04X}", bf16::from_f64(number).to_bits()),
+        _ => format!("{}", number as i64),
+    };
+    match of.rank() {
+        0 => format!("{digits} : {}", value_type(ty)),
+        _ => format!("dense<{digits}> : {}", value_type(ty)),
+    }
+}
+
+impl Printer<'_> {
+    fn memref(&self, reference: Ref) -> String {
+        let (ty, memory) = &self.frame_refs[reference.0];
+        let space = match memory {
+            Memory::Vector => "vmem",
+            Memory::Scalar => "smem",
+        };
+        format!("memref<{}, #tpu.memory_space<{space}>>", shaped(ty))
+    }
+
+    fn function(&mut self, name: &str, body: &Body, grid: &[String], refs: &[Ref], attributes: &str) {
+        let indices = body.params.iter().map(|id| format!("%v{id}: i32"));
+        let memory = refs.iter().map(|&reference| format!("%p{}: {}", reference.0, self.memref(reference)));
+        let params: Vec<String> = indices.chain(memory).collect();
+        let types: Vec<String> =
+            grid.iter().cloned().chain(refs.iter().map(|&reference| self.memref(reference))).collect();
+        self.text += &format!("\"stable_mosaic.func.func\"() ({{\n^bb0({}):\n", params.join(", "));
+        for &(id, number) in &body.constants {
+            let ty = &body.types[id];
+            let value = literal(number, ty);
+            let ty = value_type(ty);
+            writeln!(
+                self.text,
+                "%v{id} = \"stable_mosaic.arith.constant\"() {{value = {value}}} : () -> {ty}"
+            )
+            .expect("a string");
+        }
+        self.region(body, &body.code);
+        let results = body.results.iter().map(|id| format!("%v{id}")).collect::<Vec<_>>().join(", ");
+        let result_types = vec!["i32"; body.results.len()].join(", ");
+        self.text += &format!("\"stable_mosaic.func.return\"({results}) : ({result_types}) -> ()\n");
+        self.text += &format!(
+            "}}) {{sym_name = \"{name}\", function_type = ({}) -> ({result_types}){attributes}}} : () -> ()\n",
+            types.join(", ")
+        );
+    }
+
+    fn region(&mut self, body: &Body, code: &[Statement]) {
+        for statement in code {
+            self.statement(body, statement);
+        }
+    }
+
+    fn statement(&mut self, body: &Body, statement: &Statement) {
+        let operands = &statement.operands;
+        let name = |id: &Id| format!("%v{id}");
+        let ty = |id: &Id| value_type(&body.types[*id]);
+        let mut names: Vec<String> = operands.iter().map(name).collect();
+        let mut types: Vec<String> = operands.iter().map(ty).collect();
+        let result = statement.result.map(|id| (id, &body.types[id]));
+        let of_float = |id: Id| matches!(&body.types[id], ValueType::Of(ty) if is_float(ty.dtype));
+        let extent = |id: Id| match &body.types[id] {
+            ValueType::Of(ty) => ty.shape.clone(),
+            ValueType::Index => Vec::new(),
+        };
+        let mut attributes = String::new();
+        let op = match &statement.op {
+            Op::For { index, body: code } => {
+                let one = "\"stable_mosaic.arith.constant\"() {value = 1 : index} : () -> index";
+                self.text += &format!("%one{index} = {one}\n");
+                self.text += &format!(
+                    "\"stable_mosaic.scf.for\"({}, %one{index}) ({{\n^bb0(%v{index}: index):\n",
+                    names.join(", ")
+                );
+                self.region(body, code);
+                self.text += "\"stable_mosaic.scf.yield\"() : () -> ()\n}) : (index, index, index) -> ()\n";
+                return;
+            }
+            Op::If(code) => {
+                self.text += &format!("\"stable_mosaic.scf.if\"({}) ({{\n", names[0]);
+                self.region(body, code);
+                self.text += "\"stable_mosaic.scf.yield\"() : () -> ()\n}, {\n}) : (i1) -> ()\n";
+                return;
+            }
+            Op::Load(reference) | Op::LoadScalar(reference) => {
+                names.insert(0, format!("%p{}", reference.0));
+                types.insert(0, self.memref(*reference));
+                if matches!(statement.op, Op::Load(_)) { "vector.load" } else { "memref.load" }
+            }
+            Op::Store(reference) => {
+                names.insert(1, format!("%p{}", reference.0));
+                types.insert(1, self.memref(*reference));
+                let rank = operands.len() - 1;
+                attributes =
+                    format!("operandSegmentSizes = array<i32: 1, 1, {rank}, 0>, strides = array<i32>");
+                "tpu.vector_store"
+            }
+            Op::Binary(binary) => match (binary, of_float(operands[0])) {
+                (Binary::Add, true) => "arith.addf",
+                (Binary::Add, false) => "arith.addi",
+                (Binary::Sub, true) => "arith.subf",
+                (Binary::Sub, false) => "arith.subi",
+                (Binary::Mul, true) => "arith.mulf",
+                (Binary::Mul, false) => "arith.muli",
+                (Binary::Div, true) => "arith.divf",
+                (Binary::Div, false) => "arith.divsi",
+                (Binary::Rem, false) => "arith.remsi",
+                (Binary::Max, true) => "arith.maximumf",
+                (Binary::Max, false) => "arith.maxsi",
+                (Binary::Min, false) => "arith.minsi",
+                (Binary::And, false) => "arith.andi",
+                (Binary::Or, false) => "arith.ori",
+                (Binary::Xor, false) => "arith.xori",
+                (Binary::ShiftRight, false) => "arith.shrui",
+                (other, true) => panic!("tile: no {other:?} of floats"),
+            },
+            Op::Unary(unary) => match unary {
+                Unary::Exp2 => "math.exp2",
+                Unary::Log2 => "math.log2",
+                Unary::Tanh => "math.tanh",
+                Unary::Rsqrt => "math.rsqrt",
+            },
+            Op::Matmul(rhs) => {
+                let dims = match rhs {
+                    Rhs::Plain => "[1], [0], [0], [1], [0, 0, 1, 1], [], []",
+                    Rhs::Transposed => "[1], [1], [0], [0], [0, 0, 1, 0], [], []",
+                };
+                attributes = format!(
+                    "dimension_numbers = #tpu.dot_dimension_numbers<{dims}>, transpose_lhs = false, \
+                     transpose_rhs = false, transpose_lhs_hint = false"
+                );
+                "tpu.matmul"
+            }
+            Op::Reduce(reduce) => {
+                let (kind, start) = match reduce {
+                    Reduce::Sum => ("add", 0.0),
+                    Reduce::Max => ("maximumf", f64::NEG_INFINITY),
+                };
+                let (id, ty) = result.expect("a reduction has a result");
+                let ty_text = value_type(ty);
+                let value = literal(start, ty);
+                self.text += &format!(
+                    "%start{id} = \"stable_mosaic.arith.constant\"() {{value = {value}}} : () -> {ty_text}\n"
+                );
+                names.push(format!("%start{id}"));
+                types.push(ty_text);
+                attributes = format!("kind = #vector.kind<{kind}>, reduction_dims = array<i64: 0>");
+                "vector.multi_reduction"
+            }
+            Op::Broadcast => "vector.broadcast",
+            Op::ShapeCast => "vector.shape_cast",
+            Op::Transpose => {
+                attributes = "permutation = array<i64: 1, 0>".to_owned();
+                "tpu.transpose"
+            }
+            Op::Rows(start) => {
+                let sizes = list(&extent(result.expect("rows are a value").0));
+                attributes = format!("offsets = [{start}, 0], sizes = [{sizes}], strides = [1, 1]");
+                "vector.extract_strided_slice"
+            }
+            Op::Iota(axis) => {
+                attributes = format!("dimensions = array<i32: {axis}>");
+                "tpu.iota"
+            }
+            Op::Convert => match (&body.types[operands[0]], result.expect("a conversion has a result").1) {
+                (ValueType::Of(from), ValueType::Of(to)) => match (from.dtype, to.dtype) {
+                    (DType::F32, DType::Bf16) => "arith.truncf",
+                    (DType::Bf16, DType::F32) => "arith.extf",
+                    (from, to) => panic!("tile: no conversion of {from} to {to}"),
+                },
+                _ => unreachable!("addresses are not converted"),
+            },
+            Op::IndexCast => "arith.index_cast",
+            Op::Compare(compare) => {
+                assert!(!of_float(operands[0]), "tile: floats are not compared");
+                let predicate = match compare {
+                    Compare::Eq => 0,
+                    Compare::Lt => 2,
+                    Compare::Le => 3,
+                    Compare::Ge => 5,
+                };
+                attributes = format!("predicate = {predicate} : i64");
+                "arith.cmpi"
+            }
+            Op::Select => "arith.select",
+            Op::MultipleOf(number) => {
+                attributes = format!("multiple = {number} : i32");
+                "tpu.assume_multiple"
+            }
+        };
+        let (left, right) = match result {
+            Some((id, ty)) => (format!("%v{id} = "), value_type(ty)),
+            None => (String::new(), "()".to_owned()),
+        };
+        let attributes = if attributes.is_empty() { attributes } else { format!(" {{{attributes}}}") };
+        self.text += &format!(
+            "{left}\"stable_mosaic.{op}\"({}){attributes} : ({}) -> {right}\n",
+            names.join(", "),
+            types.join(", ")
+        );
+    }
+}
