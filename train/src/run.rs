@@ -238,6 +238,7 @@ impl Session {
         let mut in_flight: Option<InFlight> = None;
         while self.next < self.plan.steps {
             if self.stop.requested() {
+                clock.pause();
                 self.read(in_flight.take(), recorder, &mut clock, flops, peak)?;
                 self.save(Keep::Rolling, recorder)?;
                 self.report(recorder, |saver| saver.finish())?;
@@ -255,6 +256,7 @@ impl Session {
                 .is_some_and(|minutes| saved_at.elapsed() > Duration::from_secs_f64(60.0 * minutes));
             let last = self.next == self.plan.steps;
             if ended || last || minutes || self.next.is_multiple_of(checkpoint.every) {
+                clock.pause();
                 self.read(in_flight.take(), recorder, &mut clock, flops, peak)?;
                 let keep =
                     if ended { Keep::EpochEnd(batch.position_after.epoch as u32) } else { Keep::Rolling };
@@ -263,12 +265,12 @@ impl Session {
                 clock.pause();
             }
             if self.next.is_multiple_of(self.run.validation.every) && !last {
+                clock.pause();
                 self.read(in_flight.take(), recorder, &mut clock, flops, peak)?;
                 self.validate(recorder)?;
                 clock.pause();
             }
         }
-        self.read(in_flight.take(), recorder, &mut clock, flops, peak)?;
         self.report(recorder, |saver| saver.finish())?;
         Ok(Outcome::Finished)
     }
@@ -430,7 +432,8 @@ impl Clock {
         Clock { since: Instant::now(), step, paused: false, last: 0.0 }
     }
 
-    /// What happens until the next step is done does not count as training.
+    /// What happens until the next step is done does not count as training: a save, a validation, or reading a step's
+    /// metrics with no other step in flight, which on devices that compute while launching takes no time at all.
     fn pause(&mut self) {
         self.paused = true;
     }
