@@ -6,11 +6,13 @@
 
 mod cross_entropy;
 mod diff_attention;
+mod dropout;
 mod swiglu;
 pub mod tile;
 
 pub use cross_entropy::{Gradients, LinearCrossEntropy};
 pub use diff_attention::{DiffAttention, HeadNorm, Keys, ROWS, Tiling, document_starts};
+pub use dropout::dropout_mask;
 pub use swiglu::SwiGlu;
 
 use engine::DType;

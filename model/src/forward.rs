@@ -201,8 +201,9 @@ fn mlp<'f>(p: &Block<Tensor<'f>>, x: Tensor<'f>, masks: Option<Masks<'f>>) -> Te
     let dtype = x.dtype();
     let [b, s, m] = x.shape()[..] else { unreachable!("[b, s, m]") };
     let mut operands = vec![x.reshape([b * s, m]), p.gate.convert(dtype), p.up.convert(dtype)];
-    operands.extend(masks.map(|masks| masks.mask(Site::Hidden, p.gate.dim(1), dtype)));
-    let hidden = f.kernel(SwiGlu, &operands); // [n, i] each
+    operands.extend(masks.iter().flat_map(|masks| masks.words(Site::Hidden, p.gate.dim(1))));
+    let kernel = SwiGlu { rate: masks.map_or(0.0, |masks| masks.rate) };
+    let hidden = f.kernel(kernel, &operands); // [n, i] each
     hidden[1].named("gate");
     hidden[2].named("up");
     hidden[0].einsum("ni,im->nm", p.down.convert(dtype)).reshape([b, s, m])

@@ -422,6 +422,17 @@ impl<'k> Vector<'k> {
         self.builder.full(self.ty(), number)
     }
 
+    /// A constant of this vector's shape.
+    pub fn filled(self, dtype: DType, number: f64) -> Vector<'k> {
+        self.builder.full(self.ty().with_dtype(dtype), number)
+    }
+
+    /// Product with a number of 32 bits, of which the lowest 32 are kept.
+    #[track_caller]
+    pub fn times_bits(self, bits: u32) -> Vector<'k> {
+        self.binary(Binary::Mul, self.same(f64::from(bits as i32)))
+    }
+
     /// Another element type; bf16 is rounded to nearest even.
     pub fn convert(self, dtype: DType) -> Vector<'k> {
         let ty = self.ty();
