@@ -4,7 +4,7 @@
 //! second map's gradient: `dV += A dO`, `dK += E Q`, `dQ += K E` for each tile (SPEC 8.1). The last two take E as the
 //! factor that stays in the matrix unit, so that it is never transposed.
 
-use super::tiles::{Inputs, Tile, Tiles, each_tile};
+use super::tiles::{Inputs, Tables, Tile, Tiles, each_tile};
 use crate::tile::{Builder, Cost, Frame, Ref, Scalar, Span, TileProgram, at};
 use engine::{DType, Type};
 use std::f64::consts::{LN_2, LOG2_E};
@@ -65,7 +65,7 @@ struct Backward<'t> {
 pub(super) fn program(tiles: &Tiles) -> TileProgram {
     let &Tiles { batch, seq, heads, groups, d, e, tiling, narrow, .. } = tiles;
     let mut frame = Frame::new("diff_attention_backward", &tiles.grid());
-    let inputs = Inputs::new(tiles, &mut frame);
+    let inputs = Inputs::new(tiles, &mut frame, Tables::Turned);
     let (steps, width) = (tiles.steps(), tiling.groups * tiling.heads);
     let whole_rows = Type::new(narrow, [batch, seq, heads * e]);
     let mut of_rows = || {

@@ -14,8 +14,8 @@ mod tiling;
 use crate::wide;
 use engine::{Backward, Builder, Func, Kernel, KernelChoice, Lowering, ShapeError, Target, Tensor, Type};
 use portable::Blocks;
-use tiles::Tiles;
 pub use tiles::Tiling;
+use tiles::{Tables, Tiles};
 use tiling::Pass;
 
 /// Which keys the two maps of a head see.
@@ -199,7 +199,8 @@ impl Kernel for DiffAttention {
     fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering {
         if let Some(tiles) = self.native(args, target, choice, Pass::Forward) {
             return Lowering::Native(Func::build(args, |f, args| {
-                f.custom_call(forward::program(&tiles).custom_call(), &tiles.operands(args))
+                let operands = tiles.operands(args, Tables::Rows);
+                f.custom_call(forward::program(&tiles).custom_call(), &operands)
             }));
         }
         let how = Blocks::of(self.rows, target);
@@ -232,7 +233,7 @@ impl Kernel for DiffAttentionBackward {
         if let Some(tiles) = self.forward.native(args, target, choice, Pass::Backward) {
             return Lowering::Native(Func::build(args, |f, args| {
                 let &[.., y, o2, stats, dy] = args else { unreachable!("checked when called") };
-                let operands = [tiles.operands(args), vec![y, dy, o2, stats]].concat();
+                let operands = [tiles.operands(args, Tables::Turned), vec![y, dy, o2, stats]].concat();
                 let results = f.custom_call(backward::program(&tiles).custom_call(), &operands);
                 let (d2, of_qkv) = results.split_last().expect("D2 is the last result");
                 let d_qkv = if of_qkv.len() == 1 { of_qkv[0] } else { Tensor::concatenate(of_qkv, 2) };

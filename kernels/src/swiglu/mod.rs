@@ -96,8 +96,9 @@ impl Kernel for SwiGlu {
     }
 
     fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering {
-        // Native only if asked for: XLA makes the same of the reference in fewer cycles (`tiling.rs` of the attention
-        // has the table), because it overlaps the writes of g and u better.
+        // Native only if asked for. 16384 x 1536 x 4096, results h, g and u, static cycles of libtpu 0.0.52
+        // (`cargo run -p kernels --example v6e swiglu`, 2026-11-22): native 868,232, with dropout 1,040,471; XLA's two
+        // fusions of the reference 834,410 and 942,689.
         let wanted = target == Target::TpuV6e && choice == KernelChoice::Native;
         match Tiles::new(self, args).filter(|_| wanted) {
             Some(tiles) => Lowering::Native(Func::build(args, |f, args| {

@@ -473,6 +473,13 @@ impl<'k> Vector<'k> {
         self.with(Op::Rows(range.start), ty.with_shape([range.len(), n]))
     }
 
+    /// The columns of `[m, n]` moved right by a number; those that leave enter again at the left.
+    #[track_caller]
+    pub fn rotate(self, by: usize) -> Vector<'k> {
+        assert!(self.shape().len() == 2, "tile: {} rotated", self.ty());
+        self.with(Op::Rotate(by), self.ty())
+    }
+
     #[track_caller]
     fn reduce(self, op: Reduce) -> Vector<'k> {
         let ty = self.ty();
