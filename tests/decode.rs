@@ -312,7 +312,7 @@ fn tokens_drawn_with_drafts_follow_the_models_distribution() {
     let full = Full::new(&config, &params, 8);
     let mut generator = generator(&config, &params);
     let prompt = vec![3, 1, 4];
-    for (temperature, top_k, top_p) in [(1.0, 0, 1.0), (1.5, 4, 1.0), (0.8, 0, 0.8), (1.3, 5, 0.9)] {
+    for (temperature, top_k, top_p) in [(1.0, 0, 1.0), (1.5, 4, 1.0), (1.0, 0, 0.8), (1.3, 5, 0.9)] {
         let sampling = Sampling::Random { temperature, top_k, top_p };
         let behind = |ids: &[i32]| {
             let logits = full.logits(&[&prompt[..], ids].concat()).pop().unwrap();
@@ -351,18 +351,16 @@ fn tokens_drawn_with_drafts_follow_the_models_distribution() {
             cells.into_iter().for_each(|cell| counts[cell] += 1);
         }
         let found = surprise(&counts, &joint);
-        println!(
-            "T {temperature} k {top_k} p {top_p}: surprise {found:.2}, acceptance {:?}",
-            took.acceptance()
-        );
         assert!(found.abs() < 4.0, "temperature {temperature}, top_k {top_k}, top_p {top_p}: {found}");
         let share = took.acceptance().unwrap();
         assert!((0.1..0.95).contains(&share), "{share}");
         // The test can fail: a other temperature is noticed.
-        let mut other: Vec<f64> = joint.iter().map(|p| p.powf(1.25)).collect();
+        let mut other: Vec<f64> = joint.iter().map(|p| p.powf(1.1)).collect();
         let sum: f64 = other.iter().sum();
         other.iter_mut().for_each(|p| *p /= sum);
-        assert!(surprise(&counts, &other) > 8.0);
+        let wrong = surprise(&counts, &other);
+        println!("T {temperature} k {top_k} p {top_p}: {found:.2}, wrong {wrong:.2}, accepted {share:.2}");
+        assert!(wrong > 8.0, "{wrong}");
     }
 }
 
