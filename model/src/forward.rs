@@ -120,7 +120,7 @@ fn block<'f>(
 }
 
 /// `w x / sqrt(mean(x^2) + eps)` over the last axis, in f32; the result has x's type.
-pub(crate) fn rms_norm<'f>(x: Tensor<'f>, w: Tensor<'f>, eps: f64) -> Tensor<'f> {
+fn rms_norm<'f>(x: Tensor<'f>, w: Tensor<'f>, eps: f64) -> Tensor<'f> {
     let last = x.rank() - 1;
     let others: Vec<usize> = (0..last).collect();
     let wide = x.convert(DType::F32);
