@@ -83,7 +83,12 @@ fn bandwidth(bytes: usize, threads: usize) -> f64 {
                 let own = part.clone();
                 scope.spawn(move || {
                     for _ in 0..rounds {
-                        black_box(black_box(&own).iter().fold(0u64, |sum, x| sum.wrapping_add(*x)));
+                        // Sums side by side: one alone would wait for its own additions.
+                        let mut sums = [0u64; 32];
+                        for line in black_box(&own).chunks_exact(32) {
+                            sums.iter_mut().zip(line).for_each(|(sum, x)| *sum = sum.wrapping_add(*x));
+                        }
+                        black_box(sums);
                     }
                 });
             }
