@@ -22,7 +22,7 @@ mod swiglu;
 pub mod tile;
 
 pub use cross_entropy::{Gradients, LinearCrossEntropy};
-pub use diff_attention::{DiffAttention, HeadNorm, Keys, ROWS, Tiling, document_starts};
+pub use diff_attention::{DiffAttention, HeadNorm, Keys, ROWS, Tiling, document_starts, rotate};
 pub use dropout::dropout_mask;
 pub use swiglu::SwiGlu;
 

@@ -193,7 +193,7 @@ impl Backward<'_> {
     }
 
     /// Keys turned and rotated, both ways round; sums at zero.
-    fn start_groups<'k>(&self, k: &'k Builder) {
+    fn start_groups(&self, k: &Builder) {
         let &Tiles { d, e, tiling, narrow, .. } = self.tiles;
         let block = tiling.block;
         k.each(k.index(0), k.index(self.tiles.blocks()), |i| {
@@ -219,7 +219,7 @@ impl Backward<'_> {
     ///
     /// `y = f O` with `f = 1 / sqrt(mean(O^2) + eps)`: `dO = f (dy - y mean(y dy))`, `D2 = rowsum(dO O2)` and
     /// `D1 = lambda D2 + rowsum(dO O) = lambda D2 + e eps f^2 mean(y dy)`.
-    fn start_heads<'k>(&self, k: &'k Builder) {
+    fn start_heads(&self, k: &Builder) {
         let &Tiles { d, e, eps, tiling, narrow, .. } = self.tiles;
         let (block, blocks) = (tiling.block, self.tiles.blocks());
         let lambda = self.inputs.lambda(k);
@@ -355,7 +355,7 @@ impl Backward<'_> {
     }
 
     /// Writes dk and dv.
-    fn finish_groups<'k>(&self, k: &'k Builder) {
+    fn finish_groups(&self, k: &Builder) {
         let &Tiles { d, e, tiling, narrow, .. } = self.tiles;
         let block = tiling.block;
         k.each(k.index(0), k.index(self.tiles.blocks()), |i| {

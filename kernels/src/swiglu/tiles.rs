@@ -26,7 +26,9 @@ impl Tiles {
     /// None if the sizes are not made of blocks that the hardware likes.
     pub(super) fn new(kernel: &SwiGlu, args: &[Type]) -> Option<Tiles> {
         let (&[n, m], &[_, i]) = (&args[0].shape[..], &args[1].shape[..]) else { return None };
-        let fits = |extent: usize, blocks: [usize; 2]| blocks.into_iter().find(|block| extent % block == 0);
+        let fits = |extent: usize, blocks: [usize; 2]| {
+            blocks.into_iter().find(|block| extent.is_multiple_of(*block))
+        };
         let (rows, columns) = (fits(n, [1024, 256])?, fits(i, [512, 256])?);
         let narrow = args[0].dtype;
         let covered = m % 128 == 0 && matches!(narrow, DType::Bf16 | DType::F32);
