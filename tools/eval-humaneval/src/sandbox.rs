@@ -21,17 +21,15 @@ mod system_calls;
 
 use crate::python::{FLAGS, HASH_SEED, Python};
 use clap::ValueEnum;
-use rustix::process::{
-    Resource, Rlimit, Signal, set_parent_process_death_signal, setrlimit, setsid,
-};
+use rustix::process::{Resource, Rlimit, Signal, set_parent_process_death_signal, setrlimit, setsid};
 use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
 use std::ffi::OsString;
+use std::fmt;
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::fmt;
 
 /// How much a judged program is kept from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -160,8 +158,16 @@ fn enter(plan: &Plan, code: &OsString) -> Result<Infallible, String> {
 /// A program that tries what the level refuses and fails unless every attempt is refused.
 pub fn probe(level: Level) -> String {
     let refused: &[(&str, &str)] = match level {
-        Level::Full => &[("reading", READ), ("writing", WRITE), ("connecting", CONNECT), ("forking", FORK), ("signalling", KILL)],
-        Level::Partial => &[("writing", WRITE), ("connecting", CONNECT), ("forking", FORK), ("signalling", KILL)],
+        Level::Full => &[
+            ("reading", READ),
+            ("writing", WRITE),
+            ("connecting", CONNECT),
+            ("forking", FORK),
+            ("signalling", KILL),
+        ],
+        Level::Partial => {
+            &[("writing", WRITE), ("connecting", CONNECT), ("forking", FORK), ("signalling", KILL)]
+        }
         Level::None => &[],
     };
     let mut program = String::from("import os, socket, math, re, collections, itertools, hashlib\n");

@@ -1,8 +1,8 @@
 //! Which files a judged program may open: landlock.
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreatedAttr,
-    RulesetError, RulesetStatus, Scope, make_bitflags, path_beneath_rules,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, make_bitflags, path_beneath_rules,
 };
 use std::path::{Path, PathBuf};
 
@@ -26,7 +26,7 @@ const NEWEST: ABI = ABI::V6;
 ///
 /// # Errors
 /// If the kernel has no landlock, or refuses.
-pub fn restrict(executable: &Path, readable: &[PathBuf], folder: &Path) -> Result<(), String> {
+pub(super) fn restrict(executable: &Path, readable: &[PathBuf], folder: &Path) -> Result<(), String> {
     let status = restricted(executable, readable, folder).map_err(|error| format!("landlock: {error}"))?;
     match status {
         RulesetStatus::NotEnforced => Err("landlock: the kernel does not enforce it".to_string()),

@@ -11,14 +11,14 @@ use libc::{
     SYS_fadvise64, SYS_fchdir, SYS_fcntl, SYS_fdatasync, SYS_flock, SYS_fstat, SYS_fstatfs, SYS_fsync,
     SYS_ftruncate, SYS_futex, SYS_getcpu, SYS_getcwd, SYS_getdents64, SYS_getegid, SYS_geteuid, SYS_getgid,
     SYS_getgroups, SYS_getitimer, SYS_getpgid, SYS_getpid, SYS_getppid, SYS_getpriority, SYS_getrandom,
-    SYS_getresgid, SYS_getresuid, SYS_getrusage, SYS_getsid, SYS_gettid, SYS_gettimeofday, SYS_getuid, SYS_ioctl,
-    SYS_lseek, SYS_madvise, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_nanosleep, SYS_newfstatat,
-    SYS_openat, SYS_pipe2, SYS_ppoll, SYS_pread64, SYS_preadv, SYS_prlimit64, SYS_pselect6, SYS_pwrite64,
-    SYS_pwritev, SYS_read, SYS_readlinkat, SYS_readv, SYS_renameat2, SYS_restart_syscall, SYS_rseq,
-    SYS_rt_sigaction, SYS_rt_sigpending, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_rt_sigsuspend,
+    SYS_getresgid, SYS_getresuid, SYS_getrusage, SYS_getsid, SYS_gettid, SYS_gettimeofday, SYS_getuid,
+    SYS_ioctl, SYS_lseek, SYS_madvise, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_nanosleep,
+    SYS_newfstatat, SYS_openat, SYS_pipe2, SYS_ppoll, SYS_pread64, SYS_preadv, SYS_prlimit64, SYS_pselect6,
+    SYS_pwrite64, SYS_pwritev, SYS_read, SYS_readlinkat, SYS_readv, SYS_renameat2, SYS_restart_syscall,
+    SYS_rseq, SYS_rt_sigaction, SYS_rt_sigpending, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_rt_sigsuspend,
     SYS_rt_sigtimedwait, SYS_sched_getaffinity, SYS_sched_getparam, SYS_sched_getscheduler, SYS_sched_yield,
-    SYS_set_robust_list, SYS_set_tid_address, SYS_setitimer, SYS_sigaltstack, SYS_statfs, SYS_statx, SYS_sysinfo,
-    SYS_times, SYS_umask, SYS_uname, SYS_unlinkat, SYS_write, SYS_writev,
+    SYS_set_robust_list, SYS_set_tid_address, SYS_setitimer, SYS_sigaltstack, SYS_statfs, SYS_statx,
+    SYS_sysinfo, SYS_times, SYS_umask, SYS_uname, SYS_unlinkat, SYS_write, SYS_writev,
 };
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
@@ -28,7 +28,7 @@ use std::collections::BTreeMap;
 
 /// Who decides about writing files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Writing {
+pub(super) enum Writing {
     /// The file rules of [`super::files`].
     WhereFilesAllow,
     /// This filter, which refuses it.
@@ -37,18 +37,93 @@ pub enum Writing {
 
 /// Harmless whatever their arguments are.
 const ALLOWED: &[i64] = &[
-    SYS_brk, SYS_chdir, SYS_clock_getres, SYS_clock_gettime, SYS_clock_nanosleep, SYS_close, SYS_close_range, SYS_dup,
-    SYS_dup3, SYS_epoll_create1, SYS_epoll_ctl, SYS_epoll_pwait, SYS_exit, SYS_exit_group, SYS_faccessat,
-    SYS_faccessat2, SYS_fadvise64, SYS_fchdir, SYS_fdatasync, SYS_flock, SYS_fstat, SYS_fstatfs, SYS_fsync,
-    SYS_ftruncate, SYS_futex, SYS_getcpu, SYS_getcwd, SYS_getdents64, SYS_getegid, SYS_geteuid, SYS_getgid,
-    SYS_getgroups, SYS_getitimer, SYS_getpgid, SYS_getpid, SYS_getppid, SYS_getpriority, SYS_getrandom, SYS_getresgid,
-    SYS_getresuid, SYS_getrusage, SYS_getsid, SYS_gettid, SYS_gettimeofday, SYS_getuid, SYS_lseek, SYS_madvise,
-    SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_nanosleep, SYS_newfstatat, SYS_pipe2, SYS_ppoll, SYS_pread64,
-    SYS_preadv, SYS_pselect6, SYS_pwrite64, SYS_pwritev, SYS_read, SYS_readlinkat, SYS_readv, SYS_restart_syscall,
-    SYS_rseq, SYS_rt_sigaction, SYS_rt_sigpending, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_rt_sigsuspend,
-    SYS_rt_sigtimedwait, SYS_sched_getaffinity, SYS_sched_getparam, SYS_sched_getscheduler, SYS_sched_yield,
-    SYS_set_robust_list, SYS_set_tid_address, SYS_setitimer, SYS_sigaltstack, SYS_statfs, SYS_statx, SYS_sysinfo,
-    SYS_times, SYS_umask, SYS_uname, SYS_write, SYS_writev,
+    SYS_brk,
+    SYS_chdir,
+    SYS_clock_getres,
+    SYS_clock_gettime,
+    SYS_clock_nanosleep,
+    SYS_close,
+    SYS_close_range,
+    SYS_dup,
+    SYS_dup3,
+    SYS_epoll_create1,
+    SYS_epoll_ctl,
+    SYS_epoll_pwait,
+    SYS_exit,
+    SYS_exit_group,
+    SYS_faccessat,
+    SYS_faccessat2,
+    SYS_fadvise64,
+    SYS_fchdir,
+    SYS_fdatasync,
+    SYS_flock,
+    SYS_fstat,
+    SYS_fstatfs,
+    SYS_fsync,
+    SYS_ftruncate,
+    SYS_futex,
+    SYS_getcpu,
+    SYS_getcwd,
+    SYS_getdents64,
+    SYS_getegid,
+    SYS_geteuid,
+    SYS_getgid,
+    SYS_getgroups,
+    SYS_getitimer,
+    SYS_getpgid,
+    SYS_getpid,
+    SYS_getppid,
+    SYS_getpriority,
+    SYS_getrandom,
+    SYS_getresgid,
+    SYS_getresuid,
+    SYS_getrusage,
+    SYS_getsid,
+    SYS_gettid,
+    SYS_gettimeofday,
+    SYS_getuid,
+    SYS_lseek,
+    SYS_madvise,
+    SYS_mmap,
+    SYS_mprotect,
+    SYS_mremap,
+    SYS_munmap,
+    SYS_nanosleep,
+    SYS_newfstatat,
+    SYS_pipe2,
+    SYS_ppoll,
+    SYS_pread64,
+    SYS_preadv,
+    SYS_pselect6,
+    SYS_pwrite64,
+    SYS_pwritev,
+    SYS_read,
+    SYS_readlinkat,
+    SYS_readv,
+    SYS_restart_syscall,
+    SYS_rseq,
+    SYS_rt_sigaction,
+    SYS_rt_sigpending,
+    SYS_rt_sigprocmask,
+    SYS_rt_sigreturn,
+    SYS_rt_sigsuspend,
+    SYS_rt_sigtimedwait,
+    SYS_sched_getaffinity,
+    SYS_sched_getparam,
+    SYS_sched_getscheduler,
+    SYS_sched_yield,
+    SYS_set_robust_list,
+    SYS_set_tid_address,
+    SYS_setitimer,
+    SYS_sigaltstack,
+    SYS_statfs,
+    SYS_statx,
+    SYS_sysinfo,
+    SYS_times,
+    SYS_umask,
+    SYS_uname,
+    SYS_write,
+    SYS_writev,
     // The interpreter itself is started under the filter. A program that a judged program becomes has the same
     // restrictions, and the pipe of the verdict is closed to it.
     SYS_execve,
@@ -57,9 +132,22 @@ const ALLOWED: &[i64] = &[
 /// Older forms of the same, which newer architectures do not have.
 #[cfg(target_arch = "x86_64")]
 const ALLOWED_HERE: &[i64] = &[
-    libc::SYS_access, libc::SYS_alarm, libc::SYS_arch_prctl, libc::SYS_dup2, libc::SYS_epoll_create,
-    libc::SYS_epoll_wait, libc::SYS_getdents, libc::SYS_getpgrp, libc::SYS_getrlimit, libc::SYS_lstat,
-    libc::SYS_pause, libc::SYS_pipe, libc::SYS_poll, libc::SYS_readlink, libc::SYS_select, libc::SYS_stat,
+    libc::SYS_access,
+    libc::SYS_alarm,
+    libc::SYS_arch_prctl,
+    libc::SYS_dup2,
+    libc::SYS_epoll_create,
+    libc::SYS_epoll_wait,
+    libc::SYS_getdents,
+    libc::SYS_getpgrp,
+    libc::SYS_getrlimit,
+    libc::SYS_lstat,
+    libc::SYS_pause,
+    libc::SYS_pipe,
+    libc::SYS_poll,
+    libc::SYS_readlink,
+    libc::SYS_select,
+    libc::SYS_stat,
     libc::SYS_time,
 ];
 #[cfg(not(target_arch = "x86_64"))]
@@ -83,15 +171,22 @@ const IOCTLS: [u64; 3] = [libc::TCGETS as u64, libc::FIOCLEX as u64, libc::FIONC
 /// The commands of `fcntl`: descriptors, their flags and locks. Not among them are those that make the kernel send a
 /// signal to whatever process is named.
 const FCNTLS: [i32; 9] = [
-    libc::F_DUPFD, libc::F_DUPFD_CLOEXEC, libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_SETFL, libc::F_GETLK,
-    libc::F_SETLK, libc::F_SETLKW,
+    libc::F_DUPFD,
+    libc::F_DUPFD_CLOEXEC,
+    libc::F_GETFD,
+    libc::F_SETFD,
+    libc::F_GETFL,
+    libc::F_SETFL,
+    libc::F_GETLK,
+    libc::F_SETLK,
+    libc::F_SETLKW,
 ];
 
 /// Restricts this process and what it becomes.
 ///
 /// # Errors
 /// If the kernel has no seccomp filters, or none is written for this processor.
-pub fn restrict(writing: Writing) -> Result<(), String> {
+pub(super) fn restrict(writing: Writing) -> Result<(), String> {
     let filter = filter(writing).map_err(|error| format!("seccomp: building the filter: {error}"))?;
     apply_filter(&filter).map_err(|error| format!("seccomp: {error}"))
 }
@@ -127,7 +222,11 @@ fn filter(writing: Writing) -> Result<BpfProgram, seccompiler::BackendError> {
     SeccompFilter::new(rules, refused, SeccompAction::Allow, std::env::consts::ARCH.try_into()?)?.try_into()
 }
 
-fn is(argument: u8, width: SeccompCmpArgLen, value: u64) -> Result<SeccompCondition, seccompiler::BackendError> {
+fn is(
+    argument: u8,
+    width: SeccompCmpArgLen,
+    value: u64,
+) -> Result<SeccompCondition, seccompiler::BackendError> {
     SeccompCondition::new(argument, width, SeccompCmpOp::Eq, value)
 }
 
