@@ -16,7 +16,7 @@ def main():
     # What the judge's process had open stays closed here.
     os.closerange(3, 1 << 16)
     source_pipe, answer_pipe = os.dup(0), os.dup(1)
-    null = os.open(os.devnull, os.O_RDWR)
+    null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.dup2(2, 1)
     os.close(null)

@@ -62,7 +62,7 @@ impl Python {
             .map_err(|error| anyhow!("{}: {error}; install Python 3 or give --python PATH", doing()))?;
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
-            bail!("{}: {} ({})", doing(), said.trim(), output.status);
+            bail!("{}: {} ({}); give another one with --python PATH", doing(), said.trim(), output.status);
         }
         let python: Python = serde_json::from_slice(&output.stdout).with_context(doing)?;
         let mut numbers = python.version.split('.').map(|part| part.parse().unwrap_or(0));

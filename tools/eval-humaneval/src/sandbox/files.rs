@@ -27,10 +27,13 @@ const NEWEST: ABI = ABI::V6;
 /// # Errors
 /// If the kernel has no landlock, or refuses.
 pub(super) fn restrict(executable: &Path, readable: &[PathBuf], folder: &Path) -> Result<(), String> {
-    let status = restricted(executable, readable, folder).map_err(|error| format!("landlock: {error}"))?;
-    match status {
-        RulesetStatus::NotEnforced => Err("landlock: the kernel does not enforce it".to_string()),
-        _ => Ok(()),
+    match restricted(executable, readable, folder) {
+        // What the kernel lacks shows first in the rights that it does not know.
+        Err(RulesetError::HandleAccesses(_)) | Ok(RulesetStatus::NotEnforced) => {
+            Err("the kernel has no landlock, or has it switched off".to_owned())
+        }
+        Err(error) => Err(format!("landlock: {error}")),
+        Ok(_) => Ok(()),
     }
 }
 
@@ -39,7 +42,7 @@ fn restricted(executable: &Path, readable: &[PathBuf], folder: &Path) -> Result<
     // No folders, links or devices: what is left behind is flat and can be removed.
     let own: BitFlags<AccessFs> =
         make_bitflags!(AccessFs::{ReadFile | ReadDir | WriteFile | MakeReg | RemoveFile | Truncate});
-    let device: BitFlags<AccessFs> = make_bitflags!(AccessFs::{ReadFile | WriteFile});
+    let devices = ["/dev/null", "/dev/urandom", "/dev/zero"];
     let status = Ruleset::default()
         .set_compatibility(CompatLevel::HardRequirement)
         .handle_access(AccessFs::from_all(ABI::V1))?
@@ -51,8 +54,7 @@ fn restricted(executable: &Path, readable: &[PathBuf], folder: &Path) -> Result<
         .add_rules(path_beneath_rules(SYSTEM.map(Path::new), read))?
         .add_rules(path_beneath_rules(readable, read))?
         .add_rules(path_beneath_rules([executable], read))?
-        .add_rules(path_beneath_rules(["/dev/null"], device))?
-        .add_rules(path_beneath_rules(["/dev/urandom", "/dev/zero"], AccessFs::ReadFile))?
+        .add_rules(path_beneath_rules(devices, AccessFs::ReadFile))?
         .add_rules(path_beneath_rules([folder], own))?
         .restrict_self()?;
     Ok(status.ruleset)

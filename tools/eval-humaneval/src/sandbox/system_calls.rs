@@ -188,7 +188,7 @@ const FCNTLS: [i32; 9] = [
 /// If the kernel has no seccomp filters, or none is written for this processor.
 pub(super) fn restrict(writing: Writing) -> Result<(), String> {
     let filter = filter(writing).map_err(|error| format!("seccomp: building the filter: {error}"))?;
-    apply_filter(&filter).map_err(|error| format!("seccomp: {error}"))
+    apply_filter(&filter).map_err(|error| format!("the kernel takes no seccomp filter ({error})"))
 }
 
 fn filter(writing: Writing) -> Result<BpfProgram, seccompiler::BackendError> {
