@@ -10,6 +10,9 @@ use std::ops::ControlFlow;
 /// Tokens of a completion if nothing is said, as far as the model's context has room for them.
 const NEW_TOKENS: usize = 512;
 
+/// What takes a completion: its key, its text and the fields of its line.
+pub type HandOver<'h> = &'h mut dyn FnMut(Key, &str, Map<String, Value>) -> ControlFlow<()>;
+
 /// The problems as a model reads them.
 #[derive(Debug)]
 pub struct Prompts {
@@ -48,8 +51,7 @@ impl Prompts {
         Ok(Prompts { prompts, max_new_tokens: wanted.unwrap_or(NEW_TOKENS.min(room)) })
     }
 
-    /// Generates the completions that are `missing`, and hands each over as soon as it is finished: its key, its text
-    /// and the fields of its line.
+    /// Generates the completions that are `missing`, and hands each over as soon as it is finished.
     ///
     /// # Errors
     /// If the decoder refuses or the device fails.
@@ -59,7 +61,7 @@ impl Prompts {
         problems: &Problems,
         options: &Options,
         missing: impl Fn(Key) -> bool,
-        hand_over: &mut dyn FnMut(Key, &str, Map<String, Value>) -> ControlFlow<()>,
+        hand_over: HandOver<'_>,
     ) -> Result<Statistics> {
         let chosen: Vec<usize> = (0..self.prompts.len())
             .filter(|problem| (0..options.samples).any(|sample| missing((*problem, sample))))

@@ -2,7 +2,7 @@
 
 use crate::cli::{Arguments, Generation};
 use crate::estimate::{Estimate, estimate};
-use crate::generate::Prompts;
+use crate::generate::{HandOver, Prompts};
 use crate::judge::{Judge, judge_all};
 use crate::problems::{Format, Problems, StopStyle, cut};
 use crate::python::{FLAGS, HASH_SEED, Python};
@@ -65,9 +65,6 @@ struct Evaluation<'a> {
 
 /// A completion on its way to its verdict.
 type Label = (Key, Map<String, Value>);
-
-/// What takes completions: key, text, fields of the line.
-type Submit<'s> = &'s mut dyn FnMut(Key, &str, Map<String, Value>) -> ControlFlow<()>;
 
 impl<'a> Evaluation<'a> {
     fn new(arguments: &'a Arguments) -> Result<Evaluation<'a>> {
@@ -272,7 +269,7 @@ impl<'a> Evaluation<'a> {
         &self,
         mut results: Results,
         total: usize,
-        produce: impl FnOnce(&HashSet<Key>, Submit<'_>) -> Result<()>,
+        produce: impl FnOnce(&HashSet<Key>, HandOver<'_>) -> Result<()>,
     ) -> Result<Results> {
         let done: HashSet<Key> = results.keys().collect();
         let bar = ProgressBar::new(total as u64).with_position(done.len() as u64);

@@ -4,22 +4,7 @@
 //! thereby refused, whatever kernels add later: sockets, processes and threads, signals to others, owners and modes of
 //! files, namespaces, mounts, tracing, other processes' memory, limits, keys, io_uring, shared memory.
 
-use libc::{
-    O_ACCMODE, O_CREAT, O_RDONLY, O_RDWR, O_TRUNC, O_WRONLY, SYS_brk, SYS_chdir, SYS_clock_getres,
-    SYS_clock_gettime, SYS_clock_nanosleep, SYS_close, SYS_close_range, SYS_dup, SYS_dup3, SYS_epoll_create1,
-    SYS_epoll_ctl, SYS_epoll_pwait, SYS_execve, SYS_exit, SYS_exit_group, SYS_faccessat, SYS_faccessat2,
-    SYS_fadvise64, SYS_fchdir, SYS_fcntl, SYS_fdatasync, SYS_flock, SYS_fstat, SYS_fstatfs, SYS_fsync,
-    SYS_ftruncate, SYS_futex, SYS_getcpu, SYS_getcwd, SYS_getdents64, SYS_getegid, SYS_geteuid, SYS_getgid,
-    SYS_getgroups, SYS_getitimer, SYS_getpgid, SYS_getpid, SYS_getppid, SYS_getpriority, SYS_getrandom,
-    SYS_getresgid, SYS_getresuid, SYS_getrusage, SYS_getsid, SYS_gettid, SYS_gettimeofday, SYS_getuid,
-    SYS_ioctl, SYS_lseek, SYS_madvise, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_nanosleep,
-    SYS_newfstatat, SYS_openat, SYS_pipe2, SYS_ppoll, SYS_pread64, SYS_preadv, SYS_prlimit64, SYS_pselect6,
-    SYS_pwrite64, SYS_pwritev, SYS_read, SYS_readlinkat, SYS_readv, SYS_renameat2, SYS_restart_syscall,
-    SYS_rseq, SYS_rt_sigaction, SYS_rt_sigpending, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_rt_sigsuspend,
-    SYS_rt_sigtimedwait, SYS_sched_getaffinity, SYS_sched_getparam, SYS_sched_getscheduler, SYS_sched_yield,
-    SYS_set_robust_list, SYS_set_tid_address, SYS_setitimer, SYS_sigaltstack, SYS_statfs, SYS_statx,
-    SYS_sysinfo, SYS_times, SYS_umask, SYS_uname, SYS_unlinkat, SYS_write, SYS_writev,
-};
+use libc::{O_ACCMODE, O_CREAT, O_RDONLY, O_RDWR, O_TRUNC, O_WRONLY};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
     apply_filter,
@@ -35,138 +20,54 @@ pub(super) enum Writing {
     Nowhere,
 }
 
+/// A list of system calls, which `rustfmt` leaves as dense as it is.
+macro_rules! calls {
+    ($($name:ident)*) => { &[$(libc::$name),*] };
+}
+
 /// Harmless whatever their arguments are.
-const ALLOWED: &[i64] = &[
-    SYS_brk,
-    SYS_chdir,
-    SYS_clock_getres,
-    SYS_clock_gettime,
-    SYS_clock_nanosleep,
-    SYS_close,
-    SYS_close_range,
-    SYS_dup,
-    SYS_dup3,
-    SYS_epoll_create1,
-    SYS_epoll_ctl,
-    SYS_epoll_pwait,
-    SYS_exit,
-    SYS_exit_group,
-    SYS_faccessat,
-    SYS_faccessat2,
-    SYS_fadvise64,
-    SYS_fchdir,
-    SYS_fdatasync,
-    SYS_flock,
-    SYS_fstat,
-    SYS_fstatfs,
-    SYS_fsync,
-    SYS_ftruncate,
-    SYS_futex,
-    SYS_getcpu,
-    SYS_getcwd,
-    SYS_getdents64,
-    SYS_getegid,
-    SYS_geteuid,
-    SYS_getgid,
-    SYS_getgroups,
-    SYS_getitimer,
-    SYS_getpgid,
-    SYS_getpid,
-    SYS_getppid,
-    SYS_getpriority,
-    SYS_getrandom,
-    SYS_getresgid,
-    SYS_getresuid,
-    SYS_getrusage,
-    SYS_getsid,
-    SYS_gettid,
-    SYS_gettimeofday,
-    SYS_getuid,
-    SYS_lseek,
-    SYS_madvise,
-    SYS_mmap,
-    SYS_mprotect,
-    SYS_mremap,
-    SYS_munmap,
-    SYS_nanosleep,
-    SYS_newfstatat,
-    SYS_pipe2,
-    SYS_ppoll,
-    SYS_pread64,
-    SYS_preadv,
-    SYS_pselect6,
-    SYS_pwrite64,
-    SYS_pwritev,
-    SYS_read,
-    SYS_readlinkat,
-    SYS_readv,
-    SYS_restart_syscall,
-    SYS_rseq,
-    SYS_rt_sigaction,
-    SYS_rt_sigpending,
-    SYS_rt_sigprocmask,
-    SYS_rt_sigreturn,
-    SYS_rt_sigsuspend,
-    SYS_rt_sigtimedwait,
-    SYS_sched_getaffinity,
-    SYS_sched_getparam,
-    SYS_sched_getscheduler,
-    SYS_sched_yield,
-    SYS_set_robust_list,
-    SYS_set_tid_address,
-    SYS_setitimer,
-    SYS_sigaltstack,
-    SYS_statfs,
-    SYS_statx,
-    SYS_sysinfo,
-    SYS_times,
-    SYS_umask,
-    SYS_uname,
-    SYS_write,
-    SYS_writev,
-    // The interpreter itself is started under the filter. A program that a judged program becomes has the same
-    // restrictions, and the pipe of the verdict is closed to it.
-    SYS_execve,
+const ALLOWED: &[i64] = calls![
+    SYS_brk SYS_chdir SYS_clock_getres SYS_clock_gettime SYS_clock_nanosleep SYS_close
+    SYS_close_range SYS_dup SYS_dup3 SYS_epoll_create1 SYS_epoll_ctl SYS_epoll_pwait SYS_exit
+    SYS_exit_group SYS_faccessat SYS_faccessat2 SYS_fadvise64 SYS_fchdir SYS_fdatasync SYS_flock
+    SYS_fstat SYS_fstatfs SYS_fsync SYS_ftruncate SYS_futex SYS_getcpu SYS_getcwd SYS_getdents64
+    SYS_getegid SYS_geteuid SYS_getgid SYS_getgroups SYS_getitimer SYS_getpgid SYS_getpid
+    SYS_getppid SYS_getpriority SYS_getrandom SYS_getresgid SYS_getresuid SYS_getrusage SYS_getsid
+    SYS_gettid SYS_gettimeofday SYS_getuid SYS_lseek SYS_madvise SYS_mmap SYS_mprotect SYS_mremap
+    SYS_munmap SYS_nanosleep SYS_newfstatat SYS_pipe2 SYS_ppoll SYS_pread64 SYS_preadv SYS_pselect6
+    SYS_pwrite64 SYS_pwritev SYS_read SYS_readlinkat SYS_readv SYS_restart_syscall SYS_rseq
+    SYS_rt_sigaction SYS_rt_sigpending SYS_rt_sigprocmask SYS_rt_sigreturn SYS_rt_sigsuspend
+    SYS_rt_sigtimedwait SYS_sched_getaffinity SYS_sched_getparam SYS_sched_getscheduler
+    SYS_sched_yield SYS_set_robust_list SYS_set_tid_address SYS_setitimer SYS_sigaltstack SYS_statfs
+    SYS_statx SYS_sysinfo SYS_times SYS_umask SYS_uname SYS_write SYS_writev
+    // The interpreter is started under the filter. A program that a judged program becomes has the same restrictions.
+    SYS_execve
 ];
 
 /// Older forms of the same, which newer architectures do not have.
 #[cfg(target_arch = "x86_64")]
-const ALLOWED_HERE: &[i64] = &[
-    libc::SYS_access,
-    libc::SYS_alarm,
-    libc::SYS_arch_prctl,
-    libc::SYS_dup2,
-    libc::SYS_epoll_create,
-    libc::SYS_epoll_wait,
-    libc::SYS_getdents,
-    libc::SYS_getpgrp,
-    libc::SYS_getrlimit,
-    libc::SYS_lstat,
-    libc::SYS_pause,
-    libc::SYS_pipe,
-    libc::SYS_poll,
-    libc::SYS_readlink,
-    libc::SYS_select,
-    libc::SYS_stat,
-    libc::SYS_time,
+const ALLOWED_HERE: &[i64] = calls![
+    SYS_access SYS_alarm SYS_arch_prctl SYS_dup2 SYS_epoll_create SYS_epoll_wait SYS_getdents
+    SYS_getpgrp SYS_getrlimit SYS_lstat SYS_pause SYS_pipe SYS_poll SYS_readlink SYS_select SYS_stat
+    SYS_time
 ];
 #[cfg(not(target_arch = "x86_64"))]
 const ALLOWED_HERE: &[i64] = &[];
 
 /// Change names, which the file rules decide about.
 #[cfg(target_arch = "x86_64")]
-const NAMING: &[i64] = &[SYS_unlinkat, SYS_renameat2, libc::SYS_unlink, libc::SYS_rename, libc::SYS_renameat];
+const NAMING: &[i64] = calls![SYS_unlinkat SYS_renameat SYS_renameat2 SYS_unlink SYS_rename];
 #[cfg(not(target_arch = "x86_64"))]
-const NAMING: &[i64] = &[SYS_unlinkat, SYS_renameat2];
+const NAMING: &[i64] = calls![SYS_unlinkat SYS_renameat SYS_renameat2];
 
 /// Calls that open a file, and which of their arguments holds the flags.
 #[cfg(target_arch = "x86_64")]
-const OPENING: &[(i64, u8)] = &[(SYS_openat, 2), (libc::SYS_open, 1)];
+const OPENING: &[(i64, u8)] = &[(libc::SYS_openat, 2), (libc::SYS_open, 1)];
 #[cfg(not(target_arch = "x86_64"))]
-const OPENING: &[(i64, u8)] = &[(SYS_openat, 2)];
+const OPENING: &[(i64, u8)] = &[(libc::SYS_openat, 2)];
 
 /// The requests of `ioctl` that the interpreter makes of files: whether it is a terminal, and close on exec.
-const IOCTLS: [u64; 3] = [libc::TCGETS as u64, libc::FIOCLEX as u64, libc::FIONCLEX as u64];
+const IOCTLS: [u64; 3] = [libc::TCGETS, libc::FIOCLEX, libc::FIONCLEX];
 
 /// The commands of `fcntl`: descriptors, their flags and locks. Not among them are those that make the kernel send a
 /// signal to whatever process is named.
@@ -212,12 +113,12 @@ fn filter(writing: Writing) -> Result<BpfProgram, seccompiler::BackendError> {
         rules.extend(NAMING.iter().map(|call| (*call, Vec::new())));
     }
     let second = |value| SeccompRule::new(vec![is(1, SeccompCmpArgLen::Dword, value)?]);
-    rules.insert(SYS_ioctl, IOCTLS.into_iter().map(second).collect::<Result<_, _>>()?);
+    rules.insert(libc::SYS_ioctl, IOCTLS.into_iter().map(second).collect::<Result<_, _>>()?);
     let commands = FCNTLS.into_iter().map(|command| second(command as u64));
-    rules.insert(SYS_fcntl, commands.collect::<Result<_, _>>()?);
+    rules.insert(libc::SYS_fcntl, commands.collect::<Result<_, _>>()?);
     // Its own limits, and only to read them.
     let reading = vec![is(0, SeccompCmpArgLen::Dword, 0)?, is(2, SeccompCmpArgLen::Qword, 0)?];
-    rules.insert(SYS_prlimit64, vec![SeccompRule::new(reading)?]);
+    rules.insert(libc::SYS_prlimit64, vec![SeccompRule::new(reading)?]);
     let refused = SeccompAction::Errno(libc::EPERM as u32);
     SeccompFilter::new(rules, refused, SeccompAction::Allow, std::env::consts::ARCH.try_into()?)?.try_into()
 }
