@@ -496,7 +496,7 @@ fn killed_and_continued() {
         thread::sleep(Duration::from_millis(20));
     }
     let message = bench.fail(&[&args[..], &["killed.jsonl", "--wall-seconds", "2"]].concat());
-    says(&message, &["killed.jsonl", "wall_seconds is 30 there and 2 now", "another --out"]);
+    says(&message, &["killed.jsonl", "wall_seconds is 60 there and 2 now", "another --out"]);
     assert_eq!(written(), 6);
 }
 
@@ -543,7 +543,7 @@ fn results_record_the_settings() {
     let settings = &bench.lines("out.jsonl")[0]["settings"];
     for (name, value) in [
         ("cpu_seconds", json!(7)),
-        ("wall_seconds", json!(30)),
+        ("wall_seconds", json!(60)),
         ("memory_mib", json!(512)),
         ("sandbox", json!("full")),
         ("problem_count", json!(1)),

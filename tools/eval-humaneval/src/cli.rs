@@ -49,10 +49,10 @@ pub(crate) struct Generation {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u64).range(1..))]
     pub(crate) samples: u64,
     /// 0 takes the most probable token each time; 0.2 is usual for pass@1, 0.8 for pass@10 and pass@100
-    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
     pub(crate) temperature: f64,
     /// Draw from the most probable tokens that together reach this probability
-    #[arg(long, value_name = "X", default_value_t = 0.95)]
+    #[arg(long, value_name = "X", default_value_t = 0.95, allow_negative_numbers = true)]
     pub(crate) top_p: f64,
     /// Draw from the N most probable tokens; 0 is all
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -82,10 +82,10 @@ pub(crate) struct Judging {
     #[arg(long, value_name = "LEVEL", default_value = "full")]
     pub(crate) sandbox: Level,
     /// CPU time of a program
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = value_parser!(u64).range(1..=3600))]
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = value_parser!(u64).range(1..=3600))]
     pub(crate) cpu_seconds: u64,
     /// Time of a program from start to end
-    #[arg(long, value_name = "N", default_value_t = 30, value_parser = value_parser!(u64).range(1..=86400))]
+    #[arg(long, value_name = "N", default_value_t = 60, value_parser = value_parser!(u64).range(1..=86400))]
     pub(crate) wall_seconds: u64,
     /// Address space of a program
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = value_parser!(u64).range(64..=1048576))]

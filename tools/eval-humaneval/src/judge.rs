@@ -72,37 +72,25 @@ impl Judge {
             .context("creating a temporary folder for the programs; set TMPDIR to another one")?;
         let mut judge = Judge { python, level, limits, folder, count: AtomicU64::new(0) };
         let Some(reason) = judge.missing()? else { return Ok(judge) };
-        let mut there = Level::None;
-        if level == Level::Full {
-            judge.level = Level::Partial;
+        for (weaker, means) in level.weaker() {
+            judge.level = *weaker;
             if judge.missing()?.is_none() {
-                there = Level::Partial;
+                let (wanted, weaker) = (level.name(), weaker.name());
+                bail!(
+                    "the sandbox `{wanted}` is not to be had on this machine: {reason}\nwhat there is: {means}; --sandbox {weaker} accepts that, better only in a container or a machine of its own"
+                );
             }
         }
-        let (found, name) = match there {
-            Level::Partial => {
-                ("programs could read your files, but not write, send or start anything", "partial")
-            }
-            _ => ("programs could do whatever you can", "none"),
-        };
-        bail!(
-            "the sandbox `{}` is not to be had on this machine: {reason}\nwhat there is: {found}; --sandbox {name} accepts that, better only in a container or a machine of its own",
-            match level {
-                Level::Full => "full",
-                Level::Partial => "partial",
-                Level::None => "none",
-            }
-        )
+        bail!("judging a program that does nothing: {reason}")
     }
 
     /// What the level lacks here, if anything.
     fn missing(&self) -> Result<Option<String>> {
-        match self.run(&sandbox::probe(self.level))? {
-            Outcome::Verdict(Verdict::Passed) => Ok(None),
-            Outcome::Verdict(Verdict::Failed(reason)) | Outcome::Refused(reason) => Ok(Some(reason)),
-            Outcome::NotStarted(reason) if self.level == Level::None => bail!(reason),
-            Outcome::NotStarted(reason) => Ok(Some(reason)),
-        }
+        Ok(match self.run(&sandbox::probe(self.level))? {
+            Outcome::Verdict(Verdict::Passed) => None,
+            Outcome::Verdict(Verdict::Failed(reason)) => Some(reason),
+            Outcome::Refused(reason) | Outcome::NotStarted(reason) => Some(reason),
+        })
     }
 
     /// The level.
@@ -125,7 +113,8 @@ impl Judge {
         let number = self.count.fetch_add(1, Ordering::Relaxed);
         let folder = self.folder.path().join(number.to_string());
         fs::create_dir(&folder).with_context(|| format!("creating {}", folder.display()))?;
-        let mut command = sandbox::command(self.level, self.limits, &self.python, &folder, HARNESS);
+        let mut command = sandbox::command(self.level, self.limits, &self.python, &folder, HARNESS)
+            .with_context(|| format!("{}; set TMPDIR to another folder", folder.display()))?;
         let mut child = command.spawn().context("starting a sandbox")?;
         let outcome = Trial::new(&mut child, &folder, self.limits)
             .and_then(|mut trial| trial.run(program))

@@ -52,10 +52,15 @@ impl Python {
     /// # Errors
     /// If it cannot be started or is older than Python 3.8.
     pub fn find(path: Option<&Path>) -> Result<Python> {
-        let program = path.unwrap_or(Path::new("python3"));
+        let program = match path {
+            None => PathBuf::from("python3"),
+            // A bare name is searched for; a path is the caller's and not that of the folder below.
+            Some(name) if name.components().count() == 1 => name.to_owned(),
+            Some(path) => std::path::absolute(path)?,
+        };
         let doing = || format!("asking {} about itself", program.display());
         // From the root, so that no file of the working folder is imported.
-        let output = Command::new(program)
+        let output = Command::new(&program)
             .args(["-I", "-S", "-B", "-c", INTRODUCE])
             .current_dir("/")
             .output()

@@ -223,7 +223,8 @@ impl<'a> Evaluation<'a> {
             samples,
             max_new_tokens: prompts.max_new_tokens,
             stop: self.stop.iter().map(|string| (*string).to_owned()).collect(),
-            speculation: Speculation::Auto,
+            // Drafts are used or not by measurement. That leaves greedy completions what they are, but not drawn ones.
+            speculation: if generation.temperature == 0.0 { Speculation::Auto } else { Speculation::Off },
             rows: usize::try_from(generation.rows)?,
         };
         let mut settings = self.settings("checkpoint");

@@ -43,6 +43,30 @@ pub enum Level {
     None,
 }
 
+impl Level {
+    /// What it is called on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Full => "full",
+            Level::Partial => "partial",
+            Level::None => "none",
+        }
+    }
+
+    /// The levels below, the strongest one first, and what programs could do there.
+    pub fn weaker(self) -> &'static [(Level, &'static str)] {
+        const WEAKER: [(Level, &str); 2] = [
+            (Level::Partial, "programs could read your files, but not write, send or start anything"),
+            (Level::None, "programs could do whatever you can"),
+        ];
+        match self {
+            Level::Full => &WEAKER,
+            Level::Partial => &WEAKER[1..],
+            Level::None => &[],
+        }
+    }
+}
+
 impl fmt::Display for Level {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -86,7 +110,16 @@ const MARK: &str = "--sandbox-child";
 pub const REFUSED: u8 = b'S';
 
 /// The command that runs `code` in a sandbox with its own `folder`, with pipes at all three standard descriptors.
-pub fn command(level: Level, limits: Limits, python: &Python, folder: &Path, code: &str) -> Command {
+///
+/// # Errors
+/// If the path of the folder is not UTF-8.
+pub fn command(
+    level: Level,
+    limits: Limits,
+    python: &Python,
+    folder: &Path,
+    code: &str,
+) -> serde_json::Result<Command> {
     let plan = Plan {
         level,
         limits,
@@ -98,7 +131,7 @@ pub fn command(level: Level, limits: Limits, python: &Python, folder: &Path, cod
     let mut command = Command::new("/proc/self/exe");
     command
         .arg(MARK)
-        .arg(serde_json::to_string(&plan).expect("a plan is paths in UTF-8 and numbers"))
+        .arg(serde_json::to_string(&plan)?)
         .arg(code)
         .current_dir(folder)
         .env_clear()
@@ -106,7 +139,7 @@ pub fn command(level: Level, limits: Limits, python: &Python, folder: &Path, cod
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    command
+    Ok(command)
 }
 
 /// If this process was started by [`command`]: becomes the interpreter, or says why not. Call it before all else.
