@@ -133,6 +133,17 @@ fn canonical_solutions_pass() {
     }
 }
 
+/// No function of HumanEval is right by doing nothing.
+#[test]
+fn empty_functions_fail() {
+    let bench = Bench::new();
+    let lines: Vec<Value> =
+        (0..164).map(|i| json!({"task_id": format!("HumanEval/{i}"), "completion": "    pass\n"})).collect();
+    bench.write("samples.jsonl", &lines);
+    let said = bench.succeed(&["--samples-file", "samples.jsonl"]);
+    says(&said, &["164 completions, 0 passed", "pass@1      0.00 ± 0.00 %"]);
+}
+
 #[test]
 fn right_programs_pass() {
     let bench = Bench::new();

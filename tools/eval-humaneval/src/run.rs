@@ -223,8 +223,7 @@ impl<'a> Evaluation<'a> {
             samples,
             max_new_tokens: prompts.max_new_tokens,
             stop: self.stop.iter().map(|string| (*string).to_owned()).collect(),
-            // Drafts are used or not by measurement. That leaves greedy completions what they are, but not drawn ones.
-            speculation: if generation.temperature == 0.0 { Speculation::Auto } else { Speculation::Off },
+            speculation: speculation(generation),
             rows: usize::try_from(generation.rows)?,
         };
         let mut settings = self.settings("checkpoint");
@@ -370,6 +369,7 @@ impl<'a> Evaluation<'a> {
             "top_k": generation.top_k,
             "seed": generation.seed,
             "rows": generation.rows,
+            "speculative": format!("{:?}", speculation(generation)).to_lowercase(),
             "platform": generation.platform,
         })));
         settings
@@ -426,6 +426,15 @@ fn best(evaluated: &[Evaluated]) -> Option<&Evaluated> {
 fn sampling(generation: &Generation) -> Sampling {
     let Generation { temperature, top_k, top_p, .. } = *generation;
     if temperature == 0.0 { Sampling::Greedy } else { Sampling::Random { temperature, top_k, top_p } }
+}
+
+/// Drafts are used or not by measurement, which leaves greedy completions what they are, but not drawn ones: those must
+/// follow from the seed.
+fn speculation(generation: &Generation) -> Speculation {
+    match sampling(generation) {
+        Sampling::Greedy => Speculation::Auto,
+        Sampling::Random { .. } => Speculation::Off,
+    }
 }
 
 /// What can be refused before a checkpoint is loaded.
