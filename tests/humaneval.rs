@@ -175,6 +175,8 @@ fn wrong_programs_fail_with_their_reason() {
             ("return x + 1\n", "SyntaxError: 'return' outside function at line 6"),
             ("    raise ValueError('no\\nmore')\n", "ValueError: no at line 6"),
             ("    return f(x)\n", "RecursionError"),
+            // Nothing of it reaches a terminal.
+            ("    raise ValueError('\\x1b[2J')\n", "ValueError: \u{fffd}[2J at line 6"),
             ("    \0return x + 1\n", "null bytes"),
             ("  return x + 1\n", "IndentationError"),
             ("", "AssertionError"),

@@ -12,11 +12,13 @@ use crate::python::Python;
 use crate::sandbox::{self, Level, Limits};
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::ops::ControlFlow;
+use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, ExitStatus};
@@ -36,8 +38,8 @@ const KEPT_BYTES: usize = 4 << 10;
 /// Bytes that a program may keep in its folder, and files.
 const FOLDER_BYTES: u64 = 32 << 20;
 const FOLDER_FILES: usize = 1000;
-/// Bytes of a reason.
-const REASON_BYTES: usize = 1000;
+/// Bytes of all answers; nothing that is longer is one.
+const ANSWER_BYTES: usize = 1000;
 /// How often clock and folder are looked at.
 const TICK: Duration = Duration::from_millis(20);
 
@@ -117,9 +119,12 @@ impl Judge {
             .with_context(|| format!("{}; set TMPDIR to another folder", folder.display()))?;
         let mut child = command.spawn().context("starting a sandbox")?;
         let outcome = Trial::new(&mut child, &folder, self.limits)
-            .and_then(|mut trial| trial.run(program))
+            .and_then(|mut trial| {
+                let seen = trial.watch(program);
+                let status = end(&mut child)?;
+                seen?.map_or_else(|| trial.conclude(status), Ok)
+            })
             .context("judging a program");
-        end(&mut child);
         // What cannot be removed now goes with the whole folder at the end, or stays with the system's other litter.
         let _ = fs::remove_dir_all(&folder);
         outcome
@@ -180,23 +185,24 @@ enum Outcome {
     NotStarted(String),
 }
 
-/// Kills a process with all that it started, as far as that is still in its group.
-fn end(child: &mut Child) {
+/// Kills a process with all that it started, as far as that is still in its group, and says how it ended. It must not
+/// have been waited for before: its number could by then be that of another process.
+fn end(child: &mut Child) -> std::io::Result<ExitStatus> {
     // Both fail if nothing is left to kill.
     let _ = kill_process_group(Pid::from_child(child), Signal::KILL);
     let _ = child.kill();
-    let _ = child.wait();
+    child.wait()
 }
 
 /// One process while it is watched.
-struct Trial<'c> {
-    child: &'c mut Child,
-    folder: &'c Path,
+struct Trial<'f> {
+    process: Pid,
+    folder: &'f Path,
     limits: Limits,
     deadline: Instant,
     source: ChildStdin,
-    answers: ChildStdout,
-    output: ChildStderr,
+    answers: Option<ChildStdout>,
+    output: Option<ChildStderr>,
     /// All that was answered.
     answered: Vec<u8>,
     /// The beginning of what was printed.
@@ -207,29 +213,19 @@ struct Trial<'c> {
     nonce: Option<[u8; 16]>,
 }
 
-/// What a look at the answers says.
-enum Standing {
-    Open,
-    Passed,
-    /// Something else than the harness wrote them.
-    Forged,
-}
-
-impl<'c> Trial<'c> {
-    fn new(child: &'c mut Child, folder: &'c Path, limits: Limits) -> std::io::Result<Trial<'c>> {
-        let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        let (Some(source), Some(answers), Some(output)) = pipes else {
+impl<'f> Trial<'f> {
+    fn new(child: &mut Child, folder: &'f Path, limits: Limits) -> std::io::Result<Trial<'f>> {
+        let Some(source) = child.stdin.take() else {
             return Err(std::io::Error::other("the process has no pipes"));
         };
-        let deadline = Instant::now() + Duration::from_secs(limits.wall_seconds);
         Ok(Trial {
-            child,
+            process: Pid::from_child(child),
             folder,
             limits,
-            deadline,
+            deadline: Instant::now() + Duration::from_secs(limits.wall_seconds),
             source,
-            answers,
-            output,
+            answers: child.stdout.take(),
+            output: child.stderr.take(),
             answered: Vec::new(),
             printed: Vec::new(),
             printed_bytes: 0,
@@ -237,111 +233,105 @@ impl<'c> Trial<'c> {
         })
     }
 
-    fn run(&mut self, program: &str) -> std::io::Result<Outcome> {
+    /// Watches the process until there is an outcome, or until it has ended by itself.
+    fn watch(&mut self, program: &str) -> std::io::Result<Option<Outcome>> {
         let length = (program.len() as u64).to_le_bytes();
         send(&mut self.source, &length)?;
         send(&mut self.source, program.as_bytes())?;
-        let (mut answers_open, mut output_open) = (true, true);
         let mut looked = Instant::now();
         loop {
-            if answers_open || output_open {
-                let mut fds = Vec::with_capacity(2);
-                if answers_open {
-                    fds.push(PollFd::new(&self.answers, PollFlags::IN));
-                }
-                if output_open {
-                    fds.push(PollFd::new(&self.output, PollFlags::IN));
-                }
-                let tick = Timespec { tv_sec: 0, tv_nsec: TICK.as_nanos() as i64 };
-                match poll(&mut fds, Some(&tick)) {
-                    Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                    Err(error) => return Err(error.into()),
-                }
-                let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
-                let answers_ready = answers_open && ready.next() == Some(true);
-                let output_ready = output_open && ready.next() == Some(true);
-                if answers_ready {
-                    answers_open = self.read_answers()?;
-                }
-                if output_ready {
-                    output_open = self.read_output()?;
-                }
-            } else {
-                // A program may close its descriptors and go on.
-                thread::sleep(TICK / 20);
-            }
-            match self.standing()? {
-                Standing::Open => {}
-                Standing::Passed => return Ok(Outcome::Verdict(Verdict::Passed)),
-                Standing::Forged => return Ok(failed("wrote to the pipe of its own verdict")),
+            self.read(TICK)?;
+            if let Some(verdict) = self.standing()? {
+                return Ok(Some(Outcome::Verdict(verdict)));
             }
             if self.printed_bytes > OUTPUT_BYTES {
-                return Ok(failed(format!("printed more than {} MiB", OUTPUT_BYTES >> 20)));
+                return Ok(Some(failed(format!("printed more than {} MiB", OUTPUT_BYTES >> 20))));
             }
-            if let Some(status) = self.child.try_wait()? {
-                while answers_open && self.ready_now()? {
-                    answers_open = self.read_answers()?;
-                }
-                return Ok(match self.standing()? {
-                    Standing::Passed => Outcome::Verdict(Verdict::Passed),
-                    Standing::Forged => failed("wrote to the pipe of its own verdict"),
-                    Standing::Open => self.ended(status),
-                });
+            let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+            if waitid(WaitId::Pid(self.process), options)?.is_some() {
+                return Ok(None);
             }
             let now = Instant::now();
             if now >= self.deadline {
                 let reason = format!("did not end within {} s", self.limits.wall_seconds);
-                return Ok(match self.answered.first() {
+                return Ok(Some(match self.answered.first() {
                     Some(_) => failed(reason),
                     None => Outcome::NotStarted(format!("the interpreter {reason}")),
-                });
+                }));
             }
             if now - looked >= TICK {
                 looked = now;
                 if let Some(reason) = crowded(self.folder) {
-                    return Ok(failed(reason));
+                    return Ok(Some(failed(reason)));
                 }
             }
         }
     }
 
-    /// Whether there is something to be read of the answers, or their end.
-    fn ready_now(&self) -> std::io::Result<bool> {
-        let mut fds = [PollFd::new(&self.answers, PollFlags::IN)];
-        Ok(poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? > 0)
+    /// The outcome of a process that has ended.
+    fn conclude(&mut self, status: ExitStatus) -> std::io::Result<Outcome> {
+        // Without a sandbox, something may be left that goes on writing.
+        while self.read(Duration::ZERO)? && self.printed_bytes <= OUTPUT_BYTES {}
+        if let Some(verdict) = self.standing()? {
+            return Ok(Outcome::Verdict(verdict));
+        }
+        Ok(match &self.answered[..] {
+            [sandbox::REFUSED, reason @ ..] => Outcome::Refused(text(reason)),
+            [] => {
+                let said = String::from_utf8_lossy(&self.printed);
+                Outcome::NotStarted(format!("the interpreter did not start ({status}): {}", said.trim()))
+            }
+            [_, b'F', reason @ ..] if !reason.is_empty() => failed(text(reason)),
+            [_, b'F'] => failed(format!("raised an exception; describing it, it {}", self.how(status))),
+            _ => failed(format!("{} before its tests ended", self.how(status))),
+        })
     }
 
-    /// Reads what is there; false at the end.
-    fn read_answers(&mut self) -> std::io::Result<bool> {
-        let mut block = [0; 4096];
-        let read = self.answers.read(&mut block)?;
-        // Nothing that is long is an answer.
-        let room = (2 * REASON_BYTES).saturating_sub(self.answered.len());
-        self.answered.extend_from_slice(&block[..read.min(room)]);
-        Ok(read > 0)
-    }
-
-    fn read_output(&mut self) -> std::io::Result<bool> {
+    /// Reads what has been written, waiting for it at most so long; false if there was nothing. A pipe that has come
+    /// to its end is closed; a program may close both and go on.
+    fn read(&mut self, timeout: Duration) -> std::io::Result<bool> {
+        let timeout = Timespec { tv_sec: 0, tv_nsec: timeout.subsec_nanos().into() };
+        let pipes = [self.answers.as_ref().map(AsFd::as_fd), self.output.as_ref().map(AsFd::as_fd)];
+        let mut fds: Vec<PollFd<'_>> =
+            pipes.iter().flatten().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
+        let [answers, output] = pipes.map(|pipe| pipe.is_some() && ready.next() == Some(true));
         let mut block = [0; 1 << 16];
-        let read = self.output.read(&mut block)?;
-        self.printed_bytes += read;
-        let room = KEPT_BYTES.saturating_sub(self.printed.len());
-        self.printed.extend_from_slice(&block[..read.min(room)]);
-        Ok(read > 0)
+        if let Some(pipe) = self.answers.as_mut().filter(|_| answers) {
+            let read = pipe.read(&mut block)?;
+            keep(&mut self.answered, &block[..read], ANSWER_BYTES);
+            if read == 0 {
+                self.answers = None;
+            }
+        }
+        if let Some(pipe) = self.output.as_mut().filter(|_| output) {
+            let read = pipe.read(&mut block)?;
+            keep(&mut self.printed, &block[..read], KEPT_BYTES);
+            self.printed_bytes += read;
+            if read == 0 {
+                self.output = None;
+            }
+        }
+        Ok(answers || output)
     }
 
     /// Looks at the answers, and sends the nonce when the tests have ended.
-    fn standing(&mut self) -> std::io::Result<Standing> {
+    fn standing(&mut self) -> std::io::Result<Option<Verdict>> {
+        let forged = Some(Verdict::Failed("wrote to the pipe of its own verdict".to_owned()));
         let [b'R', b'E', echo @ ..] = &self.answered[..] else {
             return Ok(match &self.answered[..] {
-                [] | [b'R'] | [b'R', b'F', ..] | [sandbox::REFUSED, ..] => Standing::Open,
-                _ => Standing::Forged,
+                [] | [b'R'] | [b'R', b'F', ..] | [sandbox::REFUSED, ..] => None,
+                _ => forged,
             });
         };
         let nonce = match self.nonce {
             Some(nonce) => nonce,
             // Whatever came along with the claim was not the answer to it.
-            None if !echo.is_empty() => return Ok(Standing::Forged),
+            None if !echo.is_empty() => return Ok(forged),
             None => {
                 let mut nonce = [0; 16];
                 getrandom(&mut nonce, GetRandomFlags::empty())?;
@@ -351,24 +341,10 @@ impl<'c> Trial<'c> {
             }
         };
         Ok(match (echo == nonce, nonce.starts_with(echo)) {
-            (true, _) => Standing::Passed,
-            (false, true) => Standing::Open,
-            (false, false) => Standing::Forged,
+            (true, _) => Some(Verdict::Passed),
+            (false, true) => None,
+            (false, false) => forged,
         })
-    }
-
-    /// The outcome of a process that ended by itself without passing.
-    fn ended(&self, status: ExitStatus) -> Outcome {
-        match &self.answered[..] {
-            [sandbox::REFUSED, reason @ ..] => Outcome::Refused(text(reason)),
-            [] => {
-                let said = String::from_utf8_lossy(&self.printed);
-                Outcome::NotStarted(format!("the interpreter did not start ({status}): {}", said.trim()))
-            }
-            [_, b'F', reason @ ..] if !reason.is_empty() => failed(text(reason)),
-            [_, b'F'] => failed(format!("raised an exception; describing it, it {}", self.how(status))),
-            _ => failed(format!("{} before its tests ended", self.how(status))),
-        }
     }
 
     fn how(&self, status: ExitStatus) -> String {
@@ -391,8 +367,16 @@ fn failed(reason: impl Into<String>) -> Outcome {
     Outcome::Verdict(Verdict::Failed(reason.into()))
 }
 
+/// What a program said, fit for a terminal.
 fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(&bytes[..bytes.len().min(REASON_BYTES)]).into_owned()
+    let text = String::from_utf8_lossy(bytes);
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
+/// Keeps bytes up to a limit.
+fn keep(kept: &mut Vec<u8>, bytes: &[u8], limit: usize) {
+    let room = limit.saturating_sub(kept.len());
+    kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
 }
 
 /// Sends to a process that may be gone already, which shows elsewhere.
