@@ -33,6 +33,7 @@ impl Bench {
     fn new() -> Bench {
         let bench = Bench { folder: TempDir::new().unwrap() };
         bench.write("problems.jsonl", &[problem()]);
+        fs::create_dir(bench.path("tmp")).unwrap();
         bench
     }
 
@@ -52,7 +53,8 @@ impl Bench {
 
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_evaluator"));
-        command.current_dir(self.folder.path()).args(args);
+        // What a killed evaluation leaves behind goes with this folder.
+        command.current_dir(self.folder.path()).env("TMPDIR", self.path("tmp")).args(args);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
