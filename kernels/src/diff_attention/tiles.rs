@@ -250,16 +250,22 @@ impl Inputs {
             let triangle = k.iota(&[chunk, chunk], 0).le(k.iota(&[chunk, chunk], 1));
             for &(scores, highest) in scores {
                 for c in 0..block / chunk {
-                    let rows = c * chunk..(c + 1) * chunk;
-                    if c > 0 {
-                        let hidden = k.full(Type::f32([chunk, c * chunk]), HIDDEN);
-                        k.store(scores, at![rows.clone(), 0..c * chunk], hidden);
+                    let queries = c * chunk..(c + 1) * chunk;
+                    let x = k.load(scores, at![queries.clone(), queries.clone()]);
+                    let x = triangle.select(x, x.same(HIDDEN));
+                    k.store(scores, at![queries.clone(), queries.clone()], x);
+                    let below = block - queries.end;
+                    if below > 0 {
+                        let hidden = k.full(Type::f32([below, chunk]), HIDDEN);
+                        k.store(scores, at![queries.end..block, queries.clone()], hidden);
                     }
-                    let x = k.load(scores, at![rows.clone(), rows.clone()]);
-                    k.store(scores, at![rows.clone(), rows], triangle.select(x, x.same(HIDDEN)));
-                }
-                if let Some(highest) = highest {
-                    k.store(highest, at![.., ..], k.load(scores, at![.., ..]).fold_max());
+                    let Some(highest) = highest else { continue };
+                    // Keys before this chunk are visible as they are, those behind it do not count.
+                    let mut top = x.fold_max();
+                    if c > 0 {
+                        top = top.max(k.load(scores, at![0..c * chunk, queries.clone()]).fold_max());
+                    }
+                    k.store(highest, at![.., queries], top);
                 }
             }
         });
