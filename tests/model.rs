@@ -5,10 +5,8 @@ use engine::{Array, Compiled, DType, Host, Program, Rounding, Tensor, Type, eval
 use kernels::Gradients;
 use model::dropout::{Masks, Site};
 use model::loss::{Counts, losses};
-use model::{
-    Attention, Batch, Config, Dropout, Params, Preset, Remat, Yarn, initial_params, specs, token_log_probs,
-};
-use tests::{cpu, lowered, numbers};
+use model::{Attention, Batch, Config, Dropout, Params, Preset, Remat, Yarn, specs, token_log_probs};
+use tests::{cpu, lowered, uneven_params};
 use train::config::BatchShape;
 use train::step::{AdamW, Metric, step_program};
 
@@ -30,14 +28,8 @@ fn config() -> Config {
 /// The last real token ends documents and fills rows: one id for both, as in Qwen's base tokenizer.
 const EOS: i32 = 60;
 
-/// Weights that are not near anything special.
 fn weights(config: &Config) -> Vec<Host> {
-    let noise = |(i, (_, host)): (usize, (&str, Host))| {
-        let noise = numbers(host.ty().clone(), i as u32).to_f64();
-        let moved: Vec<f64> = host.to_f64().iter().zip(noise).map(|(x, noise)| x + 0.2 * noise).collect();
-        Host::from_f64(host.ty().clone(), &moved)
-    };
-    initial_params(config, 3).into_flat().into_iter().enumerate().map(noise).collect()
+    uneven_params(config).into_flat().into_iter().map(|(_, host)| host).collect()
 }
 
 fn inputs<'f>(f: &'f engine::Builder<'f>, config: &Config) -> Params<Tensor<'f>> {

@@ -120,7 +120,7 @@ fn block<'f>(
 }
 
 /// `w x / sqrt(mean(x^2) + eps)` over the last axis, in f32; the result has x's type.
-fn rms_norm<'f>(x: Tensor<'f>, w: Tensor<'f>, eps: f64) -> Tensor<'f> {
+pub(crate) fn rms_norm<'f>(x: Tensor<'f>, w: Tensor<'f>, eps: f64) -> Tensor<'f> {
     let last = x.rank() - 1;
     let others: Vec<usize> = (0..last).collect();
     let wide = x.convert(DType::F32);
@@ -193,6 +193,18 @@ fn attention<'f>(
         _ => unreachable!("the parameter tree is made for the configuration"),
     };
     out.einsum("bsw,wm->bsm", p.o.convert(dtype))
+}
+
+/// Rotates the two halves of the last axis by the angle of the position, in f32. x: `[b, s, .., d]`; cosine and sine:
+/// `[s, d/2]`, or `[b, s, d/2]` where rows have positions of their own.
+pub(crate) fn rope<'f>(x: Tensor<'f>, [cos, sin]: [Tensor<'f>; 2]) -> Tensor<'f> {
+    let last = x.rank() - 1;
+    let half = x.dim(last) / 2;
+    let wide = x.convert(DType::F32);
+    let (x1, x2) = (wide.slice_axis(last, 0, half), wide.slice_axis(last, half, 2 * half));
+    let axes = if cos.rank() == 2 { &[1, last][..] } else { &[0, 1, last] };
+    let (cos, sin) = (cos.along(x1, axes), sin.along(x1, axes));
+    Tensor::concatenate(&[x1 * cos - x2 * sin, x2 * cos + x1 * sin], last).convert(x.dtype())
 }
 
 /// SwiGLU between its projections. x: `[b, s, m]`, normed.

@@ -8,6 +8,7 @@
 
 pub mod config;
 pub mod counts;
+pub mod decode;
 pub mod dropout;
 pub mod forward;
 mod init;

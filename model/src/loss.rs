@@ -103,7 +103,11 @@ fn log_probs<'f>(config: &Config, hidden: Tensor<'f>, w: Tensor<'f>, targets: Te
 
 /// Capped logits of a head, f32, -inf in padding columns. hidden `[b, s, m]`, w `[v, m]` -> `[b, s, v]`.
 pub fn logits<'f>(config: &Config, hidden: Tensor<'f>, w: Tensor<'f>) -> Tensor<'f> {
-    let z = hidden.einsum_as("bsm,vm->bsv", w.convert(hidden.dtype()), DType::F32);
+    capped(config, hidden.einsum_as("bsm,vm->bsv", w.convert(hidden.dtype()), DType::F32))
+}
+
+/// The final cap and -inf in padding columns. z: `[b, s, v]` f32.
+pub(crate) fn capped<'f>(config: &Config, z: Tensor<'f>) -> Tensor<'f> {
     let cap = config.final_logit_cap;
     let y = if cap > 0.0 { (z * (1.0 / cap)).tanh() * cap } else { z };
     if config.num_tokens == config.vocab_size {

@@ -3,7 +3,7 @@
 use engine::pjrt::Topology;
 use engine::plugin::Platform;
 use engine::{Host, KernelChoice, Program, Save, ScanOptions, Target, Tensor, Type, grad, passes};
-use model::{Config, Remat};
+use model::{Config, Params, Remat, initial_params};
 use std::path::PathBuf;
 use train::config::BatchShape;
 use train::step::{AdamW, step_program};
@@ -33,6 +33,16 @@ pub fn numbers(ty: Type, seed: u32) -> Host {
     };
     let data: Vec<f64> = (0..ty.elements() as u32).map(number).collect();
     Host::from_f64(ty, &data)
+}
+
+/// Weights that are not near anything special.
+pub fn uneven_params(config: &Config) -> Params<Host> {
+    let mut seed = 0..;
+    initial_params(config, 3).map(|_, host| {
+        let noise = numbers(host.ty().clone(), seed.next().expect("endless")).to_f64();
+        let moved: Vec<f64> = host.to_f64().iter().zip(noise).map(|(x, noise)| x + 0.2 * noise).collect();
+        Host::from_f64(host.ty().clone(), &moved)
+    })
 }
 
 /// One step of gradient descent for a two-layer network: `x [8, 4] -> [8, 2]`.

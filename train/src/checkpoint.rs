@@ -11,7 +11,7 @@ mod tensors;
 pub use manifest::{FileRecord, Manifest, Verified, verify};
 pub use params::{read_params, write_params};
 pub use saver::Saver;
-pub use store::{Latest, Retention, Saved, Store, latest_good, load, load_params, mirror};
+pub use store::{Latest, Retention, Saved, Store, latest_good, load, load_params, mirror, steps};
 pub use tensors::{TensorFile, write_tensors};
 
 use crate::schedule::Phase;

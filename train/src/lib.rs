@@ -1,5 +1,6 @@
 //! The trainer: run configuration, data, the step program, learning-rate schedule, checkpoints, metrics and signals.
-//! Nothing but this crate and `prepare-data` writes users' files, and both write through [`atomic`].
+//! Nothing but this crate, `prepare-data` and `eval-humaneval` writes users' files, and whole files are written through
+//! [`atomic`].
 
 pub mod atomic;
 pub mod checkpoint;

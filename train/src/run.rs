@@ -10,7 +10,7 @@ use crate::config::{Resolved, RunConfig, ScheduleKind};
 use crate::data::{
     Batch, Dataset, Loader, Position, PrepareProgress, TOKENIZER_FILE, prepare_standard_library,
 };
-use crate::device::{Device, Preparation};
+use crate::device::{CodeGeneration, Device, Preparation};
 use crate::metrics::{self, Look, Recorder, peak};
 use crate::scaling::{Facts, Plan, plan};
 use crate::schedule::Phase;
@@ -139,8 +139,11 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
     } else {
         Remat::Selective
     };
-    let (step, preparation) =
-        device.compile(&step_program(&run.model, run.batch, adamw, remat), run.kernels)?;
+    let (step, preparation) = device.compile(
+        &step_program(&run.model, run.batch, adamw, remat),
+        run.kernels,
+        CodeGeneration::Quick,
+    )?;
     report_program(&device, &step, &preparation)?;
     if cli.dry_run {
         println!("dry run  nothing was trained or written");
@@ -473,7 +476,13 @@ impl Validator {
         }
         if self.program.is_none() {
             self.program = Some(
-                device.compile(&validation_program(&self.run.model, self.run.batch), self.run.kernels)?.0,
+                device
+                    .compile(
+                        &validation_program(&self.run.model, self.run.batch),
+                        self.run.kernels,
+                        CodeGeneration::Quick,
+                    )?
+                    .0,
             );
         }
         let program = self.program.as_ref().expect("compiled above");

@@ -3,7 +3,7 @@
 
 use crate::config::Kernels;
 use crate::data::{END_OF_TEXT, Tokenizer};
-use crate::device::Device;
+use crate::device::{CodeGeneration, Device};
 use anyhow::Result;
 use engine::pjrt::{Arg, Buffer};
 use engine::random::threefry2x32;
@@ -47,7 +47,7 @@ pub fn sample(
     let mut ids = tokenizer.encode(PROMPT)?;
     let prompt = ids.len();
     let length = (prompt + tokens).min(config.max_position_embeddings);
-    let (program, _) = device.compile(&next_token_program(config, length), kernels)?;
+    let (program, _) = device.compile(&next_token_program(config, length), kernels, CodeGeneration::Quick)?;
     let stop = tokenizer.find_special(END_OF_TEXT);
     while ids.len() < length {
         let mut row = ids.clone();

@@ -317,8 +317,11 @@ fn whole(path: &Path) -> Option<State> {
     if complete { read_state(path).ok() } else { None }
 }
 
-/// Steps and folders of all names `step_<number>`, oldest first.
-fn steps(root: &Path) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
+/// Steps and folders of all names `step_<number>`, oldest first; whether they are whole is not looked at.
+///
+/// # Errors
+/// If the folder cannot be listed.
+pub fn steps(root: &Path) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
     steps_with_suffix(root, "")
 }
 

@@ -1,0 +1,124 @@
+//! Drawing tokens on the device.
+//!
+//! A token is drawn by an exponential race: token `i` with weight `w_i` arrives after `E_i / w_i`, `E_i` exponential,
+//! and the first one wins; it is `i` with probability `w_i / sum(w)`. The `E` of a position depend on the row's key and
+//! the position alone. So two distributions at one position are drawn from with the same numbers and tend to the same
+//! token, which makes a draft exact without further randomness: the model's own draw decides, and a draft is right if
+//! it is the same token. Source: Daliri, Musco, Suresh, arXiv 2408.07978.
+
+use engine::{DType, Host, ScanOptions, Tensor, Type, threefry};
+
+/// How tokens are drawn; a program is built for one of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Sampler {
+    /// The most probable token, the lowest id among equals.
+    Greedy,
+    /// In proportion to `exp(logit / temperature)`, after the filter.
+    Random(Filter),
+}
+
+/// Which tokens can be drawn. Equally probable ones at the border are all kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Filter {
+    /// All.
+    Off,
+    /// The `top_k` most probable ones.
+    TopK,
+    /// The most probable ones that together reach `top_p`.
+    TopP,
+    /// The `top_k` most probable ones, and of those the ones that reach `top_p` of their sum.
+    TopKThenP,
+}
+
+/// What a draw depends on beside the logits. Unused numbers are there for every sampler, so that one list of inputs
+/// serves all.
+#[derive(Clone, Copy)]
+pub(super) struct Draws<'f> {
+    pub(super) sampler: Sampler,
+    /// Key of each row's random numbers, `[b, 2]` u32.
+    pub(super) keys: Tensor<'f>,
+    /// Scalar f32.
+    pub(super) temperature: Tensor<'f>,
+    /// Scalar i32, at least 1.
+    pub(super) top_k: Tensor<'f>,
+    /// Scalar f32 in (0, 1].
+    pub(super) top_p: Tensor<'f>,
+}
+
+impl<'f> Draws<'f> {
+    /// Takes the numbers into the body of a loop.
+    pub(super) fn map<'g>(self, mut f: impl FnMut(Tensor<'f>) -> Tensor<'g>) -> Draws<'g> {
+        Draws {
+            sampler: self.sampler,
+            keys: f(self.keys),
+            temperature: f(self.temperature),
+            top_k: f(self.top_k),
+            top_p: f(self.top_p),
+        }
+    }
+
+    /// The tokens at `positions` i32 `[b]`, given logits `[b, v]` f32: `[b]` i32.
+    pub(super) fn draw(&self, logits: Tensor<'f>, positions: Tensor<'f>) -> Tensor<'f> {
+        let filter = match self.sampler {
+            Sampler::Greedy => return logits.argmax(1),
+            Sampler::Random(filter) => filter,
+        };
+        let top = logits.reduce_max(&[1]);
+        let weights = ((logits - top.along(logits, &[0])) / self.temperature).exp();
+        let weights = match filter {
+            Filter::Off => weights,
+            Filter::TopK => most_probable(weights, self.top_k),
+            Filter::TopP => nucleus(weights, self.top_p),
+            Filter::TopKThenP => nucleus(most_probable(weights, self.top_k), self.top_p),
+        };
+        (weights / arrivals(self.keys, positions, logits.dim(1))).argmax(1)
+    }
+}
+
+/// Exponential numbers of each row and token, `[b, count]`, for `positions` `[b]`. Never 0 nor infinite.
+fn arrivals<'f>(keys: Tensor<'f>, positions: Tensor<'f>, count: usize) -> Tensor<'f> {
+    let f = keys.builder();
+    let b = positions.dim(0);
+    let half = Type::new(DType::U32, [b, count.div_ceil(2)]);
+    let spread = |x: Tensor<'f>| x.broadcast_in_dim(half.shape.clone(), &[0]);
+    let key = [0, 1].map(|word| spread(keys.slice_axis(1, word, word + 1).reshape([b])));
+    let counter = [spread(positions.convert(DType::U32)), f.iota(half.clone(), 1)];
+    // Both words of a counter are used: the first half of the tokens takes the first ones.
+    let words = Tensor::concatenate(&threefry(key, counter), 1).slice_axis(1, 0, count);
+    // In (0, 1), with all the precision that f32 has near 0, where the first arrivals are.
+    let uniform = (words.convert(DType::F32) * 2f64.powi(-32)).clamp(2f64.powi(-33), 1.0 - 2f64.powi(-24));
+    -(-uniform).log1p()
+}
+
+/// Weights `[b, v]` in [0, 1] of the `k` (scalar) largest of each row, 0 for the others.
+fn most_probable<'f>(weights: Tensor<'f>, k: Tensor<'f>) -> Tensor<'f> {
+    kept(weights, k.broadcast_in_dim([weights.dim(0)], &[]), |_, large| large.convert(DType::I32).sum(&[1]))
+}
+
+/// Weights `[b, v]` in [0, 1] of the fewest largest of each row that reach the share `p` (scalar), 0 for the others.
+fn nucleus<'f>(weights: Tensor<'f>, p: Tensor<'f>) -> Tensor<'f> {
+    kept(weights, weights.sum(&[1]) * p, |weights, large| large.select(weights, 0.0).sum(&[1]))
+}
+
+/// Weights `[b, v]` in [0, 1] from the largest threshold on at which they still measure up to `wanted` `[b]`, and 0 for
+/// the others. The bits of floats that are not negative are ordered as the floats are, so the threshold is found bit by
+/// bit: thirty passes without a sort, which over a large vocabulary takes longer than the model.
+fn kept<'f>(
+    weights: Tensor<'f>,
+    wanted: Tensor<'f>,
+    measure: impl for<'g> Fn(Tensor<'g>, Tensor<'g>) -> Tensor<'g>,
+) -> Tensor<'f> {
+    let f = weights.builder();
+    let bits: Vec<i32> = (0..30).rev().map(|bit| 1 << bit).collect();
+    let start = f.zeros(Type::i32([weights.dim(0)]));
+    let bits = f.constant(&Host::new([bits.len()], &bits));
+    let (threshold, _) = f.scan(ScanOptions::over(bits.dim(0)), &[start], &[bits], |g, carry, slices| {
+        let weights = g.capture(weights);
+        let higher = carry[0] + slices[0];
+        let large = weights.ge(higher.bitcast_convert(DType::F32).along(weights, &[0]));
+        let enough = measure(weights, large).ge(g.capture(wanted));
+        (vec![enough.select(higher, carry[0])], vec![])
+    });
+    let threshold = threshold[0].bitcast_convert(DType::F32);
+    weights.ge(threshold.along(weights, &[0])).select(weights, 0.0)
+}

@@ -1,0 +1,183 @@
+//! [`Weights`]: the parameters in the form in which decoding reads them.
+
+use crate::config::{Attention, Config};
+use crate::params::{Block, Diff, Params, specs};
+use engine::{DType, Program, Tensor, Type};
+
+/// The parameters, layer by layer and in the compute type. A token reads every matrix once, so each lies in one piece
+/// (a slice of a stack would be copied first), matrices that read the same vector lie side by side in one, and all are
+/// `[in, out]`: XLA's CPU code for a vector times such a matrix runs at the memory's speed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Weights<T> {
+    /// Rows of the embedding, `[V, D]`.
+    pub embed: T,
+    /// The same numbers as the main head, `[D, V]`.
+    pub head: T,
+    /// The blocks.
+    pub layers: Vec<Layer<T>>,
+    /// Norm before the heads, `[D]` f32.
+    pub norm: T,
+    /// The head of the second token.
+    pub second: Option<Second<T>>,
+}
+
+/// One block.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Layer<T> {
+    /// Norm before attention, `[D]` f32.
+    pub input_norm: T,
+    /// Query, key and value projections, and lambda's in `diff_v2`: `[D, Q + 2*K*d (+ H)]`.
+    pub qkv: T,
+    /// Lambda, a scalar, and the head norm's weight with its fixed factor, `[2d]`; both f32. Only `diff_v1` has them.
+    pub head_norm: Option<[T; 2]>,
+    /// Output projection, `[H*d, D]`.
+    pub o: T,
+    /// Norm before the MLP, `[D]` f32.
+    pub post_norm: T,
+    /// SwiGLU's gate and up projections, `[D, 2*I]`.
+    pub gate_up: T,
+    /// SwiGLU's down projection, `[I, D]`.
+    pub down: T,
+}
+
+/// The head of the second token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Second<T> {
+    /// `[2D, D]`; rows ordered (hidden state, embedding).
+    pub proj: T,
+    /// Norm `[D]` f32.
+    pub norm: T,
+    /// `[D, V]`.
+    pub head: T,
+}
+
+impl<T> Weights<T> {
+    /// Applies a function to every weight with its name (`layers.3.qkv`), in the order of declaration; that order is the
+    /// order of every flat list of weights.
+    pub fn map<U>(self, mut f: impl FnMut(&str, T) -> U) -> Weights<U> {
+        let f = &mut f;
+        Weights {
+            embed: f("embed", self.embed),
+            head: f("head", self.head),
+            layers: (0..)
+                .zip(self.layers)
+                .map(|(l, layer): (usize, Layer<T>)| {
+                    let mut f = |name: &str, leaf| f(&format!("layers.{l}.{name}"), leaf);
+                    Layer {
+                        input_norm: f("input_norm", layer.input_norm),
+                        qkv: f("qkv", layer.qkv),
+                        head_norm: layer
+                            .head_norm
+                            .map(|[lambda, weight]| [f("lambda", lambda), f("head_norm", weight)]),
+                        o: f("o", layer.o),
+                        post_norm: f("post_norm", layer.post_norm),
+                        gate_up: f("gate_up", layer.gate_up),
+                        down: f("down", layer.down),
+                    }
+                })
+                .collect(),
+            norm: f("norm", self.norm),
+            second: self.second.map(|second| Second {
+                proj: f("second.proj", second.proj),
+                norm: f("second.norm", second.norm),
+                head: f("second.head", second.head),
+            }),
+        }
+    }
+
+    /// Names and weights in the order of declaration.
+    pub fn into_flat(self) -> Vec<(String, T)> {
+        let mut flat = Vec::new();
+        self.map(|name, leaf| flat.push((name.to_owned(), leaf)));
+        flat
+    }
+}
+
+/// The types of a configuration's weights.
+pub fn weight_types(config: &Config) -> Weights<Type> {
+    let dtype = config.dtype.dtype();
+    let (d_model, inner, vocabulary) = (config.hidden_size, config.intermediate_size, config.vocab_size);
+    let matrix = |rows, columns| Type::new(dtype, [rows, columns]);
+    let vector = |width| Type::f32([width]);
+    let lambda = match config.attention {
+        Attention::DiffV1 => 0,
+        Attention::DiffV2 => config.num_attention_heads,
+    };
+    let layer = Layer {
+        input_norm: vector(d_model),
+        qkv: matrix(d_model, config.query_width() + 2 * config.key_width() + lambda),
+        head_norm: match config.attention {
+            Attention::DiffV1 => Some([Type::scalar(DType::F32), vector(2 * config.head_dim)]),
+            Attention::DiffV2 => None,
+        },
+        o: matrix(config.output_width(), d_model),
+        post_norm: vector(d_model),
+        gate_up: matrix(d_model, 2 * inner),
+        down: matrix(inner, d_model),
+    };
+    Weights {
+        embed: matrix(vocabulary, d_model),
+        head: matrix(d_model, vocabulary),
+        layers: vec![layer; config.num_hidden_layers],
+        norm: vector(d_model),
+        second: (config.mtp_num_tokens > 0).then(|| Second {
+            proj: matrix(2 * d_model, d_model),
+            norm: vector(d_model),
+            head: matrix(d_model, vocabulary),
+        }),
+    }
+}
+
+/// From master weights, as trained and as in checkpoints, to [`Weights`]. Inputs `params.*`, outputs the weights.
+pub fn prepare_program(config: &Config) -> Program {
+    Program::build("prepare", |f| {
+        let params = specs(config).map(|name, spec| f.input(&format!("params.{name}"), spec.ty));
+        let made = prepared(config, &params).into_flat();
+        for ((name, tensor), (_, ty)) in made.into_iter().zip(weight_types(config).into_flat()) {
+            assert!(tensor.ty() == ty, "weight `{name}` is {}, not {ty}", tensor.ty());
+            f.output(&name, tensor);
+        }
+    })
+}
+
+fn prepared<'f>(config: &Config, params: &Params<Tensor<'f>>) -> Weights<Tensor<'f>> {
+    let dtype = config.dtype.dtype();
+    let narrow = |w: Tensor<'f>| w.convert(dtype);
+    let side_by_side = |parts: &[Tensor<'f>]| narrow(Tensor::concatenate(parts, 1));
+    let layer = |l: usize| {
+        let p: Block<Tensor<'f>> = params.layers.as_ref().map(|_, stack| {
+            let shape = stack.shape();
+            stack.slice_axis(0, l, l + 1).reshape(&shape[1..])
+        });
+        let (lambda, head_norm) = match p.diff {
+            Diff::V1 { lambda_q1, lambda_k1, lambda_q2, lambda_k2, subln } => {
+                let dot = |a: Tensor<'f>, b: Tensor<'f>| (a * b).sum(&[0]).exp();
+                let lambda_init = config.lambda_init(l);
+                let lambda = dot(lambda_q1, lambda_k1) - dot(lambda_q2, lambda_k2) + lambda_init;
+                (None, Some([lambda, subln * (1.0 - lambda_init)]))
+            }
+            Diff::V2 { lambda_proj } => (Some(lambda_proj), None),
+        };
+        let parts: Vec<Tensor<'f>> = [p.q, p.k, p.v].into_iter().chain(lambda).collect();
+        Layer {
+            input_norm: p.input_norm,
+            qkv: side_by_side(&parts),
+            head_norm,
+            o: narrow(p.o),
+            post_norm: p.post_norm,
+            gate_up: side_by_side(&[p.gate, p.up]),
+            down: narrow(p.down),
+        }
+    };
+    Weights {
+        embed: narrow(params.embed),
+        head: narrow(params.embed).transpose(&[1, 0]),
+        layers: (0..config.num_hidden_layers).map(layer).collect(),
+        norm: params.norm,
+        second: params.mtp.as_ref().map(|mtp| Second {
+            proj: narrow(mtp.proj),
+            norm: mtp.norm,
+            head: narrow(mtp.lm_head).transpose(&[1, 0]),
+        }),
+    }
+}

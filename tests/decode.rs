@@ -1,0 +1,397 @@
+//! Decoding with a cache against the full forward pass, drafts against none, and drawn tokens against the distribution
+//! that they are drawn from. All in f32 on the CPU plugin.
+
+use decode::{Batch as Rows, Generator, Sampling, Speculation, Statistics, key};
+use engine::{Compiled, Host, Program, Type};
+use model::decode::stretched;
+use model::{Attention, Batch, Config, Params, Preset, Remat, Yarn, forward, loss, specs};
+use std::ops::ControlFlow;
+use tests::{Random, cpu, lowered, numbers, uneven_params};
+use train::device::Device;
+
+fn config() -> Config {
+    Config {
+        hidden_size: 32,
+        num_hidden_layers: 2,
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        head_dim: 8,
+        intermediate_size: 40,
+        vocab_size: 64,
+        num_tokens: 61,
+        max_position_embeddings: 512,
+        ..Config::preset(Preset::Tiny)
+    }
+}
+
+/// Weights whose second head often guesses what the main head draws: blocks change little, and the second head looks at
+/// the next token's embedding as the main head will at its state.
+fn agreeing_params(config: &Config) -> Params<Host> {
+    let m = config.hidden_size;
+    let params = uneven_params(config);
+    let embed = params.embed.to_f64();
+    // Of both signs, or every token would be its own most probable successor.
+    let norm: Vec<f64> = numbers(params.norm.ty().clone(), 1).to_f64().iter().map(|x| 5.0 * x).collect();
+    params.map(|name, host| {
+        let old = host.to_f64();
+        let scaled = |by: f64| old.iter().map(|x| x * by).collect::<Vec<f64>>();
+        let new = match name {
+            "layers.o" | "layers.down" => scaled(0.1),
+            "mtp.proj" => (0..2 * m * m).map(|i| f64::from(u8::from(i / m == m + i % m))).collect(),
+            "norm" | "mtp.norm" => norm.clone(),
+            "mtp.lm_head" => embed.clone(),
+            _ => old,
+        };
+        Host::from_f64(host.ty().clone(), &new)
+    })
+}
+
+fn generator(config: &Config, params: &Params<Host>) -> Generator {
+    Generator::new(Device::open("cpu").unwrap(), config, params).unwrap()
+}
+
+fn random_ids(random: &mut Random, count: usize, config: &Config) -> Vec<i32> {
+    (0..count).map(|_| random.below(config.num_tokens) as i32).collect()
+}
+
+/// Logits of every position by the full forward pass, for rows of at most `length` ids.
+struct Full {
+    program: Compiled,
+    weights: Vec<Host>,
+    length: usize,
+    vocabulary: usize,
+}
+
+impl Full {
+    fn new(config: &Config, params: &Params<Host>, length: usize) -> Full {
+        let program = Program::build("full", |f| {
+            let params = specs(config).map(|name, spec| f.input(name, spec.ty));
+            let ids = f.input("ids", Type::i32([1, length]));
+            let batch = Batch { ids, segments: ids.zeros_like() };
+            let hidden = forward::trunk(config, &params, batch, None, Remat::Full);
+            f.output("logits", loss::logits(config, hidden, params.embed));
+        });
+        let weights = params.iter().map(|(_, host)| host.clone()).collect();
+        let program = lowered(&program).compile(cpu()).unwrap();
+        Full { program, weights, length, vocabulary: config.vocab_size }
+    }
+
+    /// The logits behind each id; what stands behind the row does not matter to it.
+    fn logits(&self, ids: &[i32]) -> Vec<Vec<f64>> {
+        let mut row = ids.to_vec();
+        row.resize(self.length, 0);
+        let mut args = self.weights.clone();
+        args.push(Host::new([1, self.length], &row));
+        let logits = self.program.call(&args).unwrap()[0].to_f64();
+        logits.chunks(self.vocabulary).take(ids.len()).map(<[f64]>::to_vec).collect()
+    }
+}
+
+fn log_softmax(logits: &[f64]) -> Vec<f64> {
+    let top = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = logits.iter().map(|x| (x - top).exp()).sum();
+    logits.iter().map(|x| x - top - sum.ln()).collect()
+}
+
+fn argmax(logits: &[f64]) -> usize {
+    (0..logits.len()).rev().max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap()
+}
+
+/// Tokens and log-probabilities of each row.
+type Written = Vec<(Vec<i32>, Vec<f32>)>;
+
+const STREAMS: u32 = 7;
+
+/// Continues prompts, each `samples` times.
+fn write(
+    generator: &mut Generator,
+    prompts: &[Vec<i32>],
+    samples: usize,
+    new_tokens: usize,
+    sampling: Sampling,
+    speculation: Speculation,
+    stop: Option<i32>,
+) -> (Written, Statistics) {
+    let stops: Vec<bool> = (0..generator.config().vocab_size).map(|id| stop == Some(id as i32)).collect();
+    let rows: Vec<_> = (0..prompts.len() * samples)
+        .map(|row| (row / samples, Some(key(5, STREAMS + (row / samples) as u32, (row % samples) as u32))))
+        .collect();
+    let batch = Rows {
+        prompts: prompts.iter().map(Vec::as_slice).collect(),
+        rows,
+        new_tokens,
+        sampling,
+        stops: &stops,
+        speculation,
+    };
+    let mut took = Statistics::default();
+    let mut written: Written = vec![Default::default(); batch.rows.len()];
+    let prefilled = generator.prefill(&batch, &mut took).unwrap();
+    generator
+        .generate(&batch, &prefilled, &mut took, &mut |news| {
+            written[news.row].0.extend(news.tokens);
+            written[news.row].1.extend(news.log_probs);
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    (written, took)
+}
+
+const HOT: Sampling = Sampling::Random { temperature: 1.0, top_k: 0, top_p: 1.0 };
+
+/// Checks every token that was written, behind prompts of these lengths, against the full forward pass.
+fn check_cache(config: &Config, lengths: &[usize], new_tokens: usize) {
+    let params = uneven_params(config);
+    let mut random = Random::new(1);
+    let prompts: Vec<Vec<i32>> =
+        lengths.iter().map(|&length| random_ids(&mut random, length, config)).collect();
+    let longest = lengths.iter().max().unwrap() + new_tokens;
+    let full = Full::new(&stretched(config, longest), &params, longest);
+    let mut generator = generator(config, &params);
+    for speculation in [Speculation::Off, Speculation::On] {
+        for sampling in [Sampling::Greedy, HOT] {
+            let (written, took) = write(&mut generator, &prompts, 2, new_tokens, sampling, speculation, None);
+            let mut largest = 0.0f64;
+            for (row, (tokens, log_probs)) in written.iter().enumerate() {
+                let prompt = &prompts[row / 2];
+                assert_eq!((tokens.len(), log_probs.len()), (new_tokens, new_tokens));
+                let logits = full.logits(&[&prompt[..], tokens].concat());
+                for (i, (&token, &log_prob)) in tokens.iter().zip(log_probs).enumerate() {
+                    let logits = &logits[prompt.len() - 1 + i];
+                    largest = largest.max((log_softmax(logits)[token as usize] - f64::from(log_prob)).abs());
+                    if sampling == Sampling::Greedy {
+                        assert_eq!(token as usize, argmax(logits), "row {row}, token {i}");
+                    }
+                }
+                if sampling == Sampling::Greedy {
+                    assert_eq!(*tokens, written[row / 2 * 2].0, "samples of one prompt");
+                }
+            }
+            println!("{speculation:?} {sampling:?}: largest error {largest:.1e}, {took:?}");
+            assert!(largest < 1e-4, "{speculation:?} {sampling:?}: log-probabilities differ by {largest}");
+            assert_eq!(took.drafted > 0, speculation == Speculation::On);
+        }
+    }
+}
+
+#[test]
+fn cached_decoding_is_the_full_forward_pass() {
+    check_cache(&config(), &[1, 40, 64, 7], 40);
+}
+
+#[test]
+fn prompts_of_several_chunks_are_too() {
+    check_cache(&config(), &[300, 3, 256, 257], 20);
+}
+
+#[test]
+fn with_yarn_and_caps_too() {
+    let rope_scaling = Some(Yarn::new(4.0, 128));
+    check_cache(&Config { rope_scaling, attention_logit_cap: 5.0, ..config() }, &[100, 20], 40);
+}
+
+#[test]
+fn with_the_second_form_of_attention_too() {
+    check_cache(&Config { attention: Attention::DiffV2, num_key_value_heads: 1, ..config() }, &[30, 65], 30);
+}
+
+/// More positions than models are trained at take YaRN tables, from the first token on.
+#[test]
+fn long_requests_are_stretched() {
+    let config = Config { max_position_embeddings: 4096, num_hidden_layers: 1, ..config() };
+    assert_eq!(stretched(&config, 2048), config);
+    assert_eq!(stretched(&config, 2049).rope_scaling, Some(Yarn::new(2.0, 2048)));
+    let short = Config { max_position_embeddings: 2048, ..config.clone() };
+    assert_eq!(stretched(&short, 2048), short);
+    check_cache(&config, &[2040, 100], 12);
+}
+
+#[test]
+fn drafts_change_nothing_but_speed() {
+    let config = config();
+    let params = agreeing_params(&config);
+    let mut random = Random::new(2);
+    let prompts: Vec<Vec<i32>> =
+        [9, 30, 3].into_iter().map(|length| random_ids(&mut random, length, &config)).collect();
+    let mut generator = generator(&config, &params);
+    let mut shares = Vec::new();
+    for (prompts, samples) in [(&prompts[..1], 1), (&prompts[..], 3)] {
+        for sampling in [Sampling::Greedy, HOT, Sampling::Random { temperature: 0.7, top_k: 20, top_p: 0.9 }]
+        {
+            let mut run =
+                |speculation| write(&mut generator, prompts, samples, 120, sampling, speculation, Some(17));
+            let (plain, took) = run(Speculation::Off);
+            assert_eq!((took.drafted, took.acceptance()), (0, None));
+            assert!(plain.iter().all(|(tokens, _)| {
+                let stop = tokens.iter().position(|&token| token == 17);
+                stop.map_or(tokens.len() == 120, |stop| stop + 1 == tokens.len())
+            }));
+            let tokens = |written: Written| -> Vec<Vec<i32>> {
+                written.into_iter().map(|(tokens, _)| tokens).collect()
+            };
+            let plain = tokens(plain);
+            let (drafted, took) = run(Speculation::On);
+            assert_eq!(tokens(drafted), plain, "{sampling:?}, {samples} samples");
+            println!("{sampling:?}, {} rows: {took:?}", prompts.len() * samples);
+            shares.push(took.acceptance().unwrap());
+            assert_eq!(tokens(run(Speculation::Auto).0), plain, "{sampling:?}, {samples} samples");
+        }
+    }
+    // Otherwise the test would have seen only one of the two ways.
+    assert!(shares.iter().all(|share| (0.1..0.95).contains(share)), "{shares:?}");
+}
+
+/// What a row writes does not depend on the rows beside it.
+#[test]
+fn rows_do_not_see_each_other() {
+    let config = config();
+    let mut random = Random::new(3);
+    let prompts: Vec<Vec<i32>> =
+        [20, 50, 3].into_iter().map(|length| random_ids(&mut random, length, &config)).collect();
+    let mut generator = generator(&config, &agreeing_params(&config));
+    for speculation in [Speculation::Off, Speculation::On] {
+        let (together, _) = write(&mut generator, &prompts, 2, 30, HOT, speculation, None);
+        let (alone, _) = write(&mut generator, &prompts[..1], 1, 30, HOT, speculation, None);
+        assert_eq!(together[0].0, alone[0].0);
+        assert_ne!(together[0].0, together[1].0, "samples have random numbers of their own");
+    }
+}
+
+/// The distribution after temperature and filters, by sorting.
+fn filtered(logits: &[f64], temperature: f64, top_k: usize, top_p: f64) -> Vec<f64> {
+    let scaled: Vec<f64> = logits.iter().map(|x| x / temperature).collect();
+    let p: Vec<f64> = log_softmax(&scaled).iter().map(|x| x.exp()).collect();
+    let mut order: Vec<usize> = (0..p.len()).collect();
+    order.sort_by(|&a, &b| p[b].total_cmp(&p[a]));
+    order.truncate(if top_k == 0 { p.len() } else { top_k });
+    let sum: f64 = order.iter().map(|&i| p[i]).sum();
+    let mut kept = vec![0.0; p.len()];
+    let mut reached = 0.0;
+    for &i in &order {
+        if reached >= top_p * sum {
+            break;
+        }
+        kept[i] = p[i];
+        reached += p[i];
+    }
+    kept.iter().map(|x| x / reached).collect()
+}
+
+/// Pearson's statistic in units of its spread: about standard normal if the counts come from the probabilities. Cells that
+/// expect little are taken together.
+fn surprise(counts: &[usize], p: &[f64]) -> f64 {
+    let total = counts.iter().sum::<usize>() as f64;
+    let (mut statistic, mut cells, mut rest) = (0.0, 0, (0.0, 0.0));
+    let mut cell = |found: f64, expected: f64| {
+        statistic += (found - expected) * (found - expected) / expected;
+        cells += 1;
+    };
+    for (&count, &p) in counts.iter().zip(p) {
+        assert!(p > 0.0 || count == 0, "{count} times what cannot be drawn");
+        let (found, expected) = (count as f64, total * p);
+        if expected >= 8.0 {
+            cell(found, expected);
+        } else {
+            rest = (rest.0 + found, rest.1 + expected);
+        }
+    }
+    if rest.1 > 0.0 {
+        cell(rest.0, rest.1.max(1.0));
+    }
+    let freedom = f64::from(cells - 1).max(1.0);
+    (statistic - freedom) / (2.0 * freedom).sqrt()
+}
+
+/// Three tokens, drawn with drafts: the first has none, the second is judged against its draft, the third comes from
+/// behind an accepted draft or from a pass of its own.
+#[test]
+fn tokens_drawn_with_drafts_follow_the_models_distribution() {
+    let v = 7;
+    let config = Config { vocab_size: 8, num_tokens: v, ..config() };
+    let params = agreeing_params(&config);
+    let full = Full::new(&config, &params, 8);
+    let mut generator = generator(&config, &params);
+    let prompt = vec![3, 1, 4];
+    for (temperature, top_k, top_p) in [(1.0, 0, 1.0), (1.5, 4, 1.0), (1.0, 0, 0.8), (1.3, 5, 0.9)] {
+        let sampling = Sampling::Random { temperature, top_k, top_p };
+        let behind = |ids: &[i32]| {
+            let logits = full.logits(&[&prompt[..], ids].concat()).pop().unwrap();
+            filtered(&logits[..v], temperature, top_k, top_p)
+        };
+        let mut joint = Vec::new();
+        for a in 0..v as i32 {
+            for b in 0..v as i32 {
+                let of_pair = behind(&[])[a as usize] * behind(&[a])[b as usize];
+                joint.extend(behind(&[a, b]).iter().map(|p| of_pair * p));
+            }
+        }
+        let samples = 16384;
+        let mut counts = vec![0; joint.len()];
+        let mut took = Statistics::default();
+        let stops = vec![false; config.vocab_size];
+        for round in 0..samples / 256 {
+            let batch = Rows {
+                prompts: vec![&prompt],
+                rows: (0..256).map(|row| (0, Some(key(9, round, row)))).collect(),
+                new_tokens: 3,
+                sampling,
+                stops: &stops,
+                speculation: Speculation::On,
+            };
+            let prefilled = generator.prefill(&batch, &mut took).unwrap();
+            let mut cells = vec![0; 256];
+            generator
+                .generate(&batch, &prefilled, &mut took, &mut |news| {
+                    for &token in news.tokens {
+                        cells[news.row] = cells[news.row] * v + token as usize;
+                    }
+                    ControlFlow::Continue(())
+                })
+                .unwrap();
+            cells.into_iter().for_each(|cell| counts[cell] += 1);
+        }
+        let found = surprise(&counts, &joint);
+        assert!(found.abs() < 4.0, "temperature {temperature}, top_k {top_k}, top_p {top_p}: {found}");
+        let share = took.acceptance().unwrap();
+        assert!((0.1..0.95).contains(&share), "{share}");
+        // The test can fail: a other temperature is noticed.
+        let mut other: Vec<f64> = joint.iter().map(|p| p.powf(1.1)).collect();
+        let sum: f64 = other.iter().sum();
+        other.iter_mut().for_each(|p| *p /= sum);
+        let wrong = surprise(&counts, &other);
+        println!("T {temperature} k {top_k} p {top_p}: {found:.2}, wrong {wrong:.2}, accepted {share:.2}");
+        assert!(wrong > 8.0, "{wrong}");
+    }
+}
+
+#[test]
+fn what_cannot_be_generated_is_said() {
+    let config = Config { mtp_num_tokens: 0, ..config() };
+    let mut generator = generator(&config, &uneven_params(&config));
+    let prompt = vec![1, 2, 3];
+    let (written, took) =
+        write(&mut generator, &[prompt.clone()], 1, 5, Sampling::Greedy, Speculation::Auto, None);
+    assert_eq!((written[0].0.len(), took.drafted), (5, 0));
+    let stops = vec![false; config.vocab_size];
+    let mut batch = Rows {
+        prompts: vec![&prompt],
+        rows: vec![(0, Some([0, 0]))],
+        new_tokens: 5,
+        sampling: Sampling::Greedy,
+        stops: &stops,
+        speculation: Speculation::On,
+    };
+    let mut took = Statistics::default();
+    let prefilled = generator.prefill(&batch, &mut took).unwrap();
+    let error = generator
+        .generate(&batch, &prefilled, &mut took, &mut |_| ControlFlow::Continue(()))
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("no second head"), "{error}");
+    batch.new_tokens = 510;
+    let error = generator.prefill(&batch, &mut took).err().unwrap().to_string();
+    assert!(
+        error.contains("a prompt of 3 tokens and 510 new ones do not fit the model's context of 512"),
+        "{error}"
+    );
+}

@@ -1,0 +1,284 @@
+//! The commands `generate` and `score` as processes, on a checkpoint of a run of a few steps and on the golden model.
+
+use serde_json::Value;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+use tests::golden;
+use tests::trainer::Bench;
+
+const CHECKPOINT: &str = "run/checkpoints/step_00000100";
+
+/// A folder with a checkpoint, made once.
+fn bench() -> &'static Bench {
+    static BENCH: OnceLock<Bench> = OnceLock::new();
+    BENCH.get_or_init(|| {
+        let bench = Bench::new(env!("CARGO_BIN_EXE_trainer"));
+        bench.succeed("run", &["--steps", "100"]);
+        bench
+    })
+}
+
+fn run(program: &str, args: &[&str], input: &[u8]) -> Output {
+    let mut command = Command::new(program);
+    command.current_dir(bench().path("")).args(args);
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // A process that refuses its arguments does not read.
+    let _ = child.stdin.take().unwrap().write_all(input);
+    child.wait_with_output().unwrap()
+}
+
+/// Runs `generate` on the checkpoint; it must succeed. Its output and its report.
+#[track_caller]
+fn generate(args: &[&str], input: &str) -> (String, String) {
+    let args = [&["--checkpoint", CHECKPOINT], args].concat();
+    let output = run(env!("CARGO_BIN_EXE_generate-text"), &args, input.as_bytes());
+    let report = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{report}");
+    (String::from_utf8(output.stdout).unwrap(), report)
+}
+
+/// Runs a program; it must fail with one line of explanation and nothing on standard output.
+#[track_caller]
+fn refused(program: &str, args: &[&str], input: &[u8], parts: &[&str]) {
+    let output = run(program, args, input);
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{args:?}: {message}");
+    assert!(message.starts_with("error: ") && message.trim_end().lines().count() == 1, "{message}");
+    assert!(output.stdout.is_empty());
+    for part in parts {
+        assert!(message.contains(part), "{args:?}: `{part}` is not in {message}");
+    }
+}
+
+#[test]
+fn the_same_seed_writes_the_same_text_from_wherever_the_prompt_comes() {
+    let prompt = "def function_1(x, total=0):\n";
+    fs::write(bench().path("prompt.py"), prompt).unwrap();
+    let common = ["--max-new-tokens", "24", "--seed", "3"];
+    let (text, report) = generate(&[&common[..], &["--prompt", prompt]].concat(), "");
+    assert!(!text.trim().is_empty() && report.contains("tokens/s"), "{text}{report}");
+    for (args, input) in [
+        (&["--prompt-file", "prompt.py"][..], ""),
+        (&[], prompt),
+        (&["--speculative", "on"], prompt),
+        (&["--speculative", "off"], prompt),
+    ] {
+        let (again, report) = generate(&[&common[..], args].concat(), input);
+        assert_eq!(again, text, "{args:?}");
+        match args {
+            [_, "on"] => assert!(report.contains("% were accepted"), "{report}"),
+            [_, "off"] => assert!(report.contains("no drafts"), "{report}"),
+            _ => {}
+        }
+    }
+    let other = ["--max-new-tokens", "24", "--seed", "4", "--prompt", prompt];
+    assert_ne!(generate(&other, "").0, text);
+    let greedy = ["--max-new-tokens", "24", "--temperature", "0", "--prompt", prompt];
+    let again = [&greedy[..], &["--seed", "9"]].concat();
+    assert_eq!(generate(&greedy, "").0, generate(&again, "").0);
+}
+
+#[test]
+fn samples_and_the_best_of_them() {
+    let common = ["--prompt", "def f", "--max-new-tokens", "12", "--json"];
+    let lines = |args: &[&str]| -> Vec<Value> {
+        let (text, _) = generate(&[&common[..], args].concat(), "");
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let all = lines(&["--samples", "10"]);
+    assert_eq!(all.len(), 10);
+    let mean = |line: &Value| line["mean_log_prob"].as_f64().unwrap();
+    for line in &all {
+        assert!(line["ids"].as_array().unwrap().len() <= 12);
+        let log_probs = line["log_probs"].as_array().unwrap();
+        let sum: f64 = log_probs.iter().map(|x| x.as_f64().unwrap()).sum();
+        assert!((sum / log_probs.len() as f64 - mean(line)).abs() < 1e-6);
+    }
+    let best = lines(&["--samples", "2", "--best-of", "10"]);
+    let mut means: Vec<f64> = all.iter().map(mean).collect();
+    means.sort_by(|a, b| b.total_cmp(a));
+    assert_eq!(best.iter().map(mean).collect::<Vec<f64>>(), means[..2]);
+    let (text, _) = generate(&["--prompt", "def f", "--max-new-tokens", "4", "--samples", "3"], "");
+    assert!(text.contains("--- 1 of 3") && text.contains("--- 3 of 3"), "{text}");
+}
+
+#[test]
+fn stop_texts_end_the_text_and_are_not_in_it() {
+    let common = ["--prompt", "def f", "--max-new-tokens", "40", "--samples", "8", "--json"];
+    let lines = |args: &[&str]| -> Vec<Value> {
+        let (text, _) = generate(&[&common[..], args].concat(), "");
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let whole = lines(&[]);
+    let text = |line: &Value| line["text"].as_str().unwrap().to_owned();
+    let longest = whole.iter().map(text).max_by_key(String::len).unwrap();
+    let stop: String = longest.chars().skip(longest.chars().count() / 2).take(2).collect();
+    let cut = lines(&["--stop", &stop, "--stop", "never written"]);
+    let mut stopped = 0;
+    for (whole, cut) in whole.iter().zip(&cut) {
+        let (before, after) = (text(whole), text(cut));
+        match before.find(&stop) {
+            Some(at) => {
+                assert_eq!(after, before[..at]);
+                assert_eq!((&cut["finish"], &cut["stop"]), (&"stop".into(), &stop.clone().into()));
+                stopped += 1;
+            }
+            None => assert_eq!((after, &whole["finish"]), (before, &cut["finish"])),
+        }
+    }
+    assert!(stopped > 0);
+}
+
+#[test]
+fn a_hole_is_filled_and_a_suffix_needs_no_prefix() {
+    generate(&["--prompt", "def f(x):\n", "--suffix", "\n    return y\n", "--max-new-tokens", "5"], "");
+    generate(&["--prompt", "", "--suffix", "\n    return y\n", "--max-new-tokens", "5"], "");
+}
+
+#[test]
+fn wrong_requests_are_explained() {
+    let program = env!("CARGO_BIN_EXE_generate-text");
+    let long = "x = 1\n".repeat(100);
+    let cases: &[(&[&str], &[u8], &[&str])] = &[
+        (&["--prompt", ""], b"", &["the prompt is empty"]),
+        (&[], b"", &["the prompt is empty"]),
+        (&[], b"ab\xff", &["standard input is not UTF-8", "byte 2"]),
+        (&["--prompt", &long], b"", &["tokens", "context is 64", "shorten"]),
+        (&["--prompt", "x", "--max-new-tokens", "64"], b"", &["context is 64", "at most 6"]),
+        (&["--prompt", "x", "--max-new-tokens", "0"], b"", &["--max-new-tokens is 0", "at least 1"]),
+        (&["--prompt", "x", "--samples", "0"], b"", &["--samples is 0"]),
+        (&["--prompt", "x", "--samples", "3", "--best-of", "2"], b"", &["--best-of 2", "--samples 3"]),
+        (&["--prompt", "x", "--temperature=-1"], b"", &["--temperature is -1"]),
+        (&["--prompt", "x", "--temperature", "nan"], b"", &["--temperature is NaN"]),
+        (&["--prompt", "x", "--top-p", "0"], b"", &["--top-p is 0"]),
+        (&["--prompt", "x", "--top-p", "1.5"], b"", &["--top-p is 1.5"]),
+        (&["--prompt", "x", "--stop", ""], b"", &["--stop"]),
+        (&["--prompt-file", "nowhere.py"], b"", &["nowhere.py", "No such file"]),
+        (&["--prompt", "x", "--platform", "abacus"], b"", &["abacus"]),
+    ];
+    for (args, input, parts) in cases {
+        refused(program, &[&["--checkpoint", CHECKPOINT][..], args].concat(), input, parts);
+    }
+    let of = |path: &'static str, parts: &[&str]| {
+        refused(program, &["--checkpoint", path, "--prompt", "x"], b"", parts);
+    };
+    of("nowhere", &["there is no checkpoint folder nowhere", "step_<number>"]);
+    of("run", &["run is the folder of a run", "run/checkpoints"]);
+    of("sources", &["sources"]);
+}
+
+/// A copy of the checkpoint with another file in it, without the manifest that would notice.
+fn altered(name: &str, file: &str, content: Option<&[u8]>) -> PathBuf {
+    let folder = bench().path(name);
+    fs::create_dir_all(&folder).unwrap();
+    for part in ["model.safetensors", "config.json", "tokenizer.json"] {
+        fs::copy(bench().path(CHECKPOINT).join(part), folder.join(part)).unwrap();
+    }
+    match content {
+        Some(content) => fs::write(folder.join(file), content).unwrap(),
+        None => fs::remove_file(folder.join(file)).unwrap(),
+    }
+    folder
+}
+
+#[test]
+fn tokenizers_that_do_not_fit_are_refused() {
+    let program = env!("CARGO_BIN_EXE_generate-text");
+    let of = |path: &Path, parts: &[&str]| {
+        refused(program, &["--checkpoint", path.to_str().unwrap(), "--prompt", "x"], b"", parts);
+    };
+    of(&altered("without", "tokenizer.json", None), &["no tokenizer.json"]);
+    of(&altered("garbled", "tokenizer.json", Some(b"{}")), &["tokenizer.json"]);
+    let text = fs::read_to_string(bench().path(CHECKPOINT).join("tokenizer.json")).unwrap();
+    let mut larger: Value = serde_json::from_str(&text).unwrap();
+    let mut token = larger["added_tokens"][0].clone();
+    (token["id"], token["content"]) = (400.into(), "<|more|>".into());
+    larger["added_tokens"].as_array_mut().unwrap().push(token);
+    let larger = altered("larger", "tokenizer.json", Some(larger.to_string().as_bytes()));
+    of(&larger, &["has 401 tokens, but the model knows 320"]);
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+}
+
+#[test]
+fn scores_of_the_golden_model_are_the_expected_ones() {
+    let expected = fs::read_to_string(golden("tiny_model/expected.json")).unwrap();
+    let expected: Value = serde_json::from_str(&expected).unwrap();
+    let line = |row: usize| {
+        serde_json::json!({"ids": expected["ids"][0][row], "segments": expected["seg"][0][row]}).to_string()
+    };
+    fs::write(bench().path("golden.jsonl"), format!("{}\n\n{}\n", line(0), line(1))).unwrap();
+    let folder = golden("tiny_model");
+    let args = ["--checkpoint", folder.to_str().unwrap(), "--ids", "golden.jsonl"];
+    let output = run(env!("CARGO_BIN_EXE_score-tokens"), &args, b"");
+    let summary = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{summary}");
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 2);
+    for (row, line) in lines.iter().enumerate() {
+        for name in ["logprobs", "mtp_logprobs"] {
+            let (found, wanted) = (numbers(&line[name]), numbers(&expected[name][row]));
+            assert_eq!(found.len(), wanted.len());
+            let error = found.iter().zip(&wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            println!("row {row} {name}: largest error {error:.1e}");
+            assert!(error < 1e-4);
+        }
+    }
+    let loss = summary.lines().find_map(|line| line.strip_prefix("loss")).unwrap();
+    let loss: f64 = loss.trim().trim_end_matches(" nats").parse().unwrap();
+    assert!((loss - expected["loss"].as_f64().unwrap()).abs() < 1e-4, "{summary}");
+    assert!(summary.contains("unknown: the checkpoint has no tokenizer.json"), "{summary}");
+}
+
+#[test]
+fn text_longer_than_the_window_is_scored_to_its_end() {
+    let text = "def function_1(x, total=0):\n    total += x * 1 + 0\n    return total\n".repeat(6);
+    fs::write(bench().path("long.py"), &text).unwrap();
+    fs::write(bench().path("short.py"), "x = 1\n").unwrap();
+    let args = ["--checkpoint", CHECKPOINT, "--text", "long.py", "short.py"];
+    let output = run(env!("CARGO_BIN_EXE_score-tokens"), &args, b"");
+    let summary = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{summary}");
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let counts: Vec<[usize; 2]> = lines
+        .iter()
+        .map(|line| ["logprobs", "mtp_logprobs"].map(|name| numbers(&line[name]).len()))
+        .collect();
+    assert!(counts[0][0] > 128 && counts[0][1] + 1 == counts[0][0], "{counts:?}");
+    assert!(summary.contains(&format!("tokens        {}", counts[0][0] + counts[1][0])), "{summary}");
+    assert!(summary.contains("perplexity") && summary.contains("bits a byte"), "{summary}");
+}
+
+#[test]
+fn wrong_ids_are_explained() {
+    let program = env!("CARGO_BIN_EXE_score-tokens");
+    let cases: &[(&str, &[&str])] = &[
+        ("{\"ids\": [1, 2", &["ids.jsonl, line 1"]),
+        ("{\"ids\": [1, 2], \"mask\": [1, 1]}", &["line 1", "mask"]),
+        ("{\"ids\": [1, 2]}\n{\"ids\": [1]}", &["line 2", "1 ids", "at least two"]),
+        ("{\"ids\": [1, 320]}", &["line 1", "id 320", "320 tokens"]),
+        ("{\"ids\": [1, -1]}", &["id -1"]),
+        ("{\"ids\": [1, 2], \"segments\": [0]}", &["1 segments for 2 ids"]),
+        ("{\"ids\": [1, 2], \"segments\": [1, 0]}", &["not decrease"]),
+        ("", &["no line"]),
+    ];
+    for (number, (content, parts)) in cases.iter().enumerate() {
+        let name = format!("{number}-ids.jsonl");
+        fs::write(bench().path(&name), content).unwrap();
+        let output = run(program, &["--checkpoint", CHECKPOINT, "--ids", &name], b"");
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{content}: {message}");
+        assert!(message.starts_with("error: "), "{message}");
+        assert!(parts.iter().all(|part| message.contains(part)), "{message} lacks one of {parts:?}");
+    }
+    refused(program, &["--checkpoint", "nowhere", "--ids", "0-ids.jsonl"], b"", &["nowhere"]);
+    refused(program, &["--checkpoint", CHECKPOINT, "--text", "nowhere.py"], b"", &["nowhere.py"]);
+}

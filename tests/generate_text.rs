@@ -1,0 +1,5 @@
+//! `generate`, as a process for tests.
+
+fn main() -> std::process::ExitCode {
+    generate::main()
+}

@@ -1,0 +1,5 @@
+//! `score`, as a process for tests.
+
+fn main() -> std::process::ExitCode {
+    score::main()
+}

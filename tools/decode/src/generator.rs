@@ -1,0 +1,435 @@
+//! [`Generator`]: weights on a device and the programs that decode with them. Token ids in, token ids out.
+
+use crate::options::{Sampling, Speculation, Statistics};
+use anyhow::{Context, Result, ensure};
+use engine::pjrt::{Arg, Buffer};
+use engine::random::threefry2x32;
+use engine::{Compiled, DType, Host, Target, Type};
+use model::decode::{
+    Drafts, Filter, Sampler, Shape, State, TOKENS, cache_types, prefill_program, prepare_program,
+    spread_program, state_types, stretched, tokens_program,
+};
+use model::rope::rope_tables;
+use model::{Compute, Config, Params};
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+use train::config::Kernels;
+use train::device::{CodeGeneration, Device};
+
+/// Weights on a device, ready to generate, and the programs that were needed so far.
+pub struct Generator {
+    device: Device,
+    config: Config,
+    weights: Vec<Buffer>,
+    /// RoPE tables by the configuration that they were made for: plain, and stretched if a request was long.
+    tables: Vec<(Config, [Buffer; 2])>,
+    programs: HashMap<Wanted, Compiled>,
+}
+
+/// A program of this model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Wanted {
+    Prefill { shape: Shape, chunk: usize },
+    Spread { prompts: usize, shape: Shape },
+    Tokens { shape: Shape, sampler: Sampler, drafts: Drafts },
+}
+
+/// What is generated together: some prompts, and rows that each continue one of them.
+#[derive(Clone, Debug)]
+pub struct Batch<'a> {
+    /// Token ids, at least one each.
+    pub prompts: Vec<&'a [i32]>,
+    /// Of each row the index of its prompt and the key of its random numbers; a row without a key is there to fill the
+    /// shape that the program is compiled for, and generates nothing.
+    pub rows: Vec<(usize, Option<[u32; 2]>)>,
+    /// Tokens of a row at most.
+    pub new_tokens: usize,
+    /// How tokens are drawn.
+    pub sampling: Sampling,
+    /// Tokens that end a row, one entry for each token of the vocabulary.
+    pub stops: &'a [bool],
+    /// Drafts by the second head.
+    pub speculation: Speculation,
+}
+
+/// New tokens of one row.
+#[derive(Clone, Copy, Debug)]
+pub struct News<'a> {
+    /// Index of the row.
+    pub row: usize,
+    /// Its new tokens; a token that ends it is the last.
+    pub tokens: &'a [i32],
+    /// Log-probability of each under the model itself.
+    pub log_probs: &'a [f32],
+    /// Whether it is finished: by a token that ends it, or by its number of tokens.
+    pub finished: bool,
+}
+
+/// Lengths of the pieces in which prompts are computed: the first one that the longest prompt fits in, or the last one
+/// again and again. A long piece makes good matrix products, a short one makes little waste.
+const CHUNKS: [usize; 2] = [64, 256];
+/// Caches grow by this many slots, so that requests of similar lengths share their programs.
+const SLOTS: usize = 256;
+/// How often a watcher is told, if the device is fast enough.
+const PERIOD: Duration = Duration::from_millis(100);
+
+impl Generator {
+    /// Puts weights on a device.
+    ///
+    /// # Errors
+    /// If they do not fit.
+    pub fn new(device: Device, config: &Config, params: &Params<Host>) -> Result<Generator> {
+        let mut config = config.clone();
+        if device.target() == Target::Cpu {
+            // XLA's CPU code widens bf16 weights at each use, which takes longer than to read f32.
+            config.dtype = Compute::F32;
+        }
+        let (prepare, _) = device.compile(&prepare_program(&config), Kernels::Auto, CodeGeneration::Quick)?;
+        let masters = params.iter().map(|(_, host)| device.put(host)).collect::<Result<Vec<Buffer>>>()?;
+        let weights = prepare.run(masters.iter().map(Arg::Keep)).context("preparing the weights")?;
+        Ok(Generator { device, config, weights, tables: Vec::new(), programs: HashMap::new() })
+    }
+
+    /// The model's configuration; its type is the one that is computed in.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    fn program(&mut self, wanted: Wanted, took: &mut Statistics) -> Result<&Compiled> {
+        if !self.programs.contains_key(&wanted) {
+            let start = Instant::now();
+            let program = match wanted {
+                Wanted::Prefill { shape, chunk } => prefill_program(&self.config, shape, chunk),
+                Wanted::Spread { prompts, shape } => spread_program(&self.config, prompts, shape),
+                Wanted::Tokens { shape, sampler, drafts } => {
+                    tokens_program(&self.config, shape, sampler, drafts)
+                }
+            };
+            let (compiled, _) = self.device.compile(&program, Kernels::Auto, CodeGeneration::Thorough)?;
+            self.programs.insert(wanted, compiled);
+            took.compile += start.elapsed();
+        }
+        Ok(&self.programs[&wanted])
+    }
+
+    /// The tables for a request of this many positions; returns their place.
+    fn tables(&mut self, positions: usize) -> Result<usize> {
+        let config = stretched(&self.config, positions);
+        if let Some(known) = self.tables.iter().position(|(made_for, _)| *made_for == config) {
+            return Ok(known);
+        }
+        let (cos, sin) = rope_tables(&config, config.max_position_embeddings);
+        self.tables.push((config, [self.device.put(&cos)?, self.device.put(&sin)?]));
+        Ok(self.tables.len() - 1)
+    }
+
+    /// Computes the prompts.
+    ///
+    /// # Errors
+    /// If prompts and new tokens do not fit the context, or the device fails.
+    ///
+    /// # Panics
+    /// If a prompt is empty, or a row has no prompt.
+    pub fn prefill(&mut self, batch: &Batch<'_>, took: &mut Statistics) -> Result<Prefilled> {
+        let longest = batch.prompts.iter().map(|prompt| prompt.len()).max().unwrap_or(0);
+        assert!(batch.prompts.iter().all(|prompt| !prompt.is_empty()), "an empty prompt");
+        let positions = longest + batch.new_tokens;
+        ensure!(
+            positions <= self.config.max_position_embeddings,
+            "a prompt of {longest} tokens and {} new ones do not fit the model's context of {}",
+            batch.new_tokens,
+            self.config.max_position_embeddings
+        );
+        let chunk = CHUNKS.into_iter().find(|&chunk| longest <= chunk).unwrap_or(CHUNKS[CHUNKS.len() - 1]);
+        let padded = longest.next_multiple_of(chunk);
+        let slots = (padded + self.new_slots(batch)).next_multiple_of(SLOTS);
+        let prompts = batch.prompts.len();
+        let shape = Shape { rows: prompts, slots };
+        let tables = self.tables(positions)?;
+        let program = Wanted::Prefill { shape, chunk };
+        self.program(program, took)?;
+
+        let start = Instant::now();
+        let starts: Vec<usize> = batch.prompts.iter().map(|prompt| padded - prompt.len()).collect();
+        let mut cache = Vec::new();
+        cache_types(&self.config, shape).map(|name, ty| {
+            let mut host = Host::zeros(ty);
+            if name == "visible" {
+                let rows = host.bytes_mut().chunks_exact_mut(slots);
+                rows.zip(&starts).for_each(|(row, &start)| row[start..].fill(1));
+            }
+            cache.push(host);
+        });
+        let mut cache = cache.iter().map(|host| self.device.put(host)).collect::<Result<Vec<Buffer>>>()?;
+        let mut hidden = None;
+        for first in (0..padded).step_by(chunk) {
+            let slot = |i: usize| (i / chunk, first + i % chunk);
+            let given = |f: &dyn Fn(usize, usize) -> i32| -> Vec<i32> {
+                (0..prompts * chunk).map(slot).map(|(row, slot)| f(row, slot)).collect()
+            };
+            // What stands before a prompt is computed as any token, and nobody sees it.
+            let ids = given(&|row, slot| slot.checked_sub(starts[row]).map_or(0, |i| batch.prompts[row][i]));
+            let places = given(&|row, slot| slot.saturating_sub(starts[row]) as i32);
+            let inputs = [
+                Host::new([prompts, chunk], &ids),
+                Host::new([prompts, chunk], &places),
+                Host::scalar(first as i32),
+            ];
+            let inputs = inputs.iter().map(|host| self.device.put(host)).collect::<Result<Vec<Buffer>>>()?;
+            let mut args: Vec<Arg<'_>> = self.weights.iter().map(Arg::Keep).collect();
+            args.extend(self.tables[tables].1.iter().map(Arg::Keep));
+            args.extend(cache.drain(..).map(Arg::Donate));
+            args.extend(inputs.iter().map(Arg::Keep));
+            cache = self.programs[&program].run(args)?;
+            hidden = cache.pop();
+        }
+        let hidden = hidden.expect("prompts are not empty");
+        hidden.ready()?.wait().context("computing the prompts")?;
+        took.prefill += start.elapsed();
+        took.prompt_tokens += batch.prompts.iter().map(|prompt| prompt.len()).sum::<usize>();
+        let lengths = batch.prompts.iter().map(|prompt| prompt.len() as i32).collect();
+        Ok(Prefilled { cache, hidden, shape, padded, lengths, tables })
+    }
+
+    /// Slots that new tokens take at most.
+    fn new_slots(&self, batch: &Batch<'_>) -> usize {
+        let drafted = self.config.mtp_num_tokens > 0 && batch.speculation != Speculation::Off;
+        // The last token is computed like the others, and a draft stands behind it.
+        match (drafted, batch.rows.len()) {
+            (false, _) => batch.new_tokens + 1,
+            (true, 1) => batch.new_tokens + 2,
+            // A draft that one row accepts leaves a hole in all others.
+            (true, _) => 2 * batch.new_tokens + 2,
+        }
+    }
+
+    /// Continues prefilled prompts: `watch` is told the new tokens of each row as they come, and ends a row with `Break`.
+    ///
+    /// # Errors
+    /// If drafts are wanted of a model without a second head, or the device fails.
+    pub fn generate(
+        &mut self,
+        batch: &Batch<'_>,
+        prefilled: &Prefilled,
+        took: &mut Statistics,
+        watch: &mut dyn FnMut(News<'_>) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let has_head = self.config.mtp_num_tokens > 0;
+        ensure!(
+            has_head || batch.speculation != Speculation::On,
+            "this model has no second head to draft with (mtp_num_tokens is 0); use --speculative off"
+        );
+        let rows = batch.rows.len();
+        let shape = Shape { rows, slots: prefilled.shape.slots };
+        let sampler = sampler(batch.sampling);
+        let mut choice = Choice::new(batch.speculation, has_head);
+        let mut state = self.spread(batch, prefilled, shape, took)?;
+        let constants = self.constants(batch)?;
+        let mut left: Vec<i32> =
+            batch.rows.iter().map(|(_, key)| key.map_or(0, |_| batch.new_tokens as i32)).collect();
+        while left.iter().any(|&left| left > 0) {
+            let (drafts, passes) = choice.next();
+            let program = Wanted::Tokens { shape, sampler, drafts };
+            self.program(program, took)?;
+            let start = Instant::now();
+            let given =
+                [self.device.put(&Host::new([rows], &left))?, self.device.put(&Host::scalar(passes))?];
+            let [left_then, passes_now] = given;
+            let mut args: Vec<Arg<'_>> = self.weights.iter().map(Arg::Keep).collect();
+            args.extend(self.tables[prefilled.tables].1.iter().map(Arg::Keep));
+            args.extend(state.drain(..).map(Arg::Donate));
+            args.push(Arg::Donate(left_then));
+            args.extend(constants.iter().map(Arg::Keep));
+            args.push(Arg::Keep(&passes_now));
+            let mut results = self.programs[&program].run(args)?;
+            let out = results.split_off(results.len() - 6);
+            state = results;
+            let out = out.iter().map(Buffer::to_host).collect::<Result<Vec<Host>, _>>();
+            let out = out.context("generating tokens")?;
+            let elapsed = start.elapsed();
+            let [tokens, log_probs, count, still_left, drafted, accepted] = &out[..] else {
+                unreachable!("the program's outputs")
+            };
+            let sum = |host: &Host| host.as_slice::<i32>().iter().map(|&x| x as usize).sum::<usize>();
+            took.decode += elapsed;
+            took.new_tokens += sum(count);
+            took.drafted += sum(drafted);
+            took.accepted += sum(accepted);
+            choice.learn(drafts, passes, sum(count), elapsed);
+            for row in 0..rows {
+                if left[row] == 0 {
+                    continue;
+                }
+                let new = row * TOKENS..row * TOKENS + count.as_slice::<i32>()[row] as usize;
+                left[row] = still_left.as_slice::<i32>()[row];
+                let news = News {
+                    row,
+                    tokens: &tokens.as_slice::<i32>()[new.clone()],
+                    log_probs: &log_probs.as_slice::<f32>()[new],
+                    finished: left[row] == 0,
+                };
+                if watch(news).is_break() {
+                    left[row] = 0;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The loop's state: rows of samples from rows of prompts.
+    fn spread(
+        &mut self,
+        batch: &Batch<'_>,
+        prefilled: &Prefilled,
+        shape: Shape,
+        took: &mut Statistics,
+    ) -> Result<Vec<Buffer>> {
+        let program = Wanted::Spread { prompts: prefilled.shape.rows, shape };
+        self.program(program, took)?;
+        let start = Instant::now();
+        let sources: Vec<i32> = batch.rows.iter().map(|&(prompt, _)| prompt as i32).collect();
+        let sources = self.device.put(&Host::new([sources.len()], &sources))?;
+        let args = prefilled.cache.iter().chain([&prefilled.hidden, &sources]).map(Arg::Keep);
+        let mut filled = self.programs[&program].run(args)?.into_iter();
+        let mut state = Vec::new();
+        let rows = Type::i32([shape.rows]);
+        let types: State<Type> = state_types(&self.config, shape);
+        let mut result = Ok(());
+        types.map(|name, ty| {
+            let number = |x: i32| Host::new([shape.rows], &vec![x; shape.rows]);
+            let made = match name {
+                "behind" => self.device.put(&Host::zeros(ty)),
+                "draft" => self.device.put(&number(-1)),
+                "position" => {
+                    let lengths = batch.rows.iter().map(|&(prompt, _)| prefilled.lengths[prompt]);
+                    self.device.put(&Host::new(rows.shape.clone(), &lengths.collect::<Vec<i32>>()))
+                }
+                "slot" => self.device.put(&Host::scalar(prefilled.padded as i32)),
+                _ => Ok(filled.next().expect("a cache and a hidden state")),
+            };
+            match made {
+                Ok(buffer) => state.push(buffer),
+                Err(error) => result = Err(error),
+            }
+        });
+        took.prefill += start.elapsed();
+        result.map(|()| state)
+    }
+
+    /// Inputs of the loop that stay: keys, temperature, top_k, top_p, stops.
+    fn constants(&self, batch: &Batch<'_>) -> Result<Vec<Buffer>> {
+        let keys: Vec<u32> = batch.rows.iter().flat_map(|(_, key)| key.unwrap_or_default()).collect();
+        let (temperature, top_k, top_p) = match batch.sampling {
+            Sampling::Greedy => (1.0, 1, 1.0),
+            Sampling::Random { temperature, top_k, top_p } => (temperature, top_k.max(1), top_p),
+        };
+        let stops: Vec<u8> = batch.stops.iter().map(|&stop| stop.into()).collect();
+        let hosts = [
+            Host::new([batch.rows.len(), 2], &keys),
+            Host::scalar(temperature as f32),
+            Host::scalar(i32::try_from(top_k).unwrap_or(i32::MAX)),
+            Host::scalar(top_p as f32),
+            Host::from_bytes(Type::new(DType::Bool, [stops.len()]), &stops),
+        ];
+        hosts.iter().map(|host| self.device.put(host)).collect()
+    }
+}
+
+/// Computed prompts, from which any number of rows can start.
+pub struct Prefilled {
+    cache: Vec<Buffer>,
+    hidden: Buffer,
+    shape: Shape,
+    /// Slots that the prompts take.
+    padded: usize,
+    lengths: Vec<i32>,
+    /// Place of the RoPE tables that the keys were turned by.
+    tables: usize,
+}
+
+/// The key of a row's random numbers.
+pub fn key(seed: u64, stream: u32, sample: u32) -> [u32; 2] {
+    threefry2x32([seed as u32, (seed >> 32) as u32], [stream, sample])
+}
+
+fn sampler(sampling: Sampling) -> Sampler {
+    match sampling {
+        Sampling::Greedy => Sampler::Greedy,
+        Sampling::Random { top_k, top_p, .. } => Sampler::Random(match (top_k > 0, top_p < 1.0) {
+            (false, false) => Filter::Off,
+            (true, false) => Filter::TopK,
+            (false, true) => Filter::TopP,
+            (true, true) => Filter::TopKThenP,
+        }),
+    }
+}
+
+/// Which of the two loops runs next, and for how long. As both give the same tokens, changing between them while a text is
+/// written changes nothing but speed.
+struct Choice {
+    /// Loops in question; the first one that is not measured is next.
+    candidates: Vec<Pace>,
+}
+
+struct Pace {
+    drafts: Drafts,
+    /// Calls so far; the first one is not counted, for it finds cold caches.
+    calls: u32,
+    tokens: usize,
+    passes: i32,
+    time: Duration,
+}
+
+/// Calls of each loop that `auto` measures.
+const MEASURED: u32 = 3;
+
+impl Choice {
+    fn new(speculation: Speculation, has_head: bool) -> Choice {
+        let candidates = match speculation {
+            Speculation::Auto if has_head => &[Drafts::Off, Drafts::SecondHead][..],
+            Speculation::On => &[Drafts::SecondHead],
+            Speculation::Auto | Speculation::Off => &[Drafts::Off],
+        };
+        let new = |&drafts| Pace { drafts, calls: 0, tokens: 0, passes: 0, time: Duration::ZERO };
+        Choice { candidates: candidates.iter().map(new).collect() }
+    }
+
+    /// The loop and its iterations.
+    fn next(&mut self) -> (Drafts, i32) {
+        if let [.., _, _] = self.candidates[..]
+            && self.candidates.iter().all(|pace| pace.calls >= MEASURED)
+        {
+            let speed = |pace: &Pace| pace.tokens as f64 / pace.time.as_secs_f64();
+            self.candidates.sort_by(|a, b| speed(b).total_cmp(&speed(a)));
+            self.candidates.truncate(1);
+        }
+        let unmeasured = self.candidates.iter().find(|pace| pace.calls < MEASURED);
+        let pace = unmeasured.unwrap_or(&self.candidates[0]);
+        let most = match pace.drafts {
+            Drafts::Off => TOKENS as i32,
+            Drafts::SecondHead => TOKENS as i32 / 2,
+        };
+        let passes = match pace.calls {
+            0 => 1,
+            1 => 4,
+            _ => (PERIOD.as_secs_f64() / (pace.time.as_secs_f64() / f64::from(pace.passes))) as i32,
+        };
+        (pace.drafts, passes.clamp(1, most))
+    }
+
+    fn learn(&mut self, drafts: Drafts, passes: i32, tokens: usize, took: Duration) {
+        let Some(pace) = self.candidates.iter_mut().find(|pace| pace.drafts == drafts) else { return };
+        pace.calls += 1;
+        if pace.calls > 1 {
+            pace.tokens += tokens;
+            pace.passes += passes;
+            pace.time += took;
+        }
+    }
+}

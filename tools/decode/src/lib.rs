@@ -1,0 +1,296 @@
+//! Generation with a loaded checkpoint. [`Decoder`] continues text; below it, [`Generator`] holds weights on a device and
+//! continues token ids. The programs that run are built by `model::decode`.
+
+mod generator;
+mod options;
+mod scorer;
+mod text;
+
+pub use generator::{Batch, Generator, News, Prefilled, key};
+pub use options::{Completion, Finish, Options, Piece, Prompt, Sampling, Speculation, Statistics};
+pub use scorer::{Scorer, Scores};
+
+use anyhow::{Result, bail, ensure};
+use engine::Host;
+use model::{Config, Params};
+use std::ops::ControlFlow;
+use std::path::Path;
+use text::Text;
+use train::checkpoint::{files, load_params};
+use train::data::{FIM_MIDDLE, FIM_PREFIX, FIM_SUFFIX, Tokenizer};
+use train::device::Device;
+
+/// A checkpoint on a device, ready to continue text.
+pub struct Decoder {
+    generator: Generator,
+    tokenizer: Tokenizer,
+    /// Of each token of the vocabulary, whether it ends a completion: every token that is not text.
+    stops: Vec<bool>,
+}
+
+/// Reads configuration and weights of a checkpoint folder: one that a run has written, which is verified, or any folder
+/// with `model.safetensors` and `config.json`.
+///
+/// # Errors
+/// If there is no such checkpoint, or a file is damaged or missing. Each message says what to do.
+pub fn load_model(checkpoint: &Path) -> Result<(Config, Params<Host>)> {
+    ensure!(
+        checkpoint.is_dir(),
+        "there is no checkpoint folder {}; give one that a run has written, runs/<name>/checkpoints/step_<number>",
+        checkpoint.display()
+    );
+    let inside = checkpoint.join("checkpoints");
+    ensure!(
+        !inside.is_dir(),
+        "{} is the folder of a run; give one of the checkpoints in {}",
+        checkpoint.display(),
+        inside.display()
+    );
+    Ok(load_params(checkpoint)?)
+}
+
+/// Reads the tokenizer of a checkpoint folder.
+///
+/// # Errors
+/// If there is none, or it has tokens that the model does not, or its tokens are not bytes of text.
+pub fn load_tokenizer(checkpoint: &Path, config: &Config) -> Result<Tokenizer> {
+    let path = checkpoint.join(files::TOKENIZER);
+    ensure!(
+        path.exists(),
+        "checkpoint {} has no {}: it was trained without one; put the tokenizer that made its data there",
+        checkpoint.display(),
+        files::TOKENIZER
+    );
+    let tokenizer = Tokenizer::open(&path)?;
+    ensure!(
+        tokenizer.vocab_size() <= config.num_tokens,
+        "{} has {} tokens, but the model knows {}; it is not the tokenizer that the model was trained with",
+        path.display(),
+        tokenizer.vocab_size(),
+        config.num_tokens
+    );
+    ensure!(
+        tokenizer.is_byte_level(),
+        "{} is not a byte-level tokenizer: its tokens cannot be put together to text exactly",
+        path.display()
+    );
+    Ok(tokenizer)
+}
+
+impl Decoder {
+    /// Loads a checkpoint's model and tokenizer onto the first device of a platform (`cpu`, `cuda`, `tpu`, or the path of a
+    /// PJRT plugin).
+    ///
+    /// # Errors
+    /// As [`load_model`] and [`load_tokenizer`], or if the device does not take the weights.
+    pub fn open(checkpoint: &Path, platform: &str) -> Result<Decoder> {
+        let (config, params) = load_model(checkpoint)?;
+        let tokenizer = load_tokenizer(checkpoint, &config)?;
+        let generator = Generator::new(Device::open(platform)?, &config, &params)?;
+        let text = |id: i32| tokenizer.decode_bytes(&[id]).is_some();
+        let stops = (0..config.vocab_size).map(|id| i32::try_from(id).is_ok_and(|id| !text(id))).collect();
+        Ok(Decoder { generator, tokenizer, stops })
+    }
+
+    /// The model's configuration.
+    pub fn config(&self) -> &Config {
+        self.generator.config()
+    }
+
+    /// The checkpoint's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// A prompt of stream 0 that is continued.
+    ///
+    /// # Errors
+    /// If the text has no token.
+    pub fn prompt(&self, text: &str) -> Result<Prompt> {
+        let ids = self.tokenizer.encode(text)?;
+        ensure!(!ids.is_empty(), "the prompt is empty; there is nothing to continue");
+        Ok(Prompt { ids, stream: 0 })
+    }
+
+    /// A prompt of stream 0 for what stands between `prefix` and `suffix` (fill in the middle), in the order that training
+    /// mostly uses: prefix, suffix, middle.
+    ///
+    /// # Errors
+    /// If the tokenizer has no tokens for it.
+    pub fn infill(&self, prefix: &str, suffix: &str) -> Result<Prompt> {
+        let mark = |token| self.tokenizer.special(token, "marks a part of a text to be filled in");
+        let mut ids = vec![mark(FIM_PREFIX)?];
+        ids.extend(self.tokenizer.encode(prefix)?);
+        ids.push(mark(FIM_SUFFIX)?);
+        ids.extend(self.tokenizer.encode(suffix)?);
+        ids.push(mark(FIM_MIDDLE)?);
+        Ok(Prompt { ids, stream: 0 })
+    }
+
+    /// Continues every prompt `options.samples` times, `options.rows` completions at a time, longest prompts first.
+    ///
+    /// `watch` sees pieces of text as they come and every completion as soon as it is finished, in any order; it ends the
+    /// work early with `Break`, and then only the finished completions are returned.
+    ///
+    /// Returns the completions in order of prompt and sample, and what it took. Equal prompts, streams and options give
+    /// equal tokens whatever else is asked for in the same call, up to rounding in matrix products of another height.
+    ///
+    /// # Errors
+    /// If an option is out of range, a prompt is empty, or a prompt and the new tokens do not fit the model's context; the
+    /// message names the prompt's index, and nothing has been generated then. Or if the device fails.
+    pub fn complete(
+        &mut self,
+        prompts: &[Prompt],
+        options: &Options,
+        watch: &mut dyn FnMut(Piece<'_>) -> ControlFlow<()>,
+    ) -> Result<(Vec<Completion>, Statistics)> {
+        self.check(prompts, options)?;
+        let mut took = Statistics::default();
+        let mut finished = Vec::new();
+        let mut order: Vec<usize> = (0..prompts.len()).collect();
+        order.sort_by_key(|&prompt| std::cmp::Reverse(prompts[prompt].ids.len()));
+        let rows = options.rows.min(prompts.len() * options.samples);
+        let together = (rows / options.samples).max(1);
+        'groups: for group in order.chunks(together) {
+            let samples: Vec<(usize, usize)> = (0..group.len())
+                .flat_map(|place| (0..options.samples).map(move |sample| (place, sample)))
+                .collect();
+            let mut texts: Vec<&[i32]> = group.iter().map(|&prompt| &prompts[prompt].ids[..]).collect();
+            // The last group may be smaller; it is filled up rather than compiled for.
+            texts.resize(together, texts[texts.len() - 1]);
+            let mut batch = Batch {
+                prompts: texts,
+                rows: vec![(0, None); rows],
+                new_tokens: options.max_new_tokens,
+                sampling: options.sampling,
+                stops: &self.stops,
+                speculation: options.speculation,
+            };
+            let prefilled = self.generator.prefill(&batch, &mut took)?;
+            for some in samples.chunks(rows) {
+                batch.rows.fill((0, None));
+                for (row, &(place, sample)) in batch.rows.iter_mut().zip(some) {
+                    let stream = prompts[group[place]].stream;
+                    *row = (place, Some(key(options.seed, stream, sample as u32)));
+                }
+                let mut open: Vec<Open> =
+                    some.iter().map(|&(place, sample)| Open::new(group[place], sample)).collect();
+                let mut ended = ControlFlow::Continue(());
+                self.generator.generate(&batch, &prefilled, &mut took, &mut |news| {
+                    if ended.is_break() {
+                        return ControlFlow::Break(());
+                    }
+                    let row = &mut open[news.row];
+                    let done = row.push(&news, &self.tokenizer, &self.stops, options);
+                    ended = row.show(watch, options, done);
+                    if done && ended.is_continue() {
+                        let completion = row.close();
+                        ended = watch(Piece::Finished(&completion));
+                        finished.push(completion);
+                    }
+                    if done { ControlFlow::Break(()) } else { ended }
+                })?;
+                if ended.is_break() {
+                    break 'groups;
+                }
+            }
+        }
+        finished.sort_by_key(|completion| (completion.prompt, completion.sample));
+        Ok((finished, took))
+    }
+
+    fn check(&self, prompts: &[Prompt], options: &Options) -> Result<()> {
+        let positive = |name: &str, value: usize| -> Result<()> {
+            ensure!(value > 0, "{name} is 0, but must be at least 1");
+            Ok(())
+        };
+        positive("the number of samples", options.samples)?;
+        positive("the number of new tokens", options.max_new_tokens)?;
+        positive("the number of rows", options.rows)?;
+        if let Sampling::Random { temperature, top_p, .. } = options.sampling {
+            ensure!(
+                temperature.is_finite() && temperature > 0.0,
+                "the temperature is {temperature}, but must be positive; 0 on the command line means greedy"
+            );
+            ensure!(top_p > 0.0 && top_p <= 1.0, "top-p is {top_p}, but must be in (0, 1]");
+        }
+        ensure!(options.stop.iter().all(|stop| !stop.is_empty()), "a stop string is empty");
+        let context = self.config().max_position_embeddings;
+        for (i, Prompt { ids, .. }) in prompts.iter().enumerate() {
+            ensure!(!ids.is_empty(), "prompt {i} is empty; there is nothing to continue");
+            let unknown = |&&id: &&i32| usize::try_from(id).is_ok_and(|id| id < self.config().num_tokens);
+            if let Some(id) = ids.iter().find(|id| !unknown(id)) {
+                bail!("prompt {i} has token {id}, but the model knows {} tokens", self.config().num_tokens);
+            }
+            ensure!(
+                ids.len() + options.max_new_tokens <= context,
+                "prompt {i} has {} tokens and {} more are wanted, but the model's context is {context}; shorten the prompt or ask for at most {} new tokens",
+                ids.len(),
+                options.max_new_tokens,
+                context.saturating_sub(ids.len())
+            );
+        }
+        Ok(())
+    }
+}
+
+/// A completion under way.
+struct Open {
+    prompt: usize,
+    sample: usize,
+    text: Text,
+    ids: Vec<i32>,
+    log_probs: Vec<f32>,
+    finish: Finish,
+}
+
+impl Open {
+    fn new(prompt: usize, sample: usize) -> Open {
+        let (text, ids, log_probs) = Default::default();
+        Open { prompt, sample, text, ids, log_probs, finish: Finish::Length }
+    }
+
+    /// Takes new tokens in; whether the completion is finished.
+    fn push(&mut self, news: &News<'_>, tokenizer: &Tokenizer, stops: &[bool], options: &Options) -> bool {
+        for (&token, &log_prob) in news.tokens.iter().zip(news.log_probs) {
+            self.log_probs.push(log_prob);
+            if stops[token as usize] {
+                self.finish = Finish::Token(token);
+                return true;
+            }
+            self.ids.push(token);
+            let bytes = tokenizer.decode_bytes(&[token]).unwrap_or_default();
+            if self.text.push(&bytes, &options.stop) {
+                let which = self.text.stopped_by().expect("a stop string was found");
+                self.finish = Finish::Text(options.stop[which].clone());
+                return true;
+            }
+        }
+        news.finished
+    }
+
+    /// Shows what can be shown.
+    fn show(
+        &mut self,
+        watch: &mut dyn FnMut(Piece<'_>) -> ControlFlow<()>,
+        options: &Options,
+        done: bool,
+    ) -> ControlFlow<()> {
+        let text = if done { self.text.rest() } else { self.text.news(&options.stop) };
+        if text.is_empty() {
+            return ControlFlow::Continue(());
+        }
+        watch(Piece::Text { prompt: self.prompt, sample: self.sample, text: &text })
+    }
+
+    fn close(&mut self) -> Completion {
+        Completion {
+            prompt: self.prompt,
+            sample: self.sample,
+            text: self.text.whole(),
+            ids: std::mem::take(&mut self.ids),
+            log_probs: std::mem::take(&mut self.log_probs),
+            finish: self.finish.clone(),
+        }
+    }
+}

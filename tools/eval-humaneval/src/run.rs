@@ -1,0 +1,501 @@
+//! From the command line to the score.
+
+use crate::cli::{Arguments, Generation};
+use crate::estimate::{Estimate, estimate};
+use crate::generate::{HandOver, Prompts};
+use crate::judge::{Judge, judge_all};
+use crate::problems::{Format, Problems, StopStyle, cut};
+use crate::python::{FLAGS, HASH_SEED, Python};
+use crate::results::{Key, Results};
+use crate::samples;
+use crate::sandbox::{self, Limits};
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use decode::{Decoder, Options, Sampling, Speculation};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Map, Value, json};
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::thread;
+use train::atomic::{RealDisk, write_file};
+use train::checkpoint::{Manifest, State, files, steps};
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    if let Some(code) = sandbox::become_child(&arguments) {
+        return code;
+    }
+    match run(&Arguments::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let evaluation = Evaluation::new(arguments)?;
+    if let Some(path) = &arguments.samples_file {
+        evaluation.given(path)
+    } else if let Some(path) = &arguments.checkpoint {
+        evaluation.checkpoint(path)
+    } else if let Some(path) = &arguments.run {
+        evaluation.run(path)
+    } else {
+        evaluation.canonical()
+    }
+}
+
+/// What every way of evaluating has in common.
+struct Evaluation<'a> {
+    arguments: &'a Arguments,
+    problems: Problems,
+    stop_style: StopStyle,
+    stop: &'static [&'static str],
+    python: Python,
+    judge: Judge,
+    workers: usize,
+}
+
+/// A completion on its way to its verdict.
+type Label = (Key, Map<String, Value>);
+
+impl<'a> Evaluation<'a> {
+    fn new(arguments: &'a Arguments) -> Result<Evaluation<'a>> {
+        let mut problems = match &arguments.problems {
+            Some(path) => Problems::file(path)?,
+            None => Problems::human_eval()?,
+        };
+        if let Some(first) = arguments.first {
+            problems.list.truncate(usize::try_from(first)?);
+        }
+        let stop_style = arguments.generation.stop_style.unwrap_or(StopStyle::usual(problems.format));
+        let Some(stop) = stop_style.strings(problems.format) else {
+            bail!(
+                "the stop strings `openai` are for HumanEval, and {} is like MBPP: give --stop-style bigcode or evalplus",
+                problems.name
+            )
+        };
+        if arguments.checkpoint.is_some() || arguments.run.is_some() {
+            check_generation(&arguments.generation, &arguments.k)?;
+        }
+        let judging = &arguments.judging;
+        let python = Python::find(judging.python.as_deref())?;
+        let judge = Judge::new(python.clone(), judging.sandbox, judging.limits())?;
+        eprintln!("sandbox   {}; Python {}", judge.level(), python.version);
+        eprintln!("problems  {} of {}", problems.list.len(), problems.name);
+        let workers = match judging.workers {
+            Some(workers) => usize::try_from(workers)?,
+            None => thread::available_parallelism().map_or(1, usize::from),
+        };
+        Ok(Evaluation { arguments, problems, stop_style, stop, python, judge, workers })
+    }
+
+    /// Judges the completions of a file.
+    fn given(&self, path: &Path) -> Result<ExitCode> {
+        let (samples, blake3) = samples::read(path, &self.problems)?;
+        let mut counts = vec![0; self.problems.list.len()];
+        for sample in &samples {
+            counts[sample.key.0] += 1;
+        }
+        let k = self.k(&counts, &format!("{} has", path.display()))?;
+        let mut settings = self.settings("file");
+        settings.insert("samples_file".to_owned(), name_of(path).into());
+        settings.insert("samples_blake3".to_owned(), blake3.into());
+        let out = self.arguments.out.clone().unwrap_or_else(|| path.with_extension("results.jsonl"));
+        let results = Results::open(&out, settings, &self.problems)?;
+        let results = self.judge(results, samples.len(), |done, submit| {
+            for sample in samples.iter().filter(|sample| !done.contains(&sample.key)) {
+                if submit(sample.key, &sample.completion, sample.line.clone()).is_break() {
+                    break;
+                }
+            }
+            Ok(())
+        })?;
+        self.report(&results, &k);
+        println!("results   {}", out.display());
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Judges the problems' own solutions.
+    fn canonical(&self) -> Result<ExitCode> {
+        let k = self.k(&vec![1; self.problems.list.len()], "--canonical has")?;
+        let mut settings = self.settings("canonical");
+        settings.extend(self.stop_settings());
+        // Nobody needs them later, unless they say so.
+        let folder = tempfile::tempdir().context("creating a temporary folder; set TMPDIR to another one")?;
+        let out = self.arguments.out.clone().unwrap_or_else(|| folder.path().join("canonical.jsonl"));
+        let results = Results::open(&out, settings, &self.problems)?;
+        let results = self.judge(results, self.problems.list.len(), |done, submit| {
+            for (problem, i) in self.problems.list.iter().zip(0..) {
+                let completion = cut(&problem.canonical, self.stop);
+                let line =
+                    [("task_id", json!(problem.id)), ("sample", json!(0)), ("completion", json!(completion))];
+                let line = line.map(|(name, value)| (name.to_owned(), value)).into_iter().collect();
+                if !done.contains(&(i, 0)) && submit((i, 0), completion, line).is_break() {
+                    break;
+                }
+            }
+            Ok(())
+        })?;
+        self.report(&results, &k);
+        for ((problem, _), reason) in results.failed() {
+            println!("{}: {reason}", self.problems.list[problem].id);
+        }
+        let (passed, all) = (results.passed(), self.problems.list.len());
+        println!("{passed} of {all} solutions pass");
+        Ok(if passed == all { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+
+    /// Evaluates one checkpoint.
+    fn checkpoint(&self, path: &Path) -> Result<ExitCode> {
+        let out = match &self.arguments.out {
+            Some(out) => out.clone(),
+            None => PathBuf::from(format!("{}_{}.jsonl", self.benchmark(), name_of(path))),
+        };
+        let mut decoder = Decoder::open(path, &self.arguments.generation.platform)?;
+        self.generated(&mut decoder, path, &out)?;
+        println!("results   {}", out.display());
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Evaluates the checkpoints of a run, oldest first.
+    fn run(&self, run: &Path) -> Result<ExitCode> {
+        let folder = run.join("checkpoints");
+        let found = if folder.is_dir() { steps(&folder)? } else { Vec::new() };
+        if found.is_empty() {
+            bail!("{} has no checkpoints: give the folder that `train --out` named", run.display());
+        }
+        let out =
+            self.arguments.out.clone().unwrap_or_else(|| run.join(format!("eval_{}", self.benchmark())));
+        fs::create_dir_all(&out).with_context(|| format!("creating {}", out.display()))?;
+        let (mut evaluated, mut refused) = (Vec::new(), Vec::new());
+        for (step, path) in found {
+            println!("checkpoint {}", path.display());
+            let mut decoder = match Decoder::open(&path, &self.arguments.generation.platform) {
+                Ok(decoder) => decoder,
+                // A damaged one does not keep the others from being evaluated.
+                Err(error) => {
+                    eprintln!("left out: {error:#}");
+                    refused.push(json!({ "step": step, "reason": format!("{error:#}") }));
+                    continue;
+                }
+            };
+            let results = format!("{}.jsonl", name_of(&path));
+            let estimates = self.generated(&mut decoder, &path, &out.join(&results))?;
+            evaluated.push(Evaluated { step, tokens_seen: tokens_seen(&path), results, estimates });
+            let summary = self.summary(&evaluated, &refused);
+            write_file(&RealDisk, &out.join(SUMMARY), |file| {
+                serde_json::to_writer_pretty(&mut *file, &summary)?;
+                file.write_all(b"\n")
+            })?;
+        }
+        let Some(best) = best(&evaluated) else {
+            bail!("none of the checkpoints of {} could be evaluated", run.display())
+        };
+        for one in &evaluated {
+            let mark = if one.step == best.step { "  best" } else { "" };
+            let scores: Vec<String> = one.estimates.iter().map(shown).collect();
+            println!("step {:>9}  {}{mark}", one.step, scores.join("  "));
+        }
+        println!("summary   {}", out.join(SUMMARY).display());
+        if refused.is_empty() {
+            return Ok(ExitCode::SUCCESS);
+        }
+        bail!("{} of {} checkpoints could not be evaluated", refused.len(), refused.len() + evaluated.len())
+    }
+
+    /// Generates and judges what is missing of a checkpoint's results.
+    fn generated(&self, decoder: &mut Decoder, checkpoint: &Path, out: &Path) -> Result<Vec<Estimate>> {
+        let generation = &self.arguments.generation;
+        let samples = usize::try_from(generation.samples)?;
+        let wanted = generation.max_new_tokens.map(usize::try_from).transpose()?;
+        let prompts = Prompts::new(decoder, &self.problems, wanted)?;
+        let options = Options {
+            sampling: sampling(generation),
+            seed: generation.seed,
+            samples,
+            max_new_tokens: prompts.max_new_tokens,
+            stop: self.stop.iter().map(|string| (*string).to_owned()).collect(),
+            speculation: speculation(generation),
+            rows: usize::try_from(generation.rows)?,
+        };
+        let mut settings = self.settings("checkpoint");
+        settings.extend(self.generation_settings());
+        for (name, value) in [
+            ("max_new_tokens", json!(options.max_new_tokens)),
+            ("checkpoint", json!(name_of(checkpoint))),
+            ("weights_blake3", json!(weights_blake3(checkpoint)?)),
+        ] {
+            settings.insert(name.to_owned(), value);
+        }
+        let results = Results::open(out, settings, &self.problems)?;
+        let total = samples * self.problems.list.len();
+        let mut statistics = None;
+        let results = self.judge(results, total, |done, submit| {
+            let missing = |key| !done.contains(&key);
+            statistics = Some(prompts.complete(decoder, &self.problems, &options, missing, submit)?);
+            Ok(())
+        })?;
+        if let Some(statistics) = statistics.filter(|statistics| statistics.new_tokens > 0) {
+            eprintln!(
+                "generated {} tokens, {:.0} tokens/s{}",
+                statistics.new_tokens,
+                statistics.tokens_per_second(),
+                statistics
+                    .acceptance()
+                    .map_or(String::new(), |a| format!(", {:.0} % of drafts accepted", 100.0 * a))
+            );
+        }
+        if results.judged() < total {
+            bail!(
+                "{} of {total} completions have a verdict; the same command goes on with {}",
+                results.judged(),
+                out.display()
+            );
+        }
+        let k = self.k(&vec![generation.samples; self.problems.list.len()], "--samples gives")?;
+        Ok(self.report(&results, &k))
+    }
+
+    /// Judges what `produce` submits, which gets the keys that are done already, into the results.
+    fn judge(
+        &self,
+        mut results: Results,
+        total: usize,
+        produce: impl FnOnce(&HashSet<Key>, HandOver<'_>) -> Result<()>,
+    ) -> Result<Results> {
+        let done: HashSet<Key> = results.keys().collect();
+        let bar = ProgressBar::new(total as u64).with_position(done.len() as u64);
+        let style = ProgressStyle::with_template("{bar:40} {pos}/{len} judged, {msg} passed, ETA {eta}");
+        bar.set_style(style.expect("a correct template"));
+        if !done.is_empty() {
+            eprintln!("going on   {} of {total} completions have their verdict", done.len());
+        }
+        let record = |(key, line): Label, verdict| {
+            results.add(key, line, verdict)?;
+            bar.set_message(results.passed().to_string());
+            bar.inc(1);
+            Ok(())
+        };
+        let produce = |submit: &mut dyn FnMut(String, Label) -> ControlFlow<()>| {
+            produce(&done, &mut |key, completion, line| {
+                submit(self.problems.list[key.0].program(completion), (key, line))
+            })
+        };
+        judge_all(&self.judge, self.workers, produce, record)?;
+        bar.finish_and_clear();
+        results.finish()?;
+        Ok(results)
+    }
+
+    /// Prints the score.
+    fn report(&self, results: &Results, k: &[u64]) -> Vec<Estimate> {
+        println!("judged    {} completions, {} passed", results.judged(), results.passed());
+        let failures = results.failures();
+        if !failures.is_empty() {
+            let kinds: Vec<String> = failures.iter().take(5).map(|(n, kind)| format!("{n} {kind}")).collect();
+            let more = if failures.len() > 5 { ", .." } else { "" };
+            println!("failures  {}{more}", kinds.join(", "));
+        }
+        let tallies = results.tallies(self.problems.list.len());
+        let estimates: Vec<Estimate> = k.iter().filter_map(|k| estimate(&tallies, *k)).collect();
+        for one in &estimates {
+            println!("{}", shown(one));
+        }
+        if let Some(empty) = tallies.iter().position(|tally| tally.samples == 0) {
+            let without = tallies.iter().filter(|tally| tally.samples == 0).count();
+            println!(
+                "pass@k is not defined: {without} of {} problems have no completion, the first one is {}",
+                tallies.len(),
+                self.problems.list[empty].id
+            );
+        }
+        estimates
+    }
+
+    /// The k to estimate for, with so many completions of each problem.
+    fn k(&self, counts: &[u64], who: &str) -> Result<Vec<u64>> {
+        let fewest = counts.iter().zip(&self.problems.list).min_by_key(|(count, _)| **count);
+        let (fewest, id) = fewest.map_or((0, ""), |(count, problem)| (*count, problem.id.as_str()));
+        if let Some(k) = self.arguments.k.iter().find(|k| **k > fewest) {
+            bail!(
+                "pass@{k} needs at least {k} completions of every problem, and {who} {fewest} of {id}: lower --k, or give more completions"
+            );
+        }
+        if self.arguments.k.is_empty() {
+            return Ok([1, 10, 100].into_iter().filter(|k| *k <= fewest).collect());
+        }
+        Ok(self.arguments.k.clone())
+    }
+
+    /// The settings of every evaluation.
+    fn settings(&self, completions: &str) -> Map<String, Value> {
+        let Limits { cpu_seconds, wall_seconds, memory_mib } = self.arguments.judging.limits();
+        let (seed, value) = HASH_SEED;
+        object(json!({
+            "program": concat!("eval-humaneval ", env!("CARGO_PKG_VERSION")),
+            "problems": self.problems.name,
+            "problems_blake3": self.problems.blake3,
+            "problem_count": self.problems.list.len(),
+            "completions": completions,
+            "sandbox": self.judge.level(),
+            "cpu_seconds": cpu_seconds,
+            "wall_seconds": wall_seconds,
+            "memory_mib": memory_mib,
+            "python": self.python.version,
+            "python_flags": FLAGS.join(" "),
+            "python_environment": format!("{seed}={value}"),
+        }))
+    }
+
+    fn stop_settings(&self) -> Map<String, Value> {
+        object(json!({ "stop_style": format!("{:?}", self.stop_style).to_lowercase(), "stop": self.stop }))
+    }
+
+    fn generation_settings(&self) -> Map<String, Value> {
+        let generation = &self.arguments.generation;
+        let mut settings = self.stop_settings();
+        settings.extend(object(json!({
+            "samples": generation.samples,
+            "temperature": generation.temperature,
+            "top_p": generation.top_p,
+            "top_k": generation.top_k,
+            "seed": generation.seed,
+            "rows": generation.rows,
+            "speculative": format!("{:?}", speculation(generation)).to_lowercase(),
+            "platform": generation.platform,
+        })));
+        settings
+    }
+
+    /// A short name for files.
+    fn benchmark(&self) -> String {
+        match (&self.arguments.problems, self.problems.format) {
+            (None, Format::HumanEval) => "humaneval".to_owned(),
+            _ => self.problems.name.split('.').next().unwrap_or_default().to_owned(),
+        }
+    }
+
+    fn summary(&self, evaluated: &[Evaluated], refused: &[Value]) -> Value {
+        let mut settings = self.settings("checkpoint");
+        settings.extend(self.generation_settings());
+        json!({
+            "best": best(evaluated).map(Evaluated::to_json),
+            "checkpoints": evaluated.iter().map(Evaluated::to_json).collect::<Vec<_>>(),
+            "refused": refused,
+            "settings": settings,
+        })
+    }
+}
+
+/// Name of the summary of a run.
+const SUMMARY: &str = "eval_summary.json";
+
+/// An evaluated checkpoint of a run.
+struct Evaluated {
+    step: u64,
+    tokens_seen: Option<u64>,
+    results: String,
+    estimates: Vec<Estimate>,
+}
+
+impl Evaluated {
+    fn to_json(&self) -> Value {
+        let Evaluated { step, tokens_seen, results, estimates } = self;
+        json!({ "step": step, "tokens_seen": tokens_seen, "results": results, "estimates": estimates })
+    }
+
+    /// What checkpoints are compared by: the first k.
+    fn score(&self) -> f64 {
+        self.estimates.first().map_or(0.0, |estimate| estimate.pass_at_k)
+    }
+}
+
+/// The checkpoint with the highest score, the newest one among equals.
+fn best(evaluated: &[Evaluated]) -> Option<&Evaluated> {
+    evaluated.iter().max_by(|a, b| a.score().total_cmp(&b.score()))
+}
+
+fn sampling(generation: &Generation) -> Sampling {
+    let Generation { temperature, top_k, top_p, .. } = *generation;
+    if temperature == 0.0 { Sampling::Greedy } else { Sampling::Random { temperature, top_k, top_p } }
+}
+
+/// Drafts are used or not by measurement, which leaves greedy completions what they are, but not drawn ones: those must
+/// follow from the seed.
+fn speculation(generation: &Generation) -> Speculation {
+    match sampling(generation) {
+        Sampling::Greedy => Speculation::Auto,
+        Sampling::Random { .. } => Speculation::Off,
+    }
+}
+
+/// What can be refused before a checkpoint is loaded.
+fn check_generation(generation: &Generation, k: &[u64]) -> Result<()> {
+    let Generation { samples, temperature, top_p, .. } = *generation;
+    if !(temperature.is_finite() && temperature >= 0.0) {
+        bail!("--temperature is {temperature}, wanted 0 for the most probable token each time, or more");
+    }
+    if !(top_p > 0.0 && top_p <= 1.0) {
+        bail!("--top-p is {top_p}, wanted more than 0 and at most 1");
+    }
+    if samples > 1 && temperature == 0.0 {
+        bail!(
+            "--samples is {samples}, but with --temperature 0 all completions of a problem are equal: give --temperature (0.2 is usual for pass@1, 0.8 for pass@10 and pass@100), or --samples 1"
+        );
+    }
+    if let Some(k) = k.iter().find(|k| **k > samples) {
+        bail!(
+            "pass@{k} needs at least {k} completions of every problem: give --samples {k} or more, or lower --k"
+        );
+    }
+    Ok(())
+}
+
+/// The hash of a checkpoint's weights.
+fn weights_blake3(checkpoint: &Path) -> Result<String> {
+    let manifest = checkpoint.join(files::MANIFEST);
+    let weights = checkpoint.join(files::MODEL);
+    if manifest.exists() {
+        let text = fs::read(&manifest).with_context(|| format!("reading {}", manifest.display()))?;
+        let found: Manifest =
+            serde_json::from_slice(&text).with_context(|| format!("reading {}", manifest.display()))?;
+        if let Some(record) = found.files.get(files::MODEL) {
+            return Ok(record.blake3.clone());
+        }
+    }
+    let mut hash = blake3::Hasher::new();
+    fs::File::open(&weights)
+        .and_then(|file| hash.update_reader(file).map(drop))
+        .with_context(|| format!("reading {}", weights.display()))?;
+    Ok(hash.finalize().to_hex().to_string())
+}
+
+/// How much a checkpoint was trained; published models do not say.
+fn tokens_seen(checkpoint: &Path) -> Option<u64> {
+    let text = fs::read(checkpoint.join(files::STATE)).ok()?;
+    serde_json::from_slice::<State>(&text).ok().map(|state| state.tokens_seen)
+}
+
+fn shown(estimate: &Estimate) -> String {
+    let error = estimate.standard_error.map_or(String::new(), |error| format!(" ± {:.2}", 100.0 * error));
+    format!("pass@{:<4} {:6.2}{error} %", estimate.k, 100.0 * estimate.pass_at_k)
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(object) => object,
+        _ => Map::new(),
+    }
+}

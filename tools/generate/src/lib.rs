@@ -1,0 +1,288 @@
+//! `generate`: continues Python source, or fills a hole in it, with a checkpoint. The work is done by the crate `decode`.
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Parser, ValueEnum};
+use decode::{Completion, Decoder, Finish, Options, Piece, Sampling, Speculation, Statistics};
+use serde_json::json;
+use std::fs;
+use std::io::{self, IsTerminal, Read, Write};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Continue Python source with a checkpoint. Without --prompt or --prompt-file, the prompt is read from standard input.
+/// Text is printed as it comes; speed is reported on standard error.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// Folder of a checkpoint, runs/<name>/checkpoints/step_<number>
+    #[arg(long, value_name = "DIR")]
+    checkpoint: PathBuf,
+    /// Text to continue
+    #[arg(long, value_name = "TEXT", conflicts_with = "prompt_file")]
+    prompt: Option<String>,
+    /// File with the text to continue
+    #[arg(long, value_name = "FILE")]
+    prompt_file: Option<PathBuf>,
+    /// Write what stands between the prompt and this text
+    #[arg(long, value_name = "TEXT")]
+    suffix: Option<String>,
+    /// Most tokens to write [default: 256, or what is left of the context]
+    #[arg(long, value_name = "N")]
+    max_new_tokens: Option<usize>,
+    /// Divides the logits before drawing; 0 always takes the most probable token
+    #[arg(long, value_name = "X", default_value_t = 0.8)]
+    temperature: f64,
+    /// Draw only from the most probable tokens that together reach this probability
+    #[arg(long, value_name = "X", default_value_t = 0.95)]
+    top_p: f64,
+    /// Draw only from this many most probable tokens; 0 is all
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    top_k: usize,
+    /// Of the random numbers: the same seed writes the same text
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Texts to write
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    samples: usize,
+    /// Write this many and keep the --samples ones with the highest mean log-probability of a token
+    #[arg(long, value_name = "N")]
+    best_of: Option<usize>,
+    /// End before this text (may be repeated)
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Let the second head draft tokens that the model checks; auto measures what is faster. The text is the same.
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t = Speculative::Auto)]
+    speculative: Speculative,
+    /// One JSON object a line for each text instead of the text
+    #[arg(long)]
+    json: bool,
+    /// cpu, cuda, tpu, or the path of a PJRT plugin
+    #[arg(long, value_name = "NAME", default_value = "cpu")]
+    platform: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Speculative {
+    Auto,
+    On,
+    Off,
+}
+
+/// Most tokens to write, if nobody says.
+const NEW_TOKENS: usize = 256;
+
+/// The whole program: the process's command line, messages and exit code.
+pub fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reader has seen enough.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    let candidates = arguments.best_of.unwrap_or(arguments.samples);
+    check(arguments, candidates)?;
+    let text = prompt(arguments)?;
+    ensure!(
+        !text.is_empty() || arguments.suffix.is_some(),
+        "the prompt is empty; give the beginning of a text, or a --suffix to write what stands before it"
+    );
+    let mut decoder = Decoder::open(&arguments.checkpoint, &arguments.platform)?;
+    let prompt = match &arguments.suffix {
+        Some(suffix) => decoder.infill(&text, suffix)?,
+        None => decoder.prompt(&text)?,
+    };
+    let context = decoder.config().max_position_embeddings;
+    ensure!(
+        prompt.ids.len() < context,
+        "the prompt has {} tokens, but the model's context is {context}; shorten it",
+        prompt.ids.len()
+    );
+    let left = context - prompt.ids.len();
+    let new_tokens = arguments.max_new_tokens.unwrap_or(NEW_TOKENS.min(left));
+    ensure!(
+        new_tokens <= left,
+        "the prompt has {} tokens and --max-new-tokens is {new_tokens}, but the model's context is {context}; ask for at most {left}",
+        prompt.ids.len()
+    );
+    let options = Options {
+        sampling: if arguments.temperature == 0.0 {
+            Sampling::Greedy
+        } else {
+            Sampling::Random {
+                temperature: arguments.temperature,
+                top_k: arguments.top_k,
+                top_p: arguments.top_p,
+            }
+        },
+        seed: arguments.seed,
+        samples: candidates,
+        max_new_tokens: new_tokens,
+        stop: arguments.stop.clone(),
+        speculation: match arguments.speculative {
+            Speculative::Auto => Speculation::Auto,
+            Speculative::On => Speculation::On,
+            Speculative::Off => Speculation::Off,
+        },
+        ..Options::default()
+    };
+
+    let streams = candidates == 1 && !arguments.json;
+    let mut out = io::stdout().lock();
+    let mut written = Ok(());
+    let (mut texts, took) = decoder.complete(&[prompt], &options, &mut |piece| {
+        if let Piece::Text { text, .. } = piece
+            && streams
+        {
+            written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        }
+        if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    written.and_then(|()| finish(&mut out, arguments, &mut texts, streams))?;
+    report(&took, &texts);
+    Ok(())
+}
+
+/// What is wrong with the numbers before anything is loaded.
+fn check(arguments: &Arguments, candidates: usize) -> Result<()> {
+    for (name, value) in [
+        ("--max-new-tokens", arguments.max_new_tokens),
+        ("--samples", Some(arguments.samples)),
+        ("--best-of", arguments.best_of),
+    ] {
+        ensure!(value != Some(0), "{name} is 0, but must be at least 1");
+    }
+    ensure!(
+        candidates >= arguments.samples,
+        "--best-of {candidates} cannot leave --samples {}; it must be at least as many",
+        arguments.samples
+    );
+    let temperature = arguments.temperature;
+    ensure!(
+        temperature.is_finite() && temperature >= 0.0,
+        "--temperature is {temperature}, but must be 0 or positive"
+    );
+    let top_p = arguments.top_p;
+    ensure!(top_p > 0.0 && top_p <= 1.0, "--top-p is {top_p}, but must be above 0 and at most 1");
+    ensure!(arguments.stop.iter().all(|stop| !stop.is_empty()), "--stop wants some text");
+    Ok(())
+}
+
+fn prompt(arguments: &Arguments) -> Result<String> {
+    let (from, bytes) = match (&arguments.prompt, &arguments.prompt_file) {
+        (Some(text), _) => return Ok(text.clone()),
+        (None, Some(path)) => {
+            let bytes =
+                fs::read(path).with_context(|| format!("reading the prompt from {}", path.display()))?;
+            (path.display().to_string(), bytes)
+        }
+        (None, None) => {
+            let mut stdin = io::stdin().lock();
+            if stdin.is_terminal() {
+                eprintln!("reading the prompt from standard input; Ctrl-D ends it");
+            }
+            let mut bytes = Vec::new();
+            stdin.read_to_end(&mut bytes).context("reading the prompt from standard input")?;
+            ("standard input".to_owned(), bytes)
+        }
+    };
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(text),
+        Err(error) => bail!(
+            "the prompt from {from} is not UTF-8 text: byte {} is wrong",
+            error.utf8_error().valid_up_to()
+        ),
+    }
+}
+
+/// Prints what was not printed as it came, the best texts first.
+fn finish(
+    out: &mut impl Write,
+    arguments: &Arguments,
+    texts: &mut Vec<Completion>,
+    streamed: bool,
+) -> io::Result<()> {
+    if streamed {
+        let ends = texts.first().is_some_and(|text| text.text.ends_with('\n'));
+        return if ends { Ok(()) } else { writeln!(out) };
+    }
+    if arguments.best_of.is_some() {
+        texts.sort_by(|a, b| mean(b).total_cmp(&mean(a)));
+        texts.truncate(arguments.samples);
+    }
+    for (i, text) in texts.iter().enumerate() {
+        if arguments.json {
+            writeln!(out, "{}", json(text))?;
+            continue;
+        }
+        if texts.len() > 1 {
+            writeln!(out, "--- {} of {}, {:.3} nats a token", i + 1, texts.len(), -mean(text))?;
+        }
+        out.write_all(text.text.as_bytes())?;
+        if !text.text.ends_with('\n') {
+            writeln!(out)?;
+        }
+    }
+    out.flush()
+}
+
+/// Mean log-probability of a completion's tokens.
+fn mean(text: &Completion) -> f64 {
+    text.log_probs.iter().map(|&x| f64::from(x)).sum::<f64>() / text.log_probs.len() as f64
+}
+
+fn json(text: &Completion) -> serde_json::Value {
+    let (finish, stop) = match &text.finish {
+        Finish::Token(id) => ("token", json!(id)),
+        Finish::Text(stop) => ("stop", json!(stop)),
+        Finish::Length => ("length", json!(null)),
+    };
+    json!({
+        "sample": text.sample,
+        "text": text.text,
+        "finish": finish,
+        "stop": stop,
+        "mean_log_prob": mean(text),
+        "ids": text.ids,
+        "log_probs": text.log_probs,
+    })
+}
+
+fn report(took: &Statistics, texts: &[Completion]) {
+    let ended = match texts {
+        [text] => match &text.finish {
+            Finish::Token(_) => "; ended by itself",
+            Finish::Text(_) => "; ended before a stop text",
+            Finish::Length => "; cut at --max-new-tokens",
+        },
+        _ => "",
+    };
+    eprintln!(
+        "{} tokens in {:.2} s, {:.1} tokens/s{ended}",
+        took.new_tokens,
+        took.decode.as_secs_f64(),
+        took.tokens_per_second()
+    );
+    eprintln!(
+        "prompt of {} tokens in {:.2} s, programs ready in {:.2} s",
+        took.prompt_tokens,
+        took.prefill.as_secs_f64(),
+        took.compile.as_secs_f64()
+    );
+    match took.acceptance() {
+        Some(share) => {
+            eprintln!("the second head drafted {} tokens, {:.1} % were accepted", took.drafted, 100.0 * share)
+        }
+        None => eprintln!("no drafts"),
+    }
+}

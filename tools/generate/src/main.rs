@@ -1,0 +1,5 @@
+//! `generate`: the library's command line.
+
+fn main() -> std::process::ExitCode {
+    generate::main()
+}

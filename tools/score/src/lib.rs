@@ -1,0 +1,230 @@
+//! `score`: what a checkpoint thinks of given token ids or text. The work is done by the crate `decode`.
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Parser;
+use decode::{Scorer, Scores, load_model, load_tokenizer};
+use model::Config;
+use model::decode::TRAINED_POSITIONS;
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use train::checkpoint::files;
+use train::data::Tokenizer;
+use train::device::Device;
+
+/// Score token ids or text with a checkpoint. For each line of ids, or each file of text, one line of JSON on standard
+/// output: {"logprobs": [of each next token], "mtp_logprobs": [of the token after it], "loss": nats}. A summary goes to
+/// standard error.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// Folder of a checkpoint, runs/<name>/checkpoints/step_<number>
+    #[arg(long, value_name = "DIR")]
+    checkpoint: PathBuf,
+    /// File of lines {"ids": [..], "segments": [..]}; segments, one number for each id, tell documents apart and may be left out
+    #[arg(long, value_name = "FILE.jsonl", conflicts_with = "text", required_unless_present = "text")]
+    ids: Option<PathBuf>,
+    /// Files of text, each scored as one document
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    text: Vec<PathBuf>,
+    /// Positions that text is scored in at a time [default: the model's context, or 2048 if that is less]; more than a
+    /// model was trained at makes its scores worse
+    #[arg(long, value_name = "N", requires = "text")]
+    window: Option<usize>,
+    /// cpu, cuda, tpu, or the path of a PJRT plugin
+    #[arg(long, value_name = "NAME", default_value = "cpu")]
+    platform: String,
+}
+
+/// One line of --ids.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    ids: Vec<i32>,
+    segments: Option<Vec<i32>>,
+}
+
+/// One line of output.
+#[derive(Serialize)]
+struct Scored<'a> {
+    logprobs: &'a [f32],
+    mtp_logprobs: &'a [f32],
+    loss: f64,
+}
+
+/// The whole program: the process's command line, messages and exit code.
+pub fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    let checkpoint = &arguments.checkpoint;
+    let (config, params) = load_model(checkpoint)?;
+    let has_tokenizer = checkpoint.join(files::TOKENIZER).exists();
+    let tokenizer = match has_tokenizer || !arguments.text.is_empty() {
+        true => Some(load_tokenizer(checkpoint, &config)?),
+        false => None,
+    };
+    let mut scorer = Scorer::new(Device::open(&arguments.platform)?, &config, &params)?;
+    drop(params);
+    let longest = config.max_position_embeddings;
+    let window = arguments.window.unwrap_or(longest.min(TRAINED_POSITIONS));
+    ensure!(
+        (2..=longest).contains(&window),
+        "--window is {window}, but must be at least 2 and at most the model's context, {longest}"
+    );
+    let mut total = Sums::default();
+    if let Some(path) = &arguments.ids {
+        let reading = || format!("reading {}", path.display());
+        let file = File::open(path).with_context(reading)?;
+        for (number, line) in (1..).zip(BufReader::new(file).lines()) {
+            let line = line.with_context(reading)?;
+            if line.trim().is_empty() {
+                continue;
+            }
+            let here = || format!("{}, line {number}", path.display());
+            let Line { ids, segments } = serde_json::from_str(&line).with_context(here)?;
+            let segments = segments.unwrap_or_else(|| vec![0; ids.len()]);
+            let scores = scorer.score(&ids, Some(&segments)).with_context(here)?;
+            say(&config, &tokenizer, &ids, &segments, &scores, &mut total)?;
+        }
+        ensure!(total.main.targets > 0, "{} has no line with a token to predict", path.display());
+    }
+    for path in &arguments.text {
+        let tokenizer_of_text = tokenizer.as_ref().expect("loaded for text");
+        let ids = tokenizer_of_text.encode(&read_text(path)?)?;
+        let scores = score_document(&mut scorer, &ids, window).with_context(|| path.display().to_string())?;
+        say(&config, &tokenizer, &ids, &vec![0; ids.len()], &scores, &mut total)?;
+    }
+    summary(&config, &total, tokenizer.is_some());
+    Ok(())
+}
+
+fn read_text(path: &Path) -> Result<String> {
+    let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(text),
+        Err(error) => {
+            bail!("{} is not UTF-8 text: byte {} is wrong", path.display(), error.utf8_error().valid_up_to())
+        }
+    }
+}
+
+/// Scores a document of any length. What does not fit one window is scored in windows that overlap by half, so that every
+/// token but those of the first window sees at least half a window before it.
+fn score_document(scorer: &mut Scorer, ids: &[i32], window: usize) -> Result<Scores> {
+    let mut all = scorer.score(&ids[..ids.len().min(window)], None)?;
+    let mut end = window;
+    while end < ids.len() {
+        let next = (end + window / 2).min(ids.len());
+        let part = scorer.score(&ids[next - window..next], None)?;
+        let new = next - end;
+        all.log_probs.extend(&part.log_probs[part.log_probs.len() - new..]);
+        if !part.mtp_log_probs.is_empty() {
+            all.mtp_log_probs.extend(&part.mtp_log_probs[part.mtp_log_probs.len() - new..]);
+        }
+        end = next;
+    }
+    Ok(all)
+}
+
+/// Sum over targets.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sum {
+    nats: f64,
+    targets: usize,
+}
+
+impl Sum {
+    /// Of the targets `by` tokens ahead that lie in the same document.
+    fn of(log_probs: &[f32], segments: &[i32], by: usize) -> Sum {
+        let mut sum = Sum::default();
+        for (i, &log_prob) in log_probs.iter().enumerate() {
+            if segments[i] == segments[i + by] {
+                sum.nats -= f64::from(log_prob);
+                sum.targets += 1;
+            }
+        }
+        sum
+    }
+
+    fn add(&mut self, other: Sum) {
+        self.nats += other.nats;
+        self.targets += other.targets;
+    }
+
+    /// 0 without targets, as in training.
+    fn mean(&self) -> f64 {
+        self.nats / self.targets.max(1) as f64
+    }
+}
+
+/// What the summary is made of.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    main: Sum,
+    mtp: Sum,
+    /// Of the predicted tokens' text.
+    bytes: usize,
+}
+
+impl Sums {
+    /// The loss of training.
+    fn loss(&self, config: &Config) -> f64 {
+        self.main.mean() + config.mtp_loss_weight * self.mtp.mean()
+    }
+}
+
+fn say(
+    config: &Config,
+    tokenizer: &Option<Tokenizer>,
+    ids: &[i32],
+    segments: &[i32],
+    scores: &Scores,
+    total: &mut Sums,
+) -> Result<()> {
+    let sums = Sums {
+        main: Sum::of(&scores.log_probs, segments, 1),
+        mtp: Sum::of(&scores.mtp_log_probs, segments, 2),
+        bytes: 0,
+    };
+    let scored =
+        Scored { logprobs: &scores.log_probs, mtp_logprobs: &scores.mtp_log_probs, loss: sums.loss(config) };
+    writeln!(io::stdout().lock(), "{}", serde_json::to_string(&scored)?)
+        .context("writing to standard output")?;
+    total.main.add(sums.main);
+    total.mtp.add(sums.mtp);
+    if let Some(tokenizer) = tokenizer {
+        let predicted = (1..ids.len()).filter(|&i| segments[i] == segments[i - 1]);
+        total.bytes +=
+            predicted.filter_map(|i| Some(tokenizer.decode_bytes(&[ids[i]])?.len())).sum::<usize>();
+    }
+    Ok(())
+}
+
+fn summary(config: &Config, total: &Sums, has_tokenizer: bool) {
+    let main = total.main.mean();
+    eprintln!("tokens        {}", total.main.targets);
+    eprintln!("loss          {:.6} nats", total.loss(config));
+    eprintln!("next token    {main:.6} nats, perplexity {:.3}", main.exp());
+    if total.mtp.targets > 0 {
+        let mtp = total.mtp.mean();
+        eprintln!("one after it  {mtp:.6} nats, perplexity {:.3}", mtp.exp());
+    }
+    match has_tokenizer && total.bytes > 0 {
+        true => eprintln!(
+            "bits a byte   {:.4} over {} bytes",
+            total.main.nats / std::f64::consts::LN_2 / total.bytes as f64,
+            total.bytes
+        ),
+        false => eprintln!("bits a byte   unknown: the checkpoint has no tokenizer.json"),
+    }
+}

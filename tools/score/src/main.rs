@@ -1,0 +1,5 @@
+//! `score`: the library's command line.
+
+fn main() -> std::process::ExitCode {
+    score::main()
+}
