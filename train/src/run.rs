@@ -16,7 +16,7 @@ use crate::scaling::{Facts, Plan, plan};
 use crate::schedule::Phase;
 use crate::signals::Stop;
 use crate::state::{DeviceState, Metrics, StepInputs};
-use crate::step::{AdamW, step_program, validation_program};
+use crate::step::{step_of, validation_program};
 use crate::{config, sample};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
@@ -25,7 +25,7 @@ use engine::plugin::cache_folder;
 use engine::{Compiled, Host};
 use model::config::Bearing;
 use model::counts::{ParamCounts, flops_per_token};
-use model::{Params, Remat, initial_params};
+use model::{Params, initial_params};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -127,23 +127,7 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
     let loader = Loader::start(dataset.clone(), rows.clone(), position)?;
 
     let device = Device::open(&run.platform)?;
-    let adamw = AdamW {
-        beta1: run.optimizer.beta1,
-        beta2: run.optimizer.beta2,
-        eps: run.optimizer.eps,
-        weight_decay: run.optimizer.weight_decay,
-        clip: run.optimizer.clip,
-    };
-    let remat = if run.batch.tokens() as usize / run.batch.accumulation > SELECTIVE_TOKENS {
-        Remat::Full
-    } else {
-        Remat::Selective
-    };
-    let (step, preparation) = device.compile(
-        &step_program(&run.model, run.batch, adamw, remat),
-        run.kernels,
-        CodeGeneration::Quick,
-    )?;
+    let (step, preparation) = device.compile(&step_of(&run), run.kernels, CodeGeneration::Quick)?;
     report_program(&device, &step, &preparation)?;
     if cli.dry_run {
         println!("dry run  nothing was trained or written");
@@ -197,9 +181,6 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
     session.last_words(cli, first_loss, last_loss, &plot)?;
     Ok(outcome)
 }
-
-/// Tokens of a micro-batch up to which activations are kept: beyond, memory counts for more than one forward pass.
-const SELECTIVE_TOKENS: usize = 4096;
 
 /// Everything that the loop needs.
 struct Session {
