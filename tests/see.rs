@@ -1,8 +1,9 @@
-//! What a person sees before running: `doctor` on healthy and broken set-ups.
+//! What a person sees before running: `doctor` on healthy and broken set-ups, `dump-hlo` of known programs.
 
+use serde_json::Value;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
 use tempfile::TempDir;
 
 /// The screen of `doctor`, and whether it found no problem.
@@ -132,4 +133,150 @@ fn a_disk_without_room_is_a_problem() {
     let (screen, healthy) = doctor(&[], &[("PYTHONLM_CACHE", &runs.path().join("file/cache"))]);
     let (line, remedy) = finding(&screen, "PROBLEM", "cache");
     assert!(!healthy && line.contains("writing there") && remedy.contains("PYTHONLM_CACHE"), "{screen}");
+}
+
+fn dump(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_dump-program"))
+        .args(args)
+        .env_remove("PJRT_PLUGIN_PATH")
+        .output()
+        .unwrap()
+}
+
+/// What `dump-hlo` prints; it must succeed.
+#[track_caller]
+fn dumped(args: &[&str]) -> String {
+    let output = dump(args);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// SwiGLU of 128 tokens, 128 -> 352, and the sizes that follow.
+const SWIGLU: [&str; 9] = [
+    "--preset",
+    "tiny",
+    "--program",
+    "kernel:swiglu",
+    "--micro-batch",
+    "2",
+    "--seq",
+    "64",
+    "--set=model.dropout=0",
+];
+const TOKENS: i64 = 128;
+const WIDTH: i64 = 128;
+const HIDDEN: i64 = 352;
+
+#[test]
+fn the_figures_of_a_known_program_are_those_of_its_formula() {
+    let json: Value = serde_json::from_str(&dumped(&[&SWIGLU[..], &["--format", "json"]].concat())).unwrap();
+    let products = 2 * 2 * TOKENS * WIDTH * HIDDEN;
+    assert_eq!(json["ops"]["dot_general"], serde_json::json!({ "count": 2, "runs": 2.0 }));
+    assert_eq!(json["flops"]["by_op"]["dot_general"].as_f64().unwrap(), products as f64);
+    // g * sigmoid(g) * u: two products and a sigmoid of each hidden value.
+    assert_eq!(json["flops"]["total"].as_f64().unwrap(), (products + 3 * TOKENS * HIDDEN) as f64);
+    assert_eq!(json["kernels"]["swiglu"], "reference");
+    assert_eq!(json["largest"][0]["bytes"].as_i64().unwrap(), TOKENS * HIDDEN * 4);
+    assert!(json["largest"][0]["at"].as_str().unwrap().contains("kernels/src/swiglu.rs:"));
+    assert!(json["compiled"].is_null() && json["open_loops"] == 0);
+
+    let optimized = [&SWIGLU[..], &["--format", "json", "--stage", "optimized"]].concat();
+    let json: Value = serde_json::from_str(&dumped(&optimized)).unwrap();
+    let memory = &json["compiled"]["memory"];
+    assert_eq!(memory["arguments"].as_i64().unwrap(), 4 * (TOKENS * WIDTH + 2 * WIDTH * HIDDEN));
+    let outputs = memory["outputs"].as_i64().unwrap() - 4 * 3 * TOKENS * HIDDEN;
+    // A tuple of pointers stands beside the results.
+    assert!((0..=64).contains(&outputs), "{memory}");
+    assert!(json["compiled"]["cost"]["flops"].as_f64().unwrap() >= products as f64);
+    assert!(json["compiled"]["cycles"].is_null(), "the CPU compiler estimates no cycles");
+    assert!(json["largest"][0]["bytes"].as_i64().unwrap() >= TOKENS * HIDDEN * 4);
+
+    let v6e = [&optimized[..], &["--platform", "tpu:v6e:1x1"]].concat();
+    let json: Value = serde_json::from_str(&dumped(&v6e)).unwrap();
+    assert_eq!(json["platform"], "tpu:v6e:1x1");
+    let cycles = &json["compiled"]["cycles"];
+    let parts: u64 = cycles["by_computation"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|part| part["cycles"].as_u64().unwrap())
+        .sum();
+    assert!(parts > 0 && cycles["total"].as_u64().unwrap() == parts, "{cycles}");
+}
+
+#[test]
+fn texts_name_parameters_and_lines() {
+    let text = dumped(&["--program", "loss"]);
+    assert!(
+        text.starts_with("module @validation {")
+            && text.contains("%params_layers_gate: tensor<4x128x352xf32>")
+    );
+    assert!(text.contains("loc(\"model/src/forward.rs\":"));
+    let optimized = dumped(&[&SWIGLU[..], &["--stage", "optimized"]].concat());
+    assert!(optimized.starts_with("HloModule ") && optimized.contains("ENTRY "), "{optimized}");
+    assert!(optimized.contains("kernels/src/swiglu.rs"), "the author's file is in the compiler's text");
+    for program in ["prefill", "decode"] {
+        let text = dumped(&["--program", program, "--seq", "64", "--micro-batch", "2"]);
+        assert!(text.contains("func.func public @main") && text.contains("weights_"), "{program}");
+    }
+}
+
+#[test]
+fn a_difference_names_what_changed_and_nothing_else() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("before.json");
+    let before = file.to_str().unwrap();
+    dumped(&[&SWIGLU[..], &["--format", "json", "--out", before]].concat());
+    assert!(dumped(&[&SWIGLU[..], &["--diff", before]].concat()).ends_with("nothing differs\n"));
+    let wider = dumped(&[&SWIGLU[..], &["--set=model.intermediate_size=704", "--diff", before]].concat());
+    println!("{wider}");
+    let line = |end: &str| {
+        wider.lines().find(|line| line.ends_with(end)).unwrap_or_else(|| panic!("no {end}:\n{wider}"))
+    };
+    assert!(line("flops  dot_general").contains("+100.0 %"));
+    assert!(line("places dot_general f32[128,352]").contains("2 -> 0"));
+    assert!(line("places dot_general f32[128,704]").contains("0 -> 2"));
+}
+
+#[test]
+fn a_picture_shows_loops_kernels_and_shares() {
+    let svg = dumped(&["--format", "svg"]);
+    for part in [
+        "scan, 4 turns forward",
+        "scan, 4 turns reverse",
+        "diff_attention_backward (portable)",
+        "params.mtp.proj",
+        " %</text>",
+    ] {
+        assert!(svg.contains(part), "no `{part}`");
+    }
+    // Every tag is closed: rectangles by themselves, texts by an end.
+    assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"));
+    assert_eq!(svg.matches("<text").count(), svg.matches("</text>").count());
+    assert_eq!(svg.matches("<rect").count() + svg.matches("<path").count(), svg.matches("/>").count());
+    assert!(!svg.contains("NaN") && !svg.contains("inf"));
+}
+
+#[test]
+fn what_cannot_be_shown_is_said_in_one_line() {
+    let cases: [(&[&str], &str); 6] = [
+        (&["--program", "wat"], "wanted step, loss, prefill, decode, or kernel:NAME"),
+        (
+            &["--program", "kernel:wat"],
+            "diff_attention, diff_attention_backward, linear_cross_entropy, swiglu",
+        ),
+        (&["--format", "svg", "--stage", "optimized"], "leave out --stage optimized"),
+        (&["--diff", "nowhere.json"], "--format json"),
+        (&["--set", "batch.mikro=1"], "did you mean `batch.micro`?"),
+        (&["--platform", "tpu:v9:1x1", "--stage", "optimized"], "v6e:1x1"),
+    ];
+    for (args, part) in cases {
+        let output = dump(args);
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {message}");
+        // libtpu writes lines of its own.
+        let ours = message.lines().any(|line| line.starts_with("error: "));
+        assert!(output.stdout.is_empty() && ours, "{args:?}: {message}");
+        assert!(message.contains(part), "{args:?}: no `{part}` in {message}");
+    }
 }

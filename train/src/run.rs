@@ -11,6 +11,7 @@ use crate::data::{
     Batch, Dataset, Loader, Position, PrepareProgress, TOKENIZER_FILE, prepare_standard_library,
 };
 use crate::device::{CodeGeneration, Device, Preparation};
+use crate::forecast::{Forecast, group};
 use crate::metrics::{self, Look, Recorder, peak};
 use crate::scaling::{Facts, Plan, plan};
 use crate::schedule::Phase;
@@ -72,8 +73,11 @@ pub fn main() -> ExitCode {
 /// Anything that a person has to decide about: each message names the thing and the remedy. What was saved stays.
 pub fn run(cli: &Cli) -> Result<Outcome> {
     let start = Instant::now();
-    let stop = Stop::on_signals().context("registering signal handlers")?;
     let mut resolved = cli.resolve()?;
+    if cli.plan {
+        return forecast(cli, resolved);
+    }
+    let stop = Stop::on_signals().context("registering signal handlers")?;
     let folder = data_folder(&resolved.run, &stop)?;
     let run = &resolved.run;
     let dataset = Dataset::open(&folder, run.model.num_tokens, run.data.validation_fraction)
@@ -180,6 +184,28 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
     let plot = recorder.finish()?;
     session.last_words(cli, first_loss, last_loss, &plot)?;
     Ok(outcome)
+}
+
+/// What the run would take, on one screen. There is nothing to save: a signal ends it at once, in the compiler too.
+fn forecast(cli: &Cli, mut resolved: Resolved) -> Result<Outcome> {
+    let run = &resolved.run;
+    let train_tokens = match cli.tokens {
+        Some(tokens) => tokens,
+        None => {
+            let folder = data_folder(run, &Stop::manual())?;
+            let dataset = Dataset::open(&folder, run.model.num_tokens, run.data.validation_fraction)
+                .with_context(|| format!("opening the data in {}; or give --tokens", folder.display()))?;
+            dataset.epoch_size(&run.data.rows(run.batch.seq, run.seed)).tokens
+        }
+    };
+    let parameters = ParamCounts::of(&run.model).total() as u64;
+    let plan = plan(&mut resolved, Facts { parameters, train_tokens })?;
+    let forecast = Forecast::of(&resolved.run, plan.steps, train_tokens)?;
+    match cli.json {
+        true => println!("{}", serde_json::to_string_pretty(&forecast)?),
+        false => print!("{forecast}"),
+    }
+    Ok(Outcome::Finished)
 }
 
 /// Everything that the loop needs.
@@ -645,12 +671,4 @@ fn report_program(device: &Device, step: &Compiled, preparation: &Preparation) -
         memory.total() as f64 / 1048576.0
     );
     Ok(())
-}
-
-/// 1,075,147,776
-fn group(number: u64) -> String {
-    let digits = number.to_string();
-    let groups: Vec<&str> =
-        digits.as_bytes().rchunks(3).rev().map(|group| std::str::from_utf8(group).unwrap_or("")).collect();
-    groups.join(",")
 }

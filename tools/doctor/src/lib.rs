@@ -243,7 +243,7 @@ fn cache() -> Finding {
             return Finding::bad(State::Problem, "cache", error.to_string(), remedy);
         }
     };
-    let parts: Vec<String> = ["wheels", "unpacked", "executables", "data"]
+    let parts: Vec<String> = ["wheels", "unpacked", "executables", "plans", "data"]
         .iter()
         .map(|part| (part, machine::bytes_below(&folder.join(part))))
         .filter(|(_, bytes)| *bytes > 0)

@@ -55,6 +55,8 @@ const MARGIN: f64 = 10.0;
 const GAP: f64 = 22.0;
 /// Rows are broken at this width.
 const WIDEST: f64 = 1500.0;
+/// Shares of the work from here on have a bar.
+const SHOWN: f64 = 0.001;
 /// Letters of a line.
 const LONGEST: usize = 74;
 
@@ -78,7 +80,7 @@ pub fn svg(program: &Program, title: &str, forms: &[(String, Form)]) -> String {
         ),
     ];
     let mut frame = drawing.frame(program.main(), &names, 1.0, lines);
-    frame.measure();
+    frame.measure(drawing.all);
     let (width, height) = (frame.width + 2.0 * MARGIN, frame.height + 2.0 * MARGIN + 40.0);
     let mut svg = String::new();
     let _ = write!(
@@ -359,14 +361,14 @@ impl Item {
     }
 
     /// Sizes from the inside out.
-    fn measure(&mut self) {
+    fn measure(&mut self, all: f64) {
         for item in self.rows.iter_mut().flatten() {
-            item.measure();
+            item.measure(all);
         }
         let letters = self.lines.iter().map(|line| line.chars().count()).max().unwrap_or(0) as f64;
         self.width = letters * LETTER + 2.0 * MARGIN;
-        // The bar of its share takes half a line.
-        self.height = (self.lines.len() as f64 + 1.0) * LINE + MARGIN;
+        let bar = if self.flops / all >= SHOWN { 1.0 } else { 0.0 };
+        self.height = (self.lines.len() as f64 + bar) * LINE + MARGIN;
         for row in self.lines_of_items() {
             let width: f64 = row.iter().map(|&(r, i)| self.rows[r][i].width + MARGIN).sum();
             let height = row.iter().map(|&(r, i)| self.rows[r][i].height).fold(0.0, f64::max);
@@ -412,7 +414,7 @@ impl Item {
             line_y += LINE;
         }
         let share = self.flops / all;
-        if share >= 0.001 {
+        if share >= SHOWN {
             let room = (self.width - 2.0 * MARGIN - 56.0).clamp(10.0, 300.0);
             let _ = writeln!(
                 svg,
@@ -428,7 +430,7 @@ impl Item {
         // Middle of top and bottom of each item, in order of the rows.
         let mut spots = BTreeMap::new();
         let mut placed = Vec::new();
-        let mut top = line_y + GAP - LINE / 2.0;
+        let mut top = line_y + GAP - if share >= SHOWN { LINE / 2.0 } else { LINE };
         for line in self.lines_of_items() {
             let width: f64 = line.iter().map(|&(r, i)| self.rows[r][i].width + MARGIN).sum::<f64>() - MARGIN;
             let mut left = x + (self.width - width) / 2.0;

@@ -252,7 +252,7 @@ impl Dump {
     }
 }
 
-/// The table of a memory report: `cumulative; size; offset; values; shapes`.
+/// The tables of a memory report: `cumulative; size; offset; values; shapes`, and `cumulative; rest; allocation`.
 fn buffers(report: &str) -> Vec<Buffer> {
     let mut found: Vec<Buffer> = report.lines().filter_map(buffer).collect();
     found.sort_by_key(|buffer| std::cmp::Reverse(buffer.bytes));
@@ -261,8 +261,18 @@ fn buffers(report: &str) -> Vec<Buffer> {
 
 fn buffer(line: &str) -> Option<Buffer> {
     let cells: Vec<&str> = line.split(';').map(str::trim).collect();
-    let [_, size, .., values, shapes] = cells[..] else { return None };
-    Some(Buffer { bytes: bytes(size)?, values: values.parse().ok()?, shapes: shapes.to_owned() })
+    match cells[..] {
+        [_, size, _, values, shapes] => {
+            Some(Buffer { bytes: bytes(size)?, values: values.parse().ok()?, shapes: shapes.to_owned() })
+        }
+        // The CPU compiler's arguments and results, each an allocation; its temporaries are the rows above.
+        [_, _, allocation] if !allocation.contains("preallocated-temp") => {
+            let (_, rest) = allocation.split_once(": size ")?;
+            let (size, what) = rest.split_once(", ")?;
+            Some(Buffer { bytes: bytes(size)?, values: 1, shapes: what.trim_end_matches(':').to_owned() })
+        }
+        _ => None,
+    }
 }
 
 /// `128.00MiB`, as XLA writes sizes.
@@ -309,5 +319,11 @@ mod tests {
         let sizes: Vec<u64> = found.iter().map(|buffer| buffer.bytes).collect();
         assert_eq!(sizes, [128 << 20, 12 << 20, 1536]);
         assert_eq!(found[2].shapes, "f32[1024,32768], 2×f32[32768,768]");
+        let report =
+            "        8B( 50%);         8B; allocation 0: size 8B, output shape is |f32[2]|, maybe-live-out:
+       16B(100%);         0B; allocation 1: size 2.0KiB, preallocated-temp:
+allocation 0: size 8B, output shape is |f32[2]|, maybe-live-out:";
+        let shapes = "output shape is |f32[2]|, maybe-live-out".to_owned();
+        assert_eq!(buffers(report), [Buffer { bytes: 8, values: 1, shapes }]);
     }
 }
