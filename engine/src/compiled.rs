@@ -82,7 +82,12 @@ impl Program {
 
 /// The options under which the plugin keeps to the meaning of the ops: XLA's CPU plugin drops a NaN in `maximum` and
 /// `minimum` unless told not to, and a check for NaN behind one would see none.
-fn faithful(client: &Client, options: &CompileOptions) -> Result<CompileOptions> {
+///
+/// [`Program::compile_with`] does this by itself; it is for those who compile text.
+///
+/// # Errors
+/// If the plugin does not say what it is.
+pub fn faithful(client: &Client, options: &CompileOptions) -> Result<CompileOptions> {
     let mut options = options.clone();
     if client.platform_name()? == "cpu" {
         let fast = options.overrides.entry("xla_cpu_enable_fast_min_max".to_owned());

@@ -80,7 +80,7 @@ mod text;
 mod types;
 mod wheel;
 
-pub use compiled::Compiled;
+pub use compiled::{Compiled, faithful};
 pub use eval::{Array, Rounding, evaluate};
 pub use grad::{grad, grad_into};
 pub use host::{Element, Host};

@@ -23,6 +23,26 @@ pub enum Platform {
     Path(PathBuf),
 }
 
+/// What is here of a platform's plugin before anything is fetched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cached {
+    /// The library, as it was unpacked, given or installed.
+    Ready(PathBuf),
+    /// The library, changed since it was unpacked; the next use unpacks it again.
+    Altered(PathBuf),
+    /// The package with the right hash; the first use unpacks it.
+    Packed(PathBuf),
+    /// Nothing; the first use fetches it.
+    Absent {
+        /// The command that fetches the package on another machine.
+        by_hand: String,
+        /// The name of its file.
+        file: &'static str,
+        /// The folder to put it into.
+        folder: PathBuf,
+    },
+}
+
 /// Why there is no plugin.
 #[derive(Debug)]
 pub enum Error {
@@ -162,12 +182,44 @@ impl Platform {
         if let Some(path) = (*self == Platform::Cuda).then(installed_cuda).flatten() {
             return Ok(path);
         }
-        let available = if *self == Platform::Tpu { "linux x86_64" } else { "linux x86_64 and aarch64" };
-        let (wheel, library) =
-            pinned(self).ok_or_else(|| Error::NotForThisMachine { platform: self.clone(), available })?;
+        let (wheel, library) = self.pinned()?;
         cache_folder()
             .and_then(|cache| wheel.member(library, &cache, &mut |line| eprintln!("{self} plugin: {line}")))
             .map_err(Error::Fetch)
+    }
+
+    /// The pinned wheel, or why there is none.
+    fn pinned(&self) -> Result<(Wheel, &'static str), Error> {
+        let available = if *self == Platform::Tpu { "linux x86_64" } else { "linux x86_64 and aarch64" };
+        pinned(self).ok_or_else(|| Error::NotForThisMachine { platform: self.clone(), available })
+    }
+
+    /// Looks where [`Platform::library`] would look. It fetches and changes nothing, and compares the package with
+    /// its pinned hash.
+    ///
+    /// # Errors
+    /// If none is made for this machine, the package in the cache has another hash, or it cannot be read.
+    pub fn look(&self) -> Result<Cached, Error> {
+        if let Platform::Path(path) = self {
+            return Ok(Cached::Ready(path.clone()));
+        }
+        if let Some(path) = (*self == Platform::Cuda).then(installed_cuda).flatten() {
+            return Ok(Cached::Ready(path));
+        }
+        let (wheel, member) = self.pinned()?;
+        let cache = cache_folder().map_err(Error::Fetch)?;
+        let folder = wheel::wheels_folder(&cache);
+        let package = folder.join(wheel.file);
+        if package.exists() {
+            wheel.check(&package).map_err(Error::Fetch)?;
+        }
+        let (library, seal) = wheel.places(member, &cache);
+        Ok(match (library.exists(), package.exists()) {
+            (true, _) if wheel::is_sealed(&library, &seal) => Cached::Ready(library),
+            (true, _) => Cached::Altered(library),
+            (false, true) => Cached::Packed(package),
+            (false, false) => Cached::Absent { by_hand: wheel.by_hand(), file: wheel.file, folder },
+        })
     }
 
     /// Fetches the plugin if need be, and opens it.

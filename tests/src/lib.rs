@@ -1,7 +1,6 @@
 //! What the test files share: the CPU client, programs with random arguments, closeness, gradients against finite
 //! differences, and panics that are expected.
 
-pub mod cycles;
 pub mod kernel;
 mod programs;
 pub mod trainer;

@@ -2,11 +2,9 @@
 
 use engine::pjrt::Topology;
 use engine::plugin::Platform;
-use engine::{Host, KernelChoice, Program, Save, ScanOptions, Target, Tensor, Type, grad, passes};
-use model::{Config, Params, Remat, initial_params};
+use engine::{Host, Program, Save, ScanOptions, Tensor, Type, grad};
+use model::{Config, Params, initial_params};
 use std::path::PathBuf;
-use train::config::BatchShape;
-use train::step::{AdamW, step_program};
 
 /// A file or folder under `tests/golden`.
 pub fn golden(name: &str) -> PathBuf {
@@ -16,13 +14,6 @@ pub fn golden(name: &str) -> PathBuf {
 /// TPU v6e devices that are not there: `v6e:1x1`, `v6e:2x2`.
 pub fn tpu(name: &str) -> Topology {
     Topology::new(&Platform::Tpu.load().unwrap(), name, &[]).unwrap()
-}
-
-/// The training step as the TPU gets it: everything rematerialised, kernels in their TPU form.
-pub fn step_v6e(config: &Config, shape: BatchShape) -> Program {
-    let adamw = AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, clip: 1.0 };
-    let program = step_program(config, shape, adamw, Remat::Full);
-    passes::lower(&program, Target::TpuV6e, KernelChoice::Auto).0
 }
 
 /// Numbers between -1 and 1, other ones for another `seed`.

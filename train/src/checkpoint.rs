@@ -11,7 +11,9 @@ mod tensors;
 pub use manifest::{FileRecord, Manifest, Verified, verify};
 pub use params::{read_params, write_params};
 pub use saver::Saver;
-pub use store::{Latest, Retention, Saved, Store, latest_good, load, load_params, mirror, steps};
+pub use store::{
+    Latest, Retention, Saved, Store, checkpoint_bytes, latest_good, load, load_params, mirror, steps,
+};
 pub use tensors::{TensorFile, write_tensors};
 
 use crate::schedule::Phase;

@@ -4,7 +4,7 @@ use crate::config::{Override, Resolved, RunConfigError, Source, resolve};
 use clap::Parser;
 use model::Preset;
 use std::convert::Infallible;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// Train a Python code model. Without arguments: a small model on the Python standard library, in a few minutes.
@@ -44,6 +44,16 @@ pub struct Cli {
     /// Plan and compile, print memory and decisions, and stop.
     #[arg(long)]
     pub dry_run: bool,
+    /// Say on one screen what the run takes: memory, speed, hours, disk; for a TPU that need not be here with
+    /// --platform tpu:v6e:1x1. Nothing is trained or written.
+    #[arg(long, conflicts_with = "dry_run")]
+    pub plan: bool,
+    /// With --plan: the figures as JSON.
+    #[arg(long, requires = "plan")]
+    pub json: bool,
+    /// With --plan: tokens of one epoch, for data that is not here yet.
+    #[arg(long, value_name = "N", requires = "plan")]
+    pub tokens: Option<u64>,
 }
 
 /// Which checkpoint a run goes on from.
@@ -75,14 +85,6 @@ impl Cli {
     /// # Errors
     /// If the file cannot be read, or a key or a value is refused.
     pub fn resolve(&self) -> Result<Resolved, RunConfigError> {
-        let file = match &self.config {
-            None => None,
-            Some(path) => {
-                let text = std::fs::read_to_string(path)
-                    .map_err(|error| RunConfigError::Read { path: path.clone(), error })?;
-                Some((path.as_path(), text))
-            }
-        };
         let mut overrides = Vec::new();
         for text in &self.set {
             overrides.push(Override::parse(text)?);
@@ -97,7 +99,23 @@ impl Cli {
                 overrides.push(Override { key: key.into(), value, source: Source::Flag(flag) });
             }
         }
-        let file = file.as_ref().map(|(path, text)| (*path, text.as_str()));
-        resolve(self.preset.unwrap_or(Preset::Tiny), file, &overrides)
+        Cli::configuration(self.preset, self.config.as_deref(), &overrides)
+    }
+
+    /// The configuration that a preset (`tiny` if there is none), a file and overrides give together.
+    ///
+    /// # Errors
+    /// As [`Cli::resolve`].
+    pub fn configuration(
+        preset: Option<Preset>,
+        file: Option<&Path>,
+        overrides: &[Override],
+    ) -> Result<Resolved, RunConfigError> {
+        let read = |path: &Path| {
+            std::fs::read_to_string(path)
+                .map_err(|error| RunConfigError::Read { path: path.to_owned(), error })
+        };
+        let text = file.map(read).transpose()?;
+        resolve(preset.unwrap_or(Preset::Tiny), file.zip(text.as_deref()), overrides)
     }
 }

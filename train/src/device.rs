@@ -49,6 +49,25 @@ impl Kernels {
     }
 }
 
+/// What the programs of a client are lowered for.
+pub(crate) fn target_of(client: &Client, platform: &Platform) -> Result<Target> {
+    Ok(match client.platform_name()?.to_ascii_lowercase().as_str() {
+        "cpu" | "host" => Target::Cpu,
+        "cuda" | "gpu" => Target::Cuda,
+        "tpu" => Target::TpuV6e,
+        other => anyhow::bail!("platform {platform} calls itself `{other}`; known are cpu, cuda and tpu"),
+    })
+}
+
+/// How programs are compiled for a target.
+pub(crate) fn options(target: Target, code: CodeGeneration) -> CompileOptions {
+    let mut options = CompileOptions::single();
+    if target == Target::Cpu && code == CodeGeneration::Quick {
+        options.overrides.insert("xla_backend_optimization_level".to_owned(), Value::Int(1));
+    }
+    options
+}
+
 impl Device {
     /// Loads the plugin of a platform, fetching it if need be, and takes its first device.
     ///
@@ -58,12 +77,7 @@ impl Device {
         let platform = Platform::choose(Some(platform))?;
         let client = Client::new(&platform.load()?, &[])?;
         anyhow::ensure!(!client.devices().is_empty(), "platform {platform} has no device on this machine");
-        let target = match client.platform_name()?.to_ascii_lowercase().as_str() {
-            "cpu" | "host" => Target::Cpu,
-            "cuda" | "gpu" => Target::Cuda,
-            "tpu" => Target::TpuV6e,
-            other => anyhow::bail!("platform {platform} calls itself `{other}`; known are cpu, cuda and tpu"),
-        };
+        let target = target_of(&client, &platform)?;
         let cache = ExecutableCache::new(cache_folder()?.join("executables"), CACHE_BYTES);
         Ok(Device { client, target, cache })
     }
@@ -90,10 +104,7 @@ impl Device {
     ) -> Result<(Compiled, Preparation)> {
         let start = Instant::now();
         let (program, forms) = passes::lower(program, self.target, kernels.choice());
-        let mut options = CompileOptions::single();
-        if self.target == Target::Cpu && code == CodeGeneration::Quick {
-            options.overrides.insert("xla_backend_optimization_level".to_owned(), Value::Int(1));
-        }
+        let options = options(self.target, code);
         let (compiled, lookup) = program
             .compile_cached(&self.client, &options, &self.cache)
             .with_context(|| format!("compiling the {} program", program.name()))?;

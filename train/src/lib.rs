@@ -8,6 +8,8 @@ pub mod cli;
 pub mod config;
 pub mod data;
 pub mod device;
+pub mod forecast;
+pub mod inspect;
 pub mod metrics;
 pub mod run;
 pub mod sample;

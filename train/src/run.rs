@@ -11,12 +11,13 @@ use crate::data::{
     Batch, Dataset, Loader, Position, PrepareProgress, TOKENIZER_FILE, prepare_standard_library,
 };
 use crate::device::{CodeGeneration, Device, Preparation};
+use crate::forecast::{Forecast, group};
 use crate::metrics::{self, Look, Recorder, peak};
 use crate::scaling::{Facts, Plan, plan};
 use crate::schedule::Phase;
 use crate::signals::Stop;
 use crate::state::{DeviceState, Metrics, StepInputs};
-use crate::step::{AdamW, step_program, validation_program};
+use crate::step::{step_of, validation_program};
 use crate::{config, sample};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
@@ -25,7 +26,7 @@ use engine::plugin::cache_folder;
 use engine::{Compiled, Host};
 use model::config::Bearing;
 use model::counts::{ParamCounts, flops_per_token};
-use model::{Params, Remat, initial_params};
+use model::{Params, initial_params};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -72,8 +73,11 @@ pub fn main() -> ExitCode {
 /// Anything that a person has to decide about: each message names the thing and the remedy. What was saved stays.
 pub fn run(cli: &Cli) -> Result<Outcome> {
     let start = Instant::now();
-    let stop = Stop::on_signals().context("registering signal handlers")?;
     let mut resolved = cli.resolve()?;
+    if cli.plan {
+        return forecast(cli, resolved);
+    }
+    let stop = Stop::on_signals().context("registering signal handlers")?;
     let folder = data_folder(&resolved.run, &stop)?;
     let run = &resolved.run;
     let dataset = Dataset::open(&folder, run.model.num_tokens, run.data.validation_fraction)
@@ -127,23 +131,7 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
     let loader = Loader::start(dataset.clone(), rows.clone(), position)?;
 
     let device = Device::open(&run.platform)?;
-    let adamw = AdamW {
-        beta1: run.optimizer.beta1,
-        beta2: run.optimizer.beta2,
-        eps: run.optimizer.eps,
-        weight_decay: run.optimizer.weight_decay,
-        clip: run.optimizer.clip,
-    };
-    let remat = if run.batch.tokens() as usize / run.batch.accumulation > SELECTIVE_TOKENS {
-        Remat::Full
-    } else {
-        Remat::Selective
-    };
-    let (step, preparation) = device.compile(
-        &step_program(&run.model, run.batch, adamw, remat),
-        run.kernels,
-        CodeGeneration::Quick,
-    )?;
+    let (step, preparation) = device.compile(&step_of(&run), run.kernels, CodeGeneration::Quick)?;
     report_program(&device, &step, &preparation)?;
     if cli.dry_run {
         println!("dry run  nothing was trained or written");
@@ -198,8 +186,27 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// Tokens of a micro-batch up to which activations are kept: beyond, memory counts for more than one forward pass.
-const SELECTIVE_TOKENS: usize = 4096;
+/// What the run would take, on one screen. There is nothing to save: a signal ends it at once, in the compiler too.
+fn forecast(cli: &Cli, mut resolved: Resolved) -> Result<Outcome> {
+    let run = &resolved.run;
+    let train_tokens = match cli.tokens {
+        Some(tokens) => tokens,
+        None => {
+            let folder = data_folder(run, &Stop::manual())?;
+            let dataset = Dataset::open(&folder, run.model.num_tokens, run.data.validation_fraction)
+                .with_context(|| format!("opening the data in {}; or give --tokens", folder.display()))?;
+            dataset.epoch_size(&run.data.rows(run.batch.seq, run.seed)).tokens
+        }
+    };
+    let parameters = ParamCounts::of(&run.model).total() as u64;
+    let plan = plan(&mut resolved, Facts { parameters, train_tokens })?;
+    let forecast = Forecast::of(&resolved.run, plan.steps, train_tokens)?;
+    match cli.json {
+        true => println!("{}", serde_json::to_string_pretty(&forecast)?),
+        false => print!("{forecast}"),
+    }
+    Ok(Outcome::Finished)
+}
 
 /// Everything that the loop needs.
 struct Session {
@@ -664,12 +671,4 @@ fn report_program(device: &Device, step: &Compiled, preparation: &Preparation) -
         memory.total() as f64 / 1048576.0
     );
     Ok(())
-}
-
-/// 1,075,147,776
-fn group(number: u64) -> String {
-    let digits = number.to_string();
-    let groups: Vec<&str> =
-        digits.as_bytes().rchunks(3).rev().map(|group| std::str::from_utf8(group).unwrap_or("")).collect();
-    groups.join(",")
 }

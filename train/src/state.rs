@@ -45,6 +45,15 @@ impl Metrics {
     }
 }
 
+/// Names and types of what is not a weight, in order.
+pub(crate) fn optimizer_tensors(specs: &Params<ParamSpec>) -> Vec<(String, Type)> {
+    let moment = |part: &'static str| {
+        specs.iter().map(move |(name, spec)| (format!("{part}.{name}"), spec.ty.clone()))
+    };
+    let updates = ("updates".to_owned(), Type::scalar(DType::I32));
+    moment("m").chain(moment("v")).chain([updates]).collect()
+}
+
 impl DeviceState {
     /// New moments around the given weights.
     ///
@@ -79,7 +88,7 @@ impl DeviceState {
         for (_, weight) in weights.iter() {
             state.buffers.push(device.put(weight)?);
         }
-        for (name, ty) in state.optimizer_tensors() {
+        for (name, ty) in optimizer_tensors(&state.specs) {
             match optimizer.iter().find(|(found, _)| *found == name) {
                 Some((_, host)) if *host.ty() == ty => state.buffers.push(device.put(host)?),
                 Some((_, host)) => {
@@ -91,15 +100,6 @@ impl DeviceState {
             }
         }
         Ok(state)
-    }
-
-    /// Names and types of what is not a weight, in order.
-    fn optimizer_tensors(&self) -> Vec<(String, Type)> {
-        let moment = |part: &'static str| {
-            self.specs.iter().map(move |(name, spec)| (format!("{part}.{name}"), spec.ty.clone()))
-        };
-        let updates = ("updates".to_owned(), Type::scalar(DType::I32));
-        moment("m").chain(moment("v")).chain([updates]).collect()
     }
 
     /// The weights.
@@ -117,7 +117,7 @@ impl DeviceState {
         let mut hosts =
             transfers.into_iter().map(|transfer| transfer.wait()).collect::<Result<Vec<_>, _>>()?;
         let optimizer = hosts.split_off(self.weights().len());
-        let names = self.optimizer_tensors().into_iter().map(|(name, _)| name);
+        let names = optimizer_tensors(&self.specs).into_iter().map(|(name, _)| name);
         Ok((self.specs.with_leaves(hosts), names.zip(optimizer).collect()))
     }
 

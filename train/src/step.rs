@@ -2,7 +2,7 @@
 //! Learning rate, seed and step are inputs, so that a schedule compiles nothing again. And the program that measures
 //! the loss of held-out rows.
 
-use crate::config::BatchShape;
+use crate::config::{BatchShape, RunConfig};
 use engine::{DType, Program, ScanOptions, Tensor, Type, grad, grad_into};
 use kernels::Gradients;
 use model::loss::{Counts, Losses, losses};
@@ -44,6 +44,22 @@ impl Metric {
     /// Every entry, in order.
     pub const ALL: [Metric; 6] =
         [Metric::Loss, Metric::Main, Metric::Mtp, Metric::GradientNorm, Metric::Applied, Metric::Targets];
+}
+
+/// Tokens of a micro-batch up to which activations are kept: beyond, memory counts for more than one forward pass.
+const SELECTIVE_TOKENS: usize = 4096;
+
+/// The step program of a run.
+pub fn step_of(run: &RunConfig) -> Program {
+    let adamw = AdamW {
+        beta1: run.optimizer.beta1,
+        beta2: run.optimizer.beta2,
+        eps: run.optimizer.eps,
+        weight_decay: run.optimizer.weight_decay,
+        clip: run.optimizer.clip,
+    };
+    let large = run.batch.micro * run.batch.seq > SELECTIVE_TOKENS;
+    step_program(&run.model, run.batch, adamw, if large { Remat::Full } else { Remat::Selective })
 }
 
 /// The step program. Inputs: `params.*`, `m.*`, `v.*` (f32), `updates` (i32, how many updates there were), all four

@@ -154,7 +154,7 @@ impl Store {
         let optimizer: Vec<(String, Type)> =
             snapshot.optimizer.iter().map(|(name, host)| (name.clone(), host.ty().clone())).collect();
         let tokenizer = snapshot.tokenizer.as_ref().map_or(0, |bytes| bytes.len() as u64);
-        let needed = params_file_bytes(&snapshot.config) + file_bytes(&[], &optimizer) + tokenizer;
+        let needed = checkpoint_bytes(&snapshot.config, &optimizer) + tokenizer;
         let available = self
             .disk
             .available(&self.root)
@@ -192,6 +192,11 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// Bytes of the tensor files of a checkpoint; beside them there are the tokenizer and a few kilobytes.
+pub fn checkpoint_bytes(config: &Config, optimizer: &[(String, Type)]) -> u64 {
+    params_file_bytes(config) + file_bytes(&[], optimizer)
 }
 
 /// The newest checkpoint of a folder whose every byte is right. A folder that does not exist has none.

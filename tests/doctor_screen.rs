@@ -1,0 +1,5 @@
+//! `doctor`, as a process for tests.
+
+fn main() -> std::process::ExitCode {
+    doctor::main()
+}

@@ -1,0 +1,98 @@
+//! `train --plan` against a run: the memory that it says and the memory that steps take.
+
+use engine::Host;
+use model::{Preset, initial_params};
+use serde_json::Value;
+use std::fs;
+use std::process::Command;
+use train::config::{Override, RunConfig, Source, resolve};
+use train::data::{Batch, Position};
+use train::device::{CodeGeneration, Device};
+use train::state::{DeviceState, StepInputs};
+use train::step::step_of;
+
+/// Large enough that the process's other memory does not matter: the tiny model with longer and more rows.
+const SET: [&str; 3] = ["batch.micro=16", "batch.seq=256", "batch.accumulation=2"];
+
+fn plan() -> Value {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_trainer"));
+    command.args(["--plan", "--json", "--tokens", "3000000", "--steps", "3"]).env_remove("PJRT_PLUGIN_PATH");
+    for key in SET {
+        command.args(["--set", key]);
+    }
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// A figure of `/proc/self/status`, in bytes.
+fn status(name: &str) -> i64 {
+    let text = fs::read_to_string("/proc/self/status").unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    line.trim_start_matches(':').split_whitespace().next().unwrap().parse::<i64>().unwrap() << 10
+}
+
+/// What the process's memory grows by, at most, while a state is made and steps run.
+fn measured(run: &RunConfig) -> i64 {
+    let device = Device::open("cpu").unwrap();
+    let (step, _) = device.compile(&step_of(run), run.kernels, CodeGeneration::Quick).unwrap();
+    let weights = initial_params(&run.model, 0);
+    let rows = run.batch.rows() * run.batch.seq;
+    let batch = Batch {
+        shape: run.batch,
+        ids: (0..rows as i32).map(|i| i % run.model.num_tokens as i32).collect(),
+        segments: vec![0; rows],
+        position: Position::default(),
+        position_after: Position::default(),
+    };
+    // The highest mark from here on.
+    fs::write("/proc/self/clear_refs", "5").unwrap();
+    let before = status("VmRSS");
+    let mut state = DeviceState::new(&device, &run.model, &weights).unwrap();
+    for number in 0..3 {
+        let inputs = StepInputs { learning_rate: 1e-3, largest_norm: f32::MAX, step: number, seed: 0 };
+        let metrics = state.step(&device, &step, &batch, inputs).unwrap().read().unwrap();
+        assert!(metrics[0].is_finite() && metrics[4] == 1.0, "{metrics:?}");
+    }
+    status("VmHWM") - before
+}
+
+#[test]
+fn the_plan_says_what_a_run_takes() {
+    let plan = plan();
+    println!("{plan:#}");
+    let overrides: Vec<Override> = SET.iter().map(|text| Override::parse(text).unwrap()).collect();
+    let steps = Override { key: "steps".into(), value: "3".into(), source: Source::Set };
+    let run = resolve(Preset::Tiny, None, &[overrides, vec![steps]].concat()).unwrap().run;
+
+    let planned = plan["memory"]["total"].as_f64().unwrap();
+    let found = measured(&run) as f64;
+    println!("planned {:.1} MiB, measured {:.1} MiB", planned / 1048576.0, found / 1048576.0);
+    assert!((found / planned - 1.0).abs() < 0.1, "planned {planned}, measured {found}");
+
+    let weights: usize = initial_params(&run.model, 0).iter().map(|(_, host)| Host::ty(host).bytes()).sum();
+    assert_eq!(plan["parameters"]["total"].as_u64().unwrap() as usize * 4, weights);
+    // Weights, two moments, and the number of updates.
+    assert_eq!(plan["memory"]["state"].as_u64().unwrap() as usize, 3 * weights + 4);
+    let parts = ["embedding", "attention", "mlp", "norms_and_lambda", "second_head"];
+    let sum: u64 = parts.iter().map(|part| plan["parameters"][part].as_u64().unwrap()).sum();
+    assert_eq!(sum, plan["parameters"]["total"].as_u64().unwrap());
+    // 3 steps: one checkpoint at the end, and room for the one being written.
+    let checkpoint = plan["disk"]["checkpoint"].as_u64().unwrap() as usize;
+    assert!((3 * weights..3 * weights + 20_000).contains(&checkpoint), "{checkpoint}");
+    assert_eq!(plan["disk"]["checkpoints"], 2);
+    let speed = |end: &str| plan["speed"][end].as_f64().unwrap();
+    assert!(0.0 < speed("low") && speed("low") < speed("high"));
+    let largest = plan["micro_batch"]["largest"].as_u64().unwrap();
+    let tried = plan["micro_batch"]["tried"].as_array().unwrap();
+    let fits = |pair: &Value| pair[0].as_u64() <= Some(largest) && pair[1].is_u64();
+    assert!(tried.iter().any(|pair| pair[0] == largest && fits(pair)), "{tried:?}");
+    assert!(tried.iter().all(|pair| fits(pair) || pair[0].as_u64() > Some(largest)), "{tried:?}");
+    // A step with all rows in the machine's memory, and not one with twice as many.
+    let memory = |rows: u64| tried.iter().find(|pair| pair[0] == rows).and_then(|pair| pair[1].as_f64());
+    let limit = plan["device_memory"].as_f64().unwrap();
+    assert!(
+        memory(largest).unwrap() <= limit && 2.2 * memory(largest).unwrap() > limit,
+        "{tried:?} of {limit}"
+    );
+}

@@ -1,0 +1,282 @@
+//! What a person sees before running: `doctor` on healthy and broken set-ups, `dump-hlo` of known programs.
+
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+use tempfile::TempDir;
+
+/// The screen of `doctor`, and whether it found no problem.
+fn doctor(args: &[&str], environment: &[(&str, &Path)]) -> (String, bool) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_doctor-screen"));
+    command.args(args).env_remove("PJRT_PLUGIN_PATH").envs(environment.iter().copied());
+    let output = command.output().unwrap();
+    let screen = String::from_utf8(output.stdout).unwrap();
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    let problems = screen.lines().filter(|line| line.starts_with("PROBLEM")).count();
+    assert_eq!(output.status.success(), problems == 0, "{screen}");
+    (screen, output.status.success())
+}
+
+/// The finding about `subject` that starts with `mark`, and its remedy.
+#[track_caller]
+fn finding<'a>(screen: &'a str, mark: &str, subject: &str) -> (&'a str, &'a str) {
+    let lines: Vec<&str> = screen.lines().collect();
+    let is_it = |line: &&str| line.starts_with(mark) && line.split_whitespace().nth(1) == Some(subject);
+    let at = lines.iter().position(is_it).unwrap_or_else(|| panic!("no {mark} of {subject} in:\n{screen}"));
+    let remedy = lines.get(at + 1).and_then(|line| line.trim_start().strip_prefix("-> "));
+    (lines[at], remedy.unwrap_or_default())
+}
+
+#[test]
+fn a_healthy_machine_has_no_problem() {
+    let (screen, healthy) = doctor(&["--platform", "tpu"], &[]);
+    println!("{screen}");
+    assert!(healthy, "{screen}");
+    let (cpu, _) = finding(&screen, "ok", "cpu");
+    assert!(cpu.contains("PJRT API 0.81") && cpu.contains("computes on 4 x cpu"), "{cpu}");
+    let (tpu, _) = finding(&screen, "ok", "tpu");
+    assert!(tpu.contains("TPU v6 lite"), "{tpu}");
+    for subject in ["machine", "python3", "cache"] {
+        finding(&screen, "ok", subject);
+    }
+    assert_eq!(screen.lines().filter(|line| line.starts_with("ok       disk")).count(), 2);
+}
+
+#[test]
+fn a_missing_plugin_is_a_problem_only_if_it_is_wanted() {
+    let empty = TempDir::new().unwrap();
+    let (screen, healthy) = doctor(&[], &[("PYTHONLM_CACHE", empty.path())]);
+    assert!(!healthy);
+    let (line, remedy) = finding(&screen, "PROBLEM", "cpu");
+    assert!(line.contains("not here yet") && remedy.contains("pip download"), "{screen}");
+    assert!(remedy.contains("xla_cpu_pjrt-0.0.1") && remedy.contains("wheels"), "{remedy}");
+    // Looking leaves no trace.
+    assert_eq!(fs::read_dir(empty.path()).unwrap().count(), 0);
+    finding(&screen, "note", "tpu");
+    let (screen, _) = doctor(&["--platform", "tpu"], &[("PYTHONLM_CACHE", empty.path())]);
+    finding(&screen, "PROBLEM", "tpu");
+}
+
+#[test]
+fn a_package_with_another_hash_and_a_changed_library_are_found() {
+    let cache = TempDir::new().unwrap();
+    let library = engine::plugin::Platform::Cpu.library().unwrap();
+    let unpacked = cache.path().join("unpacked").join(library.parent().unwrap().file_name().unwrap());
+    fs::create_dir_all(&unpacked).unwrap();
+    fs::write(unpacked.join(library.file_name().unwrap()), "cut off").unwrap();
+    let (screen, healthy) = doctor(&[], &[("PYTHONLM_CACHE", cache.path())]);
+    let (line, remedy) = finding(&screen, "PROBLEM", "cpu");
+    assert!(!healthy && line.contains("was changed") && remedy.starts_with("delete "), "{screen}");
+
+    let original = engine::plugin::cache_folder().unwrap().join("wheels");
+    let wheels = cache.path().join("wheels");
+    fs::create_dir_all(&wheels).unwrap();
+    let mut names = fs::read_dir(original).unwrap().map(|entry| entry.unwrap().file_name());
+    let name = names.find(|name| name.to_string_lossy().starts_with("xla_cpu")).unwrap();
+    let name = name.to_string_lossy().trim_end_matches(".lock").to_owned();
+    fs::write(wheels.join(&name), "not the wheel").unwrap();
+    let (screen, healthy) = doctor(&[], &[("PYTHONLM_CACHE", cache.path())]);
+    let (line, remedy) = finding(&screen, "PROBLEM", "cpu");
+    assert!(!healthy && line.contains("has sha256 ") && line.contains("wanted 5583"), "{screen}");
+    assert!(remedy.starts_with("rm ") && remedy.contains(&name), "{remedy}");
+}
+
+#[test]
+fn plugins_that_are_old_foreign_or_crash_are_told_apart() {
+    let folder = TempDir::new().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    // A table that ends after PJRT_Plugin_Initialize, as that of the first versions did; or a library that aborts.
+    let source = "#include <stddef.h>
+#include <stdlib.h>
+static void *initialize(void *args) { if (CRASHES) abort(); return NULL; }
+static struct { size_t size; void *extension; struct { size_t size; void *extension; int major, minor; } version; void *calls[4]; }
+    api = { sizeof api, NULL, { 24, NULL, 0, 3 }, { NULL, NULL, NULL, initialize } };
+const void *GetPjrtApi(void) { return &api; }";
+    fs::write(at("plugin.c"), source).unwrap();
+    for (name, crashes) in [("old.so", 0), ("crashing.so", 1)] {
+        let compiler = Command::new("cc")
+            .args(["-shared", "-fPIC", &format!("-DCRASHES={crashes}"), "-o"])
+            .args([at(name), at("plugin.c")])
+            .status();
+        assert!(compiler.unwrap().success());
+    }
+    fs::write(at("text.so"), "a text that is longer than an ELF header").unwrap();
+    let cases = [
+        ("old.so", "PJRT API 0.3) does not have it", "take a newer plugin"),
+        ("crashing.so", "ended without an answer", "TF_CPP_MIN_LOG_LEVEL"),
+        ("text.so", "not a shared library", "give the path of a PJRT plugin"),
+        ("missing.so", "No such file", "give the path of a PJRT plugin"),
+    ];
+    for (name, what, wanted) in cases {
+        let (screen, healthy) = doctor(&[], &[("PJRT_PLUGIN_PATH", &at(name))]);
+        let (line, remedy) = finding(&screen, "PROBLEM", "plugin");
+        assert!(!healthy && line.contains(what) && remedy.contains(wanted), "{name}:\n{screen}");
+    }
+    let (screen, healthy) = doctor(&["--platform", "gpu"], &[]);
+    let (line, _) = finding(&screen, "PROBLEM", "plugin");
+    assert!(!healthy && line.contains("found `gpu`, wanted cpu, cuda, tpu"), "{screen}");
+}
+
+#[test]
+fn a_disk_without_room_is_a_problem() {
+    let runs = TempDir::new().unwrap();
+    let out = runs.path().join("not/there/yet");
+    let (screen, healthy) = doctor(&["--out", out.to_str().unwrap(), "--room", "1e9"], &[]);
+    let (line, remedy) = finding(&screen, "PROBLEM", "disk");
+    assert!(!healthy && line.contains("GiB free") && line.contains("wanted 1000000000.0 GiB"), "{line}");
+    assert!(remedy.starts_with("free some, or give another --out"), "{remedy}");
+    assert!(!out.exists());
+
+    // A cache that cannot be written, whoever runs this: its folder is below a file.
+    fs::write(runs.path().join("file"), "").unwrap();
+    let (screen, healthy) = doctor(&[], &[("PYTHONLM_CACHE", &runs.path().join("file/cache"))]);
+    let (line, remedy) = finding(&screen, "PROBLEM", "cache");
+    assert!(!healthy && line.contains("writing there") && remedy.contains("PYTHONLM_CACHE"), "{screen}");
+}
+
+fn dump(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_dump-program"))
+        .args(args)
+        .env_remove("PJRT_PLUGIN_PATH")
+        .output()
+        .unwrap()
+}
+
+/// What `dump-hlo` prints; it must succeed.
+#[track_caller]
+fn dumped(args: &[&str]) -> String {
+    let output = dump(args);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// SwiGLU of 128 tokens, 128 -> 352, and the sizes that follow.
+const SWIGLU: [&str; 9] = [
+    "--preset",
+    "tiny",
+    "--program",
+    "kernel:swiglu",
+    "--micro-batch",
+    "2",
+    "--seq",
+    "64",
+    "--set=model.dropout=0",
+];
+const TOKENS: i64 = 128;
+const WIDTH: i64 = 128;
+const HIDDEN: i64 = 352;
+
+#[test]
+fn the_figures_of_a_known_program_are_those_of_its_formula() {
+    let json: Value = serde_json::from_str(&dumped(&[&SWIGLU[..], &["--format", "json"]].concat())).unwrap();
+    let products = 2 * 2 * TOKENS * WIDTH * HIDDEN;
+    assert_eq!(json["ops"]["dot_general"], serde_json::json!({ "count": 2, "runs": 2.0 }));
+    assert_eq!(json["flops"]["by_op"]["dot_general"].as_f64().unwrap(), products as f64);
+    // g * sigmoid(g) * u: two products and a sigmoid of each hidden value.
+    assert_eq!(json["flops"]["total"].as_f64().unwrap(), (products + 3 * TOKENS * HIDDEN) as f64);
+    assert_eq!(json["kernels"]["swiglu"], "reference");
+    assert_eq!(json["largest"][0]["bytes"].as_i64().unwrap(), TOKENS * HIDDEN * 4);
+    assert!(json["largest"][0]["at"].as_str().unwrap().contains("kernels/src/swiglu.rs:"));
+    assert!(json["compiled"].is_null() && json["open_loops"] == 0);
+
+    let optimized = [&SWIGLU[..], &["--format", "json", "--stage", "optimized"]].concat();
+    let json: Value = serde_json::from_str(&dumped(&optimized)).unwrap();
+    let memory = &json["compiled"]["memory"];
+    assert_eq!(memory["arguments"].as_i64().unwrap(), 4 * (TOKENS * WIDTH + 2 * WIDTH * HIDDEN));
+    let outputs = memory["outputs"].as_i64().unwrap() - 4 * 3 * TOKENS * HIDDEN;
+    // A tuple of pointers stands beside the results.
+    assert!((0..=64).contains(&outputs), "{memory}");
+    assert!(json["compiled"]["cost"]["flops"].as_f64().unwrap() >= products as f64);
+    assert!(json["compiled"]["cycles"].is_null(), "the CPU compiler estimates no cycles");
+    assert!(json["largest"][0]["bytes"].as_i64().unwrap() >= TOKENS * HIDDEN * 4);
+
+    let v6e = [&optimized[..], &["--platform", "tpu:v6e:1x1"]].concat();
+    let json: Value = serde_json::from_str(&dumped(&v6e)).unwrap();
+    assert_eq!(json["platform"], "tpu:v6e:1x1");
+    let cycles = &json["compiled"]["cycles"];
+    let parts: u64 = cycles["by_computation"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|part| part["cycles"].as_u64().unwrap())
+        .sum();
+    assert!(parts > 0 && cycles["total"].as_u64().unwrap() == parts, "{cycles}");
+}
+
+#[test]
+fn texts_name_parameters_and_lines() {
+    let text = dumped(&["--program", "loss"]);
+    assert!(
+        text.starts_with("module @validation {")
+            && text.contains("%params_layers_gate: tensor<4x128x352xf32>")
+    );
+    assert!(text.contains("loc(\"model/src/forward.rs\":"));
+    let optimized = dumped(&[&SWIGLU[..], &["--stage", "optimized"]].concat());
+    assert!(optimized.starts_with("HloModule ") && optimized.contains("ENTRY "), "{optimized}");
+    assert!(optimized.contains("kernels/src/swiglu.rs"), "the author's file is in the compiler's text");
+    for program in ["prefill", "decode"] {
+        let text = dumped(&["--program", program, "--seq", "64", "--micro-batch", "2"]);
+        assert!(text.contains("func.func public @main") && text.contains("weights_"), "{program}");
+    }
+}
+
+#[test]
+fn a_difference_names_what_changed_and_nothing_else() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("before.json");
+    let before = file.to_str().unwrap();
+    dumped(&[&SWIGLU[..], &["--format", "json", "--out", before]].concat());
+    assert!(dumped(&[&SWIGLU[..], &["--diff", before]].concat()).ends_with("nothing differs\n"));
+    let wider = dumped(&[&SWIGLU[..], &["--set=model.intermediate_size=704", "--diff", before]].concat());
+    println!("{wider}");
+    let line = |end: &str| {
+        wider.lines().find(|line| line.ends_with(end)).unwrap_or_else(|| panic!("no {end}:\n{wider}"))
+    };
+    assert!(line("flops  dot_general").contains("+100.0 %"));
+    assert!(line("places dot_general f32[128,352]").contains("2 -> 0"));
+    assert!(line("places dot_general f32[128,704]").contains("0 -> 2"));
+}
+
+#[test]
+fn a_picture_shows_loops_kernels_and_shares() {
+    let svg = dumped(&["--format", "svg"]);
+    for part in [
+        "scan, 4 turns forward",
+        "scan, 4 turns reverse",
+        "diff_attention_backward (portable)",
+        "params.mtp.proj",
+        " %</text>",
+    ] {
+        assert!(svg.contains(part), "no `{part}`");
+    }
+    // Every tag is closed: rectangles by themselves, texts by an end.
+    assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"));
+    assert_eq!(svg.matches("<text").count(), svg.matches("</text>").count());
+    assert_eq!(svg.matches("<rect").count() + svg.matches("<path").count(), svg.matches("/>").count());
+    assert!(!svg.contains("NaN") && !svg.contains("inf"));
+}
+
+#[test]
+fn what_cannot_be_shown_is_said_in_one_line() {
+    let cases: [(&[&str], &str); 6] = [
+        (&["--program", "wat"], "wanted step, loss, prefill, decode, or kernel:NAME"),
+        (
+            &["--program", "kernel:wat"],
+            "diff_attention, diff_attention_backward, linear_cross_entropy, swiglu",
+        ),
+        (&["--format", "svg", "--stage", "optimized"], "leave out --stage optimized"),
+        (&["--diff", "nowhere.json"], "--format json"),
+        (&["--set", "batch.mikro=1"], "did you mean `batch.micro`?"),
+        (&["--platform", "tpu:v9:1x1", "--stage", "optimized"], "v6e:1x1"),
+    ];
+    for (args, part) in cases {
+        let output = dump(args);
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {message}");
+        // libtpu writes lines of its own.
+        let ours = message.lines().any(|line| line.starts_with("error: "));
+        assert!(output.stdout.is_empty() && ours, "{args:?}: {message}");
+        assert!(message.contains(part), "{args:?}: no `{part}` in {message}");
+    }
+}

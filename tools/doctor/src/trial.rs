@@ -1,0 +1,200 @@
+//! Trying a plugin in a process of its own: this program, started anew with a mark as its first argument.
+
+use engine::pjrt::{Arg, Client, CompileOptions, Error, Plugin, Topology, Value};
+use engine::{Host, Program, Type};
+use serde::{Deserialize, Serialize};
+use std::ffi::OsString;
+use std::fmt;
+use std::io::Read;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+/// What is asked of a plugin.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Way {
+    /// To compute on its first device.
+    Run,
+    /// To compile for devices that are not there.
+    CompileFor(String),
+    /// To load.
+    Load,
+}
+
+/// What a plugin did and said.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Its version of the PJRT API.
+    pub api: (i32, i32),
+    /// The newest StableHLO that it reads.
+    pub stablehlo: Option<Vec<i64>>,
+    /// The platform's own version.
+    pub version: Option<String>,
+    /// Its devices, or those of the topology.
+    pub devices: Vec<Device>,
+}
+
+/// A kind of device.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Device {
+    /// The plugin's name for it.
+    pub kind: String,
+    /// How many there are.
+    pub count: usize,
+    /// Bytes of memory of each, if the plugin says.
+    pub memory: Option<i64>,
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} x {}", self.count, self.kind)?;
+        match self.memory {
+            Some(bytes) => write!(f, " of {:.1} GiB", bytes as f64 / (1u64 << 30) as f64),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Why a plugin is of no use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What happened.
+    pub what: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+/// The first argument of a process that tries a plugin.
+const MARK: &str = "--try-plugin";
+
+/// Loading and compiling take seconds; a plugin that waits for something that is not there waits for minutes.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Tries a plugin in a process of its own.
+///
+/// # Errors
+/// What the plugin said, or how its process ended.
+pub fn run(library: &Path, way: &Way) -> Result<Report, Failure> {
+    let failed = |what: String| Failure {
+        what,
+        remedy: "run again with TF_CPP_MIN_LOG_LEVEL=0 to see the plugin's own log; or take another plugin"
+            .into(),
+    };
+    let mut child = Command::new("/proc/self/exe")
+        .arg(MARK)
+        .arg(library)
+        .arg(serde_json::to_string(way).map_err(|error| failed(error.to_string()))?)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(|error| failed(format!("starting a process for the plugin: {error}")))?;
+    let start = Instant::now();
+    let status = loop {
+        match child.try_wait() {
+            Ok(Some(status)) => break status,
+            Ok(None) if start.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(20)),
+            Ok(None) => {
+                // It is of no use either way, and its end is waited for.
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(failed(format!("no answer within {} s", PATIENCE.as_secs())));
+            }
+            Err(error) => return Err(failed(format!("waiting for the plugin's process: {error}"))),
+        }
+    };
+    let mut said = String::new();
+    if let Some(output) = &mut child.stdout {
+        output
+            .read_to_string(&mut said)
+            .map_err(|error| failed(format!("reading the plugin's answer: {error}")))?;
+    }
+    // A plugin may write to standard output too; the answer is the last line.
+    let answer =
+        said.lines().last().and_then(|line| serde_json::from_str::<Result<Report, Failure>>(line).ok());
+    answer.unwrap_or_else(|| Err(failed(format!("its process ended without an answer ({status})"))))
+}
+
+/// If this process was started by [`run`]: tries the plugin. Call it before all else.
+pub fn become_child(arguments: &[OsString]) -> Option<ExitCode> {
+    let [_, mark, library, way] = arguments else { return None };
+    if mark != MARK {
+        return None;
+    }
+    let way = serde_json::from_str(&way.to_string_lossy()).ok()?;
+    let answer = attempt(Path::new(library), &way).map_err(|error| failure(&error));
+    println!("{}", serde_json::to_string(&answer).ok()?);
+    Some(ExitCode::SUCCESS)
+}
+
+/// The engine's messages end in what to do, behind a semicolon, unless they are the plugin's own words.
+fn failure(error: &Error) -> Failure {
+    let text = error.to_string();
+    match (error, text.rsplit_once("; ")) {
+        (Error::Call { .. } | Error::Unsupported { .. } | Error::Arguments(_), _) | (_, None) => {
+            let remedy = "see that the device is there and that no other process uses it";
+            Failure { what: text, remedy: remedy.to_owned() }
+        }
+        (_, Some((what, remedy))) => Failure { what: what.to_owned(), remedy: remedy.to_owned() },
+    }
+}
+
+fn attempt(library: &Path, way: &Way) -> Result<Report, Error> {
+    let plugin = Plugin::load(library)?;
+    let mut report = Report { api: plugin.version(), stablehlo: None, version: None, devices: Vec::new() };
+    // An old plugin may not tell; then what it cannot do is found below.
+    if let Ok(attributes) = plugin.attributes()
+        && let Some(Value::Ints(numbers)) = attributes.get("stablehlo_current_version")
+    {
+        report.stablehlo = Some(numbers.clone());
+    }
+    let program = Program::build("trial", |g| {
+        let x = g.input("x", Type::f32([2]));
+        g.output("y", x + x);
+    });
+    match way {
+        Way::Load => {}
+        Way::CompileFor(name) => {
+            let topology = Topology::new(&plugin, name, &[])?;
+            for device in topology.devices()? {
+                let memory = match device.attributes.get("device_memory_bytes_limit") {
+                    Some(Value::Int(bytes)) => Some(*bytes),
+                    _ => None,
+                };
+                count(&mut report.devices, device.kind, memory);
+            }
+            program.compile_for(&topology, &CompileOptions::single())?;
+        }
+        Way::Run => {
+            let client = Client::new(&plugin, &[])?;
+            report.version = client.platform_version().ok().and_then(|text| first_words(&text));
+            for device in client.devices() {
+                let memory = device.memory_stats()?.and_then(|stats| stats.limit);
+                count(&mut report.devices, device.kind().to_owned(), memory);
+            }
+            let Some(device) = client.devices().first() else {
+                return Err(Error::Arguments("the plugin has no device on this machine".to_owned()));
+            };
+            let compiled = program.compile(&client)?;
+            let x = client.to_device(&Host::new([2], &[1f32, -3.0]), device)?;
+            let y = compiled.run([Arg::Donate(x)])?.remove(0).to_host()?;
+            if y != Host::new([2], &[2f32, -6.0]) {
+                return Err(Error::Arguments(format!("[1, -3] doubled is {:?} on this device", y.to_f64())));
+            }
+        }
+    }
+    Ok(report)
+}
+
+fn count(devices: &mut Vec<Device>, kind: String, memory: Option<i64>) {
+    match devices.iter_mut().find(|device| device.kind == kind && device.memory == memory) {
+        Some(known) => known.count += 1,
+        None => devices.push(Device { kind, count: 1, memory }),
+    }
+}
+
+/// A plugin's version can be many lines.
+fn first_words(text: &str) -> Option<String> {
+    let line: String = text.lines().next()?.chars().take(40).collect();
+    (!line.trim().is_empty()).then(|| line.trim().to_owned())
+}

@@ -1,0 +1,320 @@
+//! [`Dump`]: the figures of a program, as JSON, and the difference of two.
+
+use engine::passes::Form;
+use engine::pjrt::Value;
+use engine::{Program, Type};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use train::inspect::hlo::Hlo;
+use train::inspect::work::{Work, result_bytes};
+use train::inspect::{Made, Place};
+
+/// The figures of a program at one stage.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dump {
+    /// `step`, `kernel:swiglu`.
+    pub program: String,
+    /// Where it would run.
+    pub platform: String,
+    /// `stablehlo` or `optimized`.
+    pub stage: String,
+    /// Operations by name: of the text at this stage.
+    pub ops: BTreeMap<String, Uses>,
+    /// The same by name and result types: what two dumps are compared by.
+    pub ops_by_type: BTreeMap<String, Uses>,
+    /// Floating point operations of one run.
+    pub flops: Flops,
+    /// Kernels and the form chosen for each.
+    pub kernels: BTreeMap<String, String>,
+    /// Custom calls at this stage, by whom they call.
+    pub custom_calls: BTreeMap<String, Uses>,
+    /// The largest values, largest first; behind the compiler, the largest buffers of its assignment.
+    pub largest: Vec<Large>,
+    /// Loops whose turns are known only at run time: their bodies are counted once.
+    pub open_loops: u64,
+    /// What the compiler says.
+    pub compiled: Option<Compiled>,
+}
+
+/// How often something is there and how often it runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Uses {
+    /// Places in the program.
+    pub count: u64,
+    /// Times that these run, loops counted as often as they turn.
+    pub runs: f64,
+}
+
+/// Floating point operations of the program as written; kernels count as their portable form does, which leaves out
+/// what a causal mask hides. A multiply-add counts 2.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Flops {
+    /// All.
+    pub total: f64,
+    /// By operation, those that have any.
+    pub by_op: BTreeMap<String, f64>,
+}
+
+/// A large value or buffer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Large {
+    /// Its size.
+    pub bytes: u64,
+    /// Operation and types, or the types of the values that share the buffer.
+    pub what: String,
+    /// The author's line, where it is one value.
+    pub at: Option<String>,
+}
+
+/// What the compiler says of its program.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Compiled {
+    /// How long it took.
+    pub seconds: f64,
+    /// Bytes on the device.
+    pub memory: Memory,
+    /// Its estimate of the work; a loop's body counts once.
+    pub cost: BTreeMap<String, f64>,
+    /// Its estimate of time, if it makes one.
+    pub cycles: Option<Cycles>,
+}
+
+/// Bytes on the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Memory {
+    pub arguments: i64,
+    pub outputs: i64,
+    pub aliased: i64,
+    pub temporaries: i64,
+    pub code: i64,
+    pub peak: i64,
+}
+
+/// The TPU compiler's estimate of one run. Hand-written kernels carry none and are not in it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Cycles {
+    /// All together.
+    pub total: u64,
+    /// By computation: the entry and the bodies of loops, most first.
+    pub by_computation: Vec<Part>,
+    /// The most expensive instructions.
+    pub top: Vec<Part>,
+}
+
+/// A part of the cycles.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Part {
+    /// Cycles of all its runs.
+    pub cycles: u64,
+    /// How often it runs.
+    pub runs: u64,
+    /// The computation, or instruction and type.
+    pub what: String,
+    /// The author's line of an instruction.
+    pub at: Option<String>,
+}
+
+/// Entries of the lists of large and expensive things.
+const LISTED: usize = 20;
+
+impl Dump {
+    /// Reads the figures; with what the compiler made of the program, those of the optimised stage.
+    pub fn new(
+        name: &str,
+        place: &Place,
+        program: &Program,
+        lowered: &Program,
+        forms: &[(String, Form)],
+        made: Option<&Made>,
+    ) -> Dump {
+        // The work is that of the program before kernels are chosen: a native kernel does not tell its own.
+        let work = Work::of(program);
+        let by_op = work.uses().into_iter().filter(|(_, uses)| uses.flops > 0.0);
+        let mut dump = Dump {
+            program: name.to_owned(),
+            platform: match place {
+                Place::Here(platform) => platform.to_string(),
+                Place::Topology(topology) => format!("tpu:{topology}"),
+            },
+            stage: if made.is_some() { "optimized" } else { "stablehlo" }.to_owned(),
+            ops: BTreeMap::new(),
+            ops_by_type: BTreeMap::new(),
+            flops: Flops { total: work.flops(), by_op: by_op.map(|(op, uses)| (op, uses.flops)).collect() },
+            kernels: forms
+                .iter()
+                .map(|(name, form)| (name.clone(), format!("{form:?}").to_lowercase()))
+                .collect(),
+            custom_calls: BTreeMap::new(),
+            largest: Vec::new(),
+            open_loops: 0,
+            compiled: None,
+        };
+        match made {
+            None => dump.read_program(&Work::of(lowered)),
+            Some(made) => dump.read_made(made),
+        }
+        dump.largest.sort_by_key(|large| std::cmp::Reverse(large.bytes));
+        dump.largest.truncate(LISTED);
+        dump
+    }
+
+    fn count(&mut self, op: &str, types: &str, runs: f64) {
+        for (map, key) in [(&mut self.ops, op.to_owned()), (&mut self.ops_by_type, format!("{op} {types}"))] {
+            let uses = map.entry(key).or_default();
+            uses.count += 1;
+            uses.runs += runs;
+        }
+    }
+
+    fn read_program(&mut self, work: &Work) {
+        self.open_loops = work.open_loops;
+        for place in &work.places {
+            let types = place.types.iter().map(Type::to_string).collect::<Vec<_>>().join(", ");
+            self.count(&place.op, &types, place.runs);
+            if let Some(target) = place.op.strip_prefix("custom_call @") {
+                let uses = self.custom_calls.entry(target.to_owned()).or_default();
+                uses.count += 1;
+                uses.runs += place.runs;
+            }
+            self.largest.push(Large {
+                bytes: result_bytes(&place.types),
+                what: format!("{} {types}", place.op),
+                at: Some(format!("{}:{}", place.at.file(), place.at.line())),
+            });
+        }
+    }
+
+    fn read_made(&mut self, made: &Made) {
+        let hlo = Hlo::parse(&made.optimized);
+        self.open_loops = hlo.open_loops;
+        for instruction in &hlo.instructions {
+            self.count(&instruction.opcode, &instruction.ty, instruction.runs as f64);
+        }
+        let calls = hlo.custom_calls().into_iter();
+        self.custom_calls =
+            calls.map(|(callee, (count, runs))| (callee, Uses { count, runs: runs as f64 })).collect();
+        let buffers = made.buffers.iter();
+        self.largest = buffers
+            .map(|buffer| Large { bytes: buffer.bytes, what: buffer.shapes.clone(), at: None })
+            .collect();
+        let number = |value: &Value| match value {
+            Value::Float(number) => Some(f64::from(*number)),
+            Value::Int(number) => Some(*number as f64),
+            _ => None,
+        };
+        let memory = made.memory;
+        self.compiled = Some(Compiled {
+            seconds: made.took.as_secs_f64(),
+            memory: Memory {
+                arguments: memory.arguments,
+                outputs: memory.outputs,
+                aliased: memory.aliased,
+                temporaries: memory.temporaries,
+                code: memory.code,
+                peak: memory.peak,
+            },
+            // The figures for single operands ("bytes accessed0{}") say nothing of the whole.
+            cost: (made.cost.iter())
+                .filter(|(name, _)| !name.contains('{'))
+                .filter_map(|(name, value)| Some((name.clone(), number(value)?)))
+                .collect(),
+            cycles: cycles(&hlo),
+        });
+    }
+
+    /// What is different from an earlier dump, as a table; places and runs of operations, then figures.
+    pub fn difference(&self, earlier: &Dump) -> String {
+        let title = |dump: &Dump| format!("{} for {} ({})", dump.program, dump.platform, dump.stage);
+        let mut text = format!("from {}\nto   {}\n", title(earlier), title(self));
+        let start = text.len();
+        let mut line = |name: &str, before: f64, after: f64| {
+            if before != after {
+                let change = if before == 0.0 {
+                    String::new()
+                } else {
+                    format!("{:+.1} %", 100.0 * (after / before - 1.0))
+                };
+                let _ = writeln!(text, "{:>16} -> {:<16} {change:>9}  {name}", number(before), number(after));
+            }
+        };
+        let tables = [
+            ("places", &earlier.ops_by_type, &self.ops_by_type),
+            ("custom calls", &earlier.custom_calls, &self.custom_calls),
+        ];
+        for (kind, before, after) in tables {
+            for name in before.keys().chain(after.keys()).collect::<BTreeSet<_>>() {
+                let [before, after] = [before, after].map(|uses| uses.get(name).copied().unwrap_or_default());
+                line(&format!("{kind} {name}"), before.count as f64, after.count as f64);
+                if before.count == after.count || before.count * after.count == 0 {
+                    // Otherwise the places say it.
+                    line(&format!("runs   {name}"), before.runs, after.runs);
+                }
+            }
+        }
+        for name in earlier.flops.by_op.keys().chain(self.flops.by_op.keys()).collect::<BTreeSet<_>>() {
+            let [before, after] =
+                [earlier, self].map(|dump| dump.flops.by_op.get(name).copied().unwrap_or(0.0));
+            line(&format!("flops  {name}"), before, after);
+        }
+        let figures = |dump: &Dump| -> BTreeMap<String, f64> {
+            let mut figures = BTreeMap::from([("flops  all".to_owned(), dump.flops.total)]);
+            if let Some(Compiled { memory, cost, cycles, .. }) = &dump.compiled {
+                let bytes = [
+                    ("arguments", memory.arguments),
+                    ("outputs", memory.outputs),
+                    ("aliased", memory.aliased),
+                    ("temporaries", memory.temporaries),
+                    ("code", memory.code),
+                    ("peak", memory.peak),
+                ];
+                figures.extend(bytes.map(|(name, bytes)| (format!("bytes  {name}"), bytes as f64)));
+                figures.extend(cost.iter().map(|(name, cost)| (format!("cost   {name}"), *cost)));
+                figures.extend(cycles.as_ref().map(|cycles| ("cycles".to_owned(), cycles.total as f64)));
+            }
+            figures
+        };
+        let (before, after) = (figures(earlier), figures(self));
+        for name in before.keys().chain(after.keys()).collect::<BTreeSet<_>>() {
+            let [before, after] = [&before, &after].map(|figures| figures.get(name).copied().unwrap_or(0.0));
+            line(name, before, after);
+        }
+        if text.len() == start {
+            text += "nothing differs\n";
+        }
+        text
+    }
+}
+
+/// Whole numbers as they are, large ones in short.
+fn number(value: f64) -> String {
+    if value.abs() < 1e15 && value.fract() == 0.0 { format!("{value:.0}") } else { format!("{value:.4e}") }
+}
+
+fn cycles(hlo: &Hlo) -> Option<Cycles> {
+    let mut by_computation: BTreeMap<&str, Part> = BTreeMap::new();
+    let mut top = Vec::new();
+    for instruction in &hlo.instructions {
+        let Some(cycles) = instruction.cycles else { continue };
+        let part = by_computation.entry(&instruction.computation).or_insert_with(|| Part {
+            cycles: 0,
+            runs: instruction.runs,
+            what: instruction.computation.clone(),
+            at: None,
+        });
+        part.cycles += cycles;
+        top.push(Part {
+            cycles,
+            runs: instruction.runs,
+            what: format!("{} {} {}", instruction.name, instruction.opcode, instruction.ty),
+            at: instruction.at.clone(),
+        });
+    }
+    let mut by_computation: Vec<Part> = by_computation.into_values().collect();
+    by_computation.sort_by_key(|part| std::cmp::Reverse(part.cycles));
+    top.sort_by_key(|part| std::cmp::Reverse(part.cycles));
+    top.truncate(LISTED);
+    (!top.is_empty()).then(|| Cycles { total: hlo.cycles(), by_computation, top })
+}

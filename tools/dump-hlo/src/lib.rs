@@ -1,0 +1,157 @@
+//! `dump-hlo`: looks at the programs that a configuration makes, before or after a compiler had them.
+//!
+//! | `--stage` | needs | text is |
+//! |---|---|---|
+//! | `stablehlo` | nothing | what the plugin gets: names of parameters, the author's line behind each operation |
+//! | `optimized` | the plugin; for a TPU no TPU | what the plugin made of it, from its own dump |
+//!
+//! `--format json` is the [`Dump`] of the stage: operations, floating point operations, largest values, custom calls,
+//! and behind the compiler its memory, cost and cycles. `--diff` compares it with an earlier one. `--format svg` draws
+//! the program as written, folded so that a person can read it ([`picture`]).
+
+mod dump;
+pub mod picture;
+mod programs;
+
+pub use dump::Dump;
+
+use anyhow::{Context, Result, ensure};
+use clap::{Parser, ValueEnum};
+use engine::Locations;
+use model::Preset;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use train::atomic::{RealDisk, write_file};
+use train::cli::Cli;
+use train::config::{Override, RunConfig, Source};
+use train::inspect::{Compiler, Place};
+
+/// Look at a program: its text, its figures, what changed, or a picture of it.
+#[derive(Parser)]
+#[command(name = "dump-hlo", version)]
+struct Arguments {
+    /// Start from a preset: tiny, bench, small or 1b [default: tiny]
+    #[arg(long, value_name = "P", conflicts_with = "config")]
+    preset: Option<Preset>,
+    /// Read a run's TOML file
+    #[arg(long, value_name = "F.toml")]
+    config: Option<PathBuf>,
+    /// Set one configuration key; may be repeated
+    #[arg(long = "set", value_name = "A.B=C")]
+    set: Vec<String>,
+    /// step, loss, prefill, decode, or kernel:NAME for one kernel as the step calls it
+    #[arg(long, value_name = "NAME", default_value = "step")]
+    program: String,
+    /// Where it would run: cpu, cuda, tpu:v6e:1x1 or another topology, or the path of a plugin
+    #[arg(long, value_name = "PLACE", default_value = "cpu")]
+    platform: Place,
+    /// Before or behind the compiler
+    #[arg(long, value_enum, default_value_t = Stage::Stablehlo)]
+    stage: Stage,
+    /// What to write
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+    /// Write to this file instead of the terminal
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Sequences of a micro-batch; rows of a decoding program [default there: 1]
+    #[arg(long, value_name = "N")]
+    micro_batch: Option<usize>,
+    /// Tokens of a sequence; slots of a decoding program's cache
+    #[arg(long, value_name = "N")]
+    seq: Option<usize>,
+    /// Compare with a dump that --format json wrote, operation by operation
+    #[arg(long, value_name = "FILE")]
+    diff: Option<PathBuf>,
+}
+
+/// How far the program has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Stage {
+    /// As the plugin gets it.
+    Stablehlo,
+    /// As the plugin leaves it.
+    Optimized,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Text,
+    Svg,
+    Json,
+}
+
+/// The whole program: the process's command line, messages and exit code.
+pub fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    let run = configuration(arguments)?;
+    let earlier = arguments.diff.as_deref().map(read).transpose()?;
+    ensure!(
+        arguments.format != Format::Svg || (arguments.stage == Stage::Stablehlo && earlier.is_none()),
+        "--format svg draws the program as written: leave out --stage optimized and --diff"
+    );
+    let program = programs::build(&arguments.program, &run, arguments.micro_batch)?;
+    let target = arguments.platform.target()?;
+    let (lowered, forms) = engine::passes::lower(&program, target, run.kernels.choice());
+    let made = match arguments.stage {
+        Stage::Stablehlo => None,
+        Stage::Optimized => Some(Compiler::open(&arguments.platform)?.compile(&lowered)?),
+    };
+    let dump =
+        || Dump::new(&arguments.program, &arguments.platform, &program, &lowered, &forms, made.as_ref());
+    let text = match (earlier, arguments.format) {
+        (Some(earlier), _) => dump().difference(&earlier),
+        (None, Format::Json) => serde_json::to_string_pretty(&dump())? + "\n",
+        (None, Format::Svg) => picture::svg(&program, &arguments.program, &forms),
+        (None, Format::Text) => match made {
+            Some(made) => made.optimized,
+            None => lowered.text(Locations::Print),
+        },
+    };
+    match &arguments.out {
+        Some(path) => write_file(&RealDisk, path, |file| file.write_all(text.as_bytes()))
+            .with_context(|| format!("writing {}", path.display())),
+        None => match std::io::stdout().write_all(text.as_bytes()) {
+            // Whoever reads may have seen enough.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            written => written.context("writing to standard output"),
+        },
+    }
+}
+
+fn configuration(arguments: &Arguments) -> Result<RunConfig> {
+    let mut overrides = Vec::new();
+    for text in &arguments.set {
+        overrides.push(Override::parse(text)?);
+    }
+    let flags =
+        [("--micro-batch", "batch.micro", arguments.micro_batch), ("--seq", "batch.seq", arguments.seq)];
+    for (flag, key, value) in flags {
+        if let Some(value) = value {
+            overrides.push(Override {
+                key: key.into(),
+                value: value.to_string(),
+                source: Source::Flag(flag),
+            });
+        }
+    }
+    Ok(Cli::configuration(arguments.preset, arguments.config.as_deref(), &overrides)?.run)
+}
+
+fn read(path: &Path) -> Result<Dump> {
+    let text = std::fs::read_to_string(path).with_context(|| {
+        format!("reading {}; --diff wants a file that --format json wrote", path.display())
+    })?;
+    serde_json::from_str(&text)
+        .with_context(|| format!("{} is not a dump; write one with --format json --out FILE", path.display()))
+}

@@ -1,0 +1,558 @@
+//! `--plan`: what a run takes, before it runs. Memory is that of the step program, compiled for the device, which need not
+//! be there if it is a TPU; speed is a range, each end with its reason.
+//!
+//! Compiling a large step takes minutes, so what the compiler said is kept beside the executables, by a hash of all that
+//! it depends on.
+
+use crate::atomic::{self, RealDisk};
+use crate::checkpoint::checkpoint_bytes;
+use crate::config::{BatchShape, RunConfig};
+use crate::inspect::hlo::Hlo;
+use crate::inspect::work::Work;
+use crate::inspect::{Compiler, Place};
+use crate::metrics::peak::peak_flops;
+use crate::state::optimizer_tensors;
+use crate::step::step_of;
+use anyhow::{Result, ensure};
+use engine::passes::Form;
+use engine::pjrt::{Arg, Client, Code, Error};
+use engine::plugin::{Platform, cache_folder};
+use engine::{Host, Locations, Program, ScanOptions, Target, Type};
+use model::counts::{ParamCounts, flops_per_token};
+use model::specs;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::fs;
+use std::time::Instant;
+
+/// What a run takes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Forecast {
+    /// Parameters by part.
+    pub parameters: Parameters,
+    /// Floating point operations of a token, forward and backward, recomputation left out (as MFU counts).
+    pub flops_per_token: f64,
+    /// The platform as it was asked for.
+    pub platform: String,
+    /// The kind that the device calls itself.
+    pub device: String,
+    /// Bytes of its memory.
+    pub device_memory: Option<u64>,
+    /// The shape of a step's batch.
+    pub batch: BatchShape,
+    /// Memory of the step program; none if it does not fit.
+    pub memory: Option<Memory>,
+    /// What the compiler said if it does not.
+    pub refused: Option<String>,
+    /// The search for the largest micro-batch; none if the device's memory is not known.
+    pub micro_batch: Option<MicroBatch>,
+    /// Tokens a second; none if the step does not fit.
+    pub speed: Option<Speed>,
+    /// Optimiser steps of the run.
+    pub steps: u64,
+    /// Tokens of one epoch.
+    pub epoch_tokens: u64,
+    /// What is written.
+    pub disk: Disk,
+}
+
+/// Parameters by part, all layers together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[allow(missing_docs)]
+pub struct Parameters {
+    pub total: usize,
+    pub embedding: usize,
+    pub attention: usize,
+    pub mlp: usize,
+    pub norms_and_lambda: usize,
+    pub second_head: usize,
+}
+
+/// Bytes on the device while a step runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Memory {
+    /// All together.
+    pub total: u64,
+    /// Weights and moments, which live from step to step.
+    pub state: u64,
+    /// The gradient of all weights, f32.
+    pub gradients: u64,
+    /// Saved activations, and what single operations need.
+    pub activations: u64,
+}
+
+/// The largest micro-batch, by doubling.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct MicroBatch {
+    /// The largest one that fits; none of those tried may.
+    pub largest: Option<usize>,
+    /// Every one that was compiled: rows, and bytes if it fits.
+    pub tried: Vec<(usize, Option<u64>)>,
+}
+
+/// Tokens a second.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Speed {
+    /// If all goes badly.
+    pub low: f64,
+    /// Why not less.
+    pub low_because: String,
+    /// If all goes well.
+    pub high: f64,
+    /// Why not more.
+    pub high_because: String,
+}
+
+/// What is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Disk {
+    /// Bytes of one checkpoint.
+    pub checkpoint: u64,
+    /// Checkpoints that are there at once: kept ones, and the one being written.
+    pub checkpoints: u64,
+    /// Bytes that must be free, a fifth of a checkpoint more than these take.
+    pub needed: u64,
+}
+
+/// What the compiler said of one step program.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+enum Verdict {
+    Fits(Figures),
+    TooLarge(String),
+}
+
+/// A step program that compiles.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+struct Figures {
+    /// Bytes in all.
+    total: u64,
+    /// Bytes that results take over from arguments: the state.
+    state: u64,
+    /// Bytes of arguments and results.
+    moved: u64,
+    /// The compiler's estimate; hand-written kernels have none and are not in it.
+    cycles: Option<u64>,
+}
+
+/// Dense multiply-adds of a v6e TensorCore in a cycle, times 2: 918 TFLOP/s at 1.75 GHz.
+const V6E_FLOPS_A_CYCLE: f64 = 524_288.0;
+/// Bytes a second of a v6e chip's memory.
+const V6E_BANDWIDTH: f64 = 1.638e12;
+/// Hand-written attention kernels, at worst: an MXU that is half fed by 128-wide heads, and stalls.
+const KERNEL_SHARE: f64 = 1.0 / 3.0;
+/// Parts of a GPU's peak that public trainers of this size report.
+const GPU_SHARES: (f64, f64) = (0.2, 0.5);
+/// Parts of this machine's own speed at large matrix products: runs of `tiny` on two cores reached 0.68.
+const CPU_SHARES: (f64, f64) = (0.35, 0.9);
+/// The search for a micro-batch ends here.
+const LARGEST_FACTOR: usize = 1 << 12;
+
+impl Forecast {
+    /// Compiles the step of a run, and larger ones, and puts the figures together.
+    ///
+    /// # Errors
+    /// If the plugin cannot be had, there is no such device, or the program does not compile for another reason than
+    /// its size.
+    pub fn of(run: &RunConfig, steps: u64, epoch_tokens: u64) -> Result<Forecast> {
+        let place: Place = run.platform.parse()?;
+        let compiler = Compiler::open(&place)?;
+        let device_memory = compiler.device_memory()?;
+        let verdict = verdict(&compiler, run)?;
+        let counts = ParamCounts::of(&run.model);
+        let parameters = Parameters {
+            total: counts.total(),
+            embedding: counts.embedding,
+            attention: counts.attention,
+            mlp: counts.mlp,
+            norms_and_lambda: counts.lambda + counts.block_norms + counts.final_norm,
+            second_head: counts.mtp,
+        };
+        let (memory, refused, speed) = match &verdict {
+            Verdict::Fits(figures) => {
+                let gradients = 4 * counts.total() as u64;
+                let memory = Memory {
+                    total: figures.total,
+                    state: figures.state,
+                    gradients,
+                    activations: figures.total.saturating_sub(figures.state + gradients),
+                };
+                (Some(memory), None, speed(&compiler, run, figures)?)
+            }
+            Verdict::TooLarge(reason) => (None, Some(reason.clone()), None),
+        };
+        Ok(Forecast {
+            parameters,
+            flops_per_token: flops_per_token(&run.model, run.batch.seq),
+            platform: run.platform.clone(),
+            device: compiler.device_kind()?,
+            device_memory,
+            batch: run.batch,
+            memory,
+            refused,
+            micro_batch: match device_memory {
+                Some(limit) => Some(largest_micro_batch(&compiler, run, &verdict, limit)?),
+                None => None,
+            },
+            speed,
+            steps,
+            epoch_tokens,
+            disk: disk(run, steps, epoch_tokens),
+        })
+    }
+
+    /// Hours for a number of tokens: at best, at worst.
+    fn hours(&self, tokens: u64) -> Option<(f64, f64)> {
+        let hours = |speed: f64| tokens as f64 / speed / 3600.0;
+        self.speed.as_ref().map(|speed| (hours(speed.high), hours(speed.low)))
+    }
+}
+
+/// Doubles the micro-batch, at the same tokens a step where these divide, until it does not fit; or halves it until it
+/// does. Memory is nearly linear in the rows: the line through two that were compiled says which doublings need no
+/// compiler, and the largest one that it lets through is compiled.
+fn largest_micro_batch(
+    compiler: &Compiler,
+    run: &RunConfig,
+    asked: &Verdict,
+    limit: u64,
+) -> Result<MicroBatch> {
+    let asked_micro = run.batch.micro;
+    let mut tried = vec![(asked_micro, bytes(asked, limit))];
+    let mut attempt = |micro: usize| -> Result<Option<u64>> {
+        let accumulation = (run.batch.accumulation * asked_micro / micro).max(1);
+        let batch = BatchShape { micro, accumulation, seq: run.batch.seq };
+        let found = bytes(&verdict(compiler, &RunConfig { batch, ..run.clone() })?, limit);
+        tried.push((micro, found));
+        Ok(found)
+    };
+    let mut largest = None;
+    match bytes(asked, limit) {
+        None => {
+            let mut micro = asked_micro / 2;
+            while micro > 0 && largest.is_none() {
+                largest = attempt(micro)?.map(|_| micro);
+                micro /= 2;
+            }
+        }
+        Some(first) => {
+            let mut too_large = None;
+            // The largest that fits so far, in rows and bytes.
+            let mut last = (asked_micro, first);
+            let mut next = 2 * asked_micro;
+            while too_large != Some(next) && next <= LARGEST_FACTOR * asked_micro {
+                match attempt(next)? {
+                    None => {
+                        too_large = Some(next);
+                        // The line was too hopeful, if there was one.
+                        next = if next / 2 > last.0 { next / 2 } else { next };
+                    }
+                    Some(bytes) => {
+                        let before = std::mem::replace(&mut last, (next, bytes));
+                        if too_large == Some(2 * next) {
+                            break;
+                        }
+                        let slope = (last.1.saturating_sub(before.1)).max(1) / (last.0 - before.0) as u64;
+                        let line = |rows: usize| last.1 + slope * (rows - last.0) as u64;
+                        next *= 2;
+                        if line(next) > limit + limit / 20 {
+                            break;
+                        }
+                        while line(2 * next) <= limit && 2 * next <= LARGEST_FACTOR * asked_micro {
+                            next *= 2;
+                        }
+                    }
+                }
+            }
+            largest = Some(last.0);
+        }
+    }
+    tried.sort_unstable();
+    Ok(MicroBatch { largest, tried })
+}
+
+/// Bytes of a step that fits.
+fn bytes(verdict: &Verdict, limit: u64) -> Option<u64> {
+    match verdict {
+        Verdict::Fits(figures) if figures.total <= limit => Some(figures.total),
+        Verdict::Fits(_) | Verdict::TooLarge(_) => None,
+    }
+}
+
+/// Compiles the step of a run, or reads what was said before.
+fn verdict(compiler: &Compiler, run: &RunConfig) -> Result<Verdict> {
+    let (program, _) = compiler.lower(&step_of(run), run.kernels.choice());
+    let mut hash = blake3::Hasher::new();
+    let text = program.text(Locations::Omit);
+    for part in [text.as_bytes(), &compiler.options()?.to_bytes()?, compiler.version()?.as_bytes()] {
+        hash.update(&(part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    hash.update(compiler.device_kind()?.as_bytes());
+    let folder = cache_folder()?.join("plans");
+    let path = folder.join(format!("{}.json", hash.finalize()));
+    if let Some(known) = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
+        return Ok(known);
+    }
+    eprintln!(
+        "compiling the step with {} x {} rows of {}; it takes minutes for a large model",
+        run.batch.accumulation, run.batch.micro, run.batch.seq
+    );
+    let verdict = match compiler.compile(&program) {
+        Ok(made) => {
+            let memory = made.memory;
+            let hlo = Hlo::parse(&made.optimized);
+            let bytes = |bytes: i64| u64::try_from(bytes).unwrap_or(0);
+            Verdict::Fits(Figures {
+                total: bytes(memory.total().max(memory.peak)),
+                state: bytes(memory.aliased),
+                moved: bytes(memory.arguments + memory.outputs),
+                cycles: Some(hlo.cycles()).filter(|&cycles| cycles > 0),
+            })
+        }
+        Err(error) => {
+            let of_plugin = error.chain().find_map(|cause| cause.downcast_ref::<Error>());
+            match of_plugin {
+                Some(cause) if cause.code() == Some(Code::ResourceExhausted) => {
+                    let text = cause.to_string();
+                    Verdict::TooLarge(text.lines().next().unwrap_or_default().chars().take(200).collect())
+                }
+                _ => return Err(error),
+            }
+        }
+    };
+    let keep = || -> Result<()> {
+        fs::create_dir_all(&folder)?;
+        let bytes = serde_json::to_vec(&verdict)?;
+        atomic::write_file(&RealDisk, &path, |file| file.write_all(&bytes))?;
+        Ok(())
+    };
+    if let Err(error) = keep() {
+        eprintln!("not kept, so the next plan compiles again: {error:#}");
+    }
+    Ok(verdict)
+}
+
+/// Tokens a second of a step, as a range; none for a device that nothing is known of.
+fn speed(compiler: &Compiler, run: &RunConfig, figures: &Figures) -> Result<Option<Speed>> {
+    let step = step_of(run);
+    let (_, forms) = compiler.lower(&step, run.kernels.choice());
+    let work = Work::of(&step);
+    let flops = work.flops();
+    let tokens = run.batch.tokens() as f64;
+    let kind = compiler.device_kind()?;
+    let peak = peak_flops(&kind, run.model.dtype);
+    Ok(match (compiler.target(), peak, figures.cycles) {
+        (Target::TpuV6e, Some(peak), Some(cycles)) => {
+            let native: Vec<&str> = forms
+                .iter()
+                .filter(|(_, form)| *form == Form::Native)
+                .map(|(name, _)| name.as_str())
+                .collect();
+            let in_kernels: f64 = (work.places.iter())
+                .filter(|place| place.path.split(" > ").any(|part| native.contains(&part)))
+                .map(|place| place.runs * place.flops)
+                .sum();
+            let estimated = cycles as f64 * V6E_FLOPS_A_CYCLE / peak;
+            let kernels = in_kernels / (peak * KERNEL_SHARE);
+            let (arithmetic, traffic) = (flops / peak, figures.moved as f64 / V6E_BANDWIDTH);
+            let bound = if arithmetic > traffic {
+                "arithmetic at the peak"
+            } else {
+                "the state's way through memory"
+            };
+            Some(Speed {
+                low: tokens / (estimated + kernels),
+                low_because: format!(
+                    "the compiler's estimate of {:.0} Mcycles ({estimated:.2} s; it overstates elementwise work 2-4 times), and {:.1} TFLOP of hand-written kernels at a third of the peak ({kernels:.2} s)",
+                    cycles as f64 / 1e6,
+                    in_kernels / 1e12
+                ),
+                high: tokens / arithmetic.max(traffic),
+                high_because: format!(
+                    "roofline: {:.0} TFLOP a step with recomputation, {bound} ({:.2} s)",
+                    flops / 1e12,
+                    arithmetic.max(traffic)
+                ),
+            })
+        }
+        (Target::Cpu, _, _) => {
+            let rate = cpu_flops()?;
+            let (low, high) = CPU_SHARES;
+            let at = |share: f64| tokens * rate * share / flops;
+            Some(Speed {
+                low: at(low),
+                low_because: format!(
+                    "{:.0} % of it: small operations, other work on the machine",
+                    100.0 * low
+                ),
+                high: at(high),
+                high_because: format!(
+                    "{:.1} GFLOP a step with recomputation, at {:.0} % of the {:.0} GFLOP/s that this machine just reached in a large matrix product",
+                    flops / 1e9,
+                    100.0 * high,
+                    rate / 1e9
+                ),
+            })
+        }
+        (_, Some(peak), _) => {
+            let (low, high) = GPU_SHARES;
+            let at = |share: f64| peak * share / flops_per_token(&run.model, run.batch.seq);
+            let because = |share: f64| {
+                format!(
+                    "{:.0} % of the {:.0} TFLOP/s peak; public trainers report 20-50 %",
+                    100.0 * share,
+                    peak / 1e12
+                )
+            };
+            Some(Speed {
+                low: at(low),
+                low_because: because(low),
+                high: at(high),
+                high_because: because(high),
+            })
+        }
+        _ => None,
+    })
+}
+
+/// Operations a second of this machine in an f32 matrix product, the best of a few.
+fn cpu_flops() -> Result<f64> {
+    const SIDE: usize = 1024;
+    const TURNS: usize = 4;
+    let program = Program::build("product", |g| {
+        let x = g.input("x", Type::f32([SIDE, SIDE]));
+        let (y, _) = g.scan(ScanOptions::over(TURNS), &[x], &[], |g, carry, _| {
+            let x = g.capture(x);
+            (vec![carry[0].matmul(x)], vec![])
+        });
+        g.output("y", y[0]);
+    });
+    let client = Client::new(&Platform::Cpu.load()?, &[])?;
+    let compiled = program.compile(&client)?;
+    let x = client.to_device(&Host::zeros(Type::f32([SIDE, SIDE])), &client.devices()[0])?;
+    let mut best: f64 = 0.0;
+    for _ in 0..4 {
+        let start = Instant::now();
+        let results = compiled.run([Arg::Keep(&x)])?;
+        results[0].to_host()?;
+        let flops = (2 * SIDE * SIDE * SIDE * TURNS) as f64;
+        best = best.max(flops / start.elapsed().as_secs_f64());
+    }
+    ensure!(best > 0.0, "measuring this machine's speed: no product was done");
+    Ok(best)
+}
+
+fn disk(run: &RunConfig, steps: u64, epoch_tokens: u64) -> Disk {
+    let checkpoint = checkpoint_bytes(&run.model, &optimizer_tensors(&specs(&run.model)));
+    let rolling = (steps.div_ceil(run.checkpoint.every)).min(run.checkpoint.keep_last as u64);
+    // The end of each epoch is kept for ever.
+    let epochs = steps * run.batch.tokens() / epoch_tokens.max(1);
+    let every = run.checkpoint.keep_every.map_or(0, |every| steps / every);
+    let checkpoints = rolling + epochs + every + 1;
+    Disk { checkpoint, checkpoints, needed: checkpoints * checkpoint + checkpoint / 5 }
+}
+
+impl fmt::Display for Forecast {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Parameters { total, embedding, attention, mlp, norms_and_lambda, second_head } = self.parameters;
+        let millions = |count: usize| format!("{:.2} M", count as f64 / 1e6);
+        writeln!(
+            f,
+            "model        {} parameters: embedding {}, attention {}, MLP {}, second head {}, norms and lambda {}",
+            group(total as u64),
+            millions(embedding),
+            millions(attention),
+            millions(mlp),
+            millions(second_head),
+            millions(norms_and_lambda)
+        )?;
+        writeln!(
+            f,
+            "work         {:.1} MFLOP a token, forward and backward, in rows of {}",
+            self.flops_per_token / 1e6,
+            self.batch.seq
+        )?;
+        let BatchShape { micro, accumulation, seq } = self.batch;
+        let tokens = self.batch.tokens();
+        let epochs = (self.steps * tokens) as f64 / self.epoch_tokens.max(1) as f64;
+        writeln!(
+            f,
+            "steps        {} of {accumulation} x {micro} rows of {seq} = {} tokens: {epochs:.2} epochs of {} tokens",
+            group(self.steps),
+            group(tokens),
+            group(self.epoch_tokens)
+        )?;
+        let of = self.device_memory.map_or(String::new(), |bytes| format!(" with {}", size(bytes)));
+        writeln!(f, "device       {} ({}){of}", self.device, self.platform)?;
+        match (&self.memory, &self.refused) {
+            (Some(Memory { total, state, gradients, activations }), _) => {
+                let verdict = match self.device_memory {
+                    Some(limit) if *total > limit => "; it does not fit",
+                    Some(_) => "; it fits",
+                    None => "",
+                };
+                writeln!(
+                    f,
+                    "memory       {}: weights and moments {}, gradients {}, activations and workspace {}{verdict}",
+                    size(*total),
+                    size(*state),
+                    size(*gradients),
+                    size(*activations)
+                )?;
+            }
+            (None, reason) => {
+                writeln!(f, "memory       it does not fit: {}", reason.as_deref().unwrap_or_default())?;
+            }
+        }
+        if let Some(MicroBatch { largest, tried }) = &self.micro_batch {
+            let tried: Vec<String> = (tried.iter())
+                .map(|(rows, bytes)| format!("{rows}: {}", bytes.map_or("too large".to_owned(), size)))
+                .collect();
+            let largest = largest
+                .map_or("none fits".to_owned(), |rows| format!("{rows} rows is the largest that fits"));
+            writeln!(f, "micro-batch  {largest}, in steps of two, by compiling ({})", tried.join(", "))?;
+        }
+        if let Some(Speed { low, low_because, high, high_because }) = &self.speed {
+            writeln!(f, "speed        {} to {} tokens a second", group(*low as u64), group(*high as u64))?;
+            writeln!(f, "  at most    {high_because}")?;
+            writeln!(f, "  at least   {low_because}")?;
+        }
+        if let (Some(epoch), Some(run)) = (self.hours(self.epoch_tokens), self.hours(self.steps * tokens)) {
+            let range = |(from, to): (f64, f64)| format!("{} to {}", hours(from), hours(to));
+            writeln!(f, "time         {} an epoch, {} the run", range(epoch), range(run))?;
+        }
+        let Disk { checkpoint, checkpoints, needed } = self.disk;
+        writeln!(
+            f,
+            "disk         {} for {checkpoints} checkpoints of {}, the one being written among them",
+            size(needed),
+            size(checkpoint)
+        )
+    }
+}
+
+fn hours(hours: f64) -> String {
+    match hours {
+        hours if hours < 0.1 => format!("{:.1} min", 60.0 * hours),
+        hours if hours < 100.0 => format!("{hours:.1} h"),
+        hours => format!("{hours:.0} h"),
+    }
+}
+
+/// `22.39 GiB`
+fn size(bytes: u64) -> String {
+    let bytes = bytes as f64;
+    if bytes >= 1e9 {
+        format!("{:.2} GiB", bytes / (1u64 << 30) as f64)
+    } else {
+        format!("{:.1} MiB", bytes / 1048576.0)
+    }
+}
+
+/// 1,075,147,776
+pub(crate) fn group(number: u64) -> String {
+    let digits = number.to_string();
+    let groups: Vec<&str> =
+        digits.as_bytes().rchunks(3).rev().map(|group| std::str::from_utf8(group).unwrap_or("")).collect();
+    groups.join(",")
+}
