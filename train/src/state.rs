@@ -76,12 +76,27 @@ impl DeviceState {
         optimizer: &[(String, Host)],
     ) -> Result<DeviceState> {
         let mut state = DeviceState { specs: specs(config), buffers: Vec::new() };
+        state.replace(device, weights, optimizer)?;
+        Ok(state)
+    }
+
+    /// Takes another checkpoint's numbers; the old ones leave the device first.
+    ///
+    /// # Errors
+    /// As [`restore`](DeviceState::restore).
+    pub fn replace(
+        &mut self,
+        device: &Device,
+        weights: &Params<Host>,
+        optimizer: &[(String, Host)],
+    ) -> Result<()> {
+        self.buffers.clear();
         for (_, weight) in weights.iter() {
-            state.buffers.push(device.put(weight)?);
+            self.buffers.push(device.put(weight)?);
         }
-        for (name, ty) in state.optimizer_tensors() {
+        for (name, ty) in self.optimizer_tensors() {
             match optimizer.iter().find(|(found, _)| *found == name) {
-                Some((_, host)) if *host.ty() == ty => state.buffers.push(device.put(host)?),
+                Some((_, host)) if *host.ty() == ty => self.buffers.push(device.put(host)?),
                 Some((_, host)) => {
                     bail!("the checkpoint's optimiser tensor `{name}` is {}, wanted {ty}", host.ty())
                 }
@@ -90,11 +105,11 @@ impl DeviceState {
                 ),
             }
         }
-        Ok(state)
+        Ok(())
     }
 
     /// Names and types of what is not a weight, in order.
-    fn optimizer_tensors(&self) -> Vec<(String, Type)> {
+    pub fn optimizer_tensors(&self) -> Vec<(String, Type)> {
         let moment = |part: &'static str| {
             self.specs.iter().map(move |(name, spec)| (format!("{part}.{name}"), spec.ty.clone()))
         };
