@@ -100,7 +100,7 @@ fn a_signal_in_a_validation_does_not_wait_for_its_end() {
     .concat();
     bench.succeed("whole", &args);
     let mut started = bench.start("stopped", &args);
-    started.wait_for("ready ");
+    started.wait_for("\nready ");
     started.signal(&["-TERM"]);
     let (code, said, _) = started.end();
     assert_eq!(code, Some(75), "{said}");
@@ -190,19 +190,18 @@ fn a_machine_that_is_gone_goes_on_from_the_mirror() {
     let args = ["--set", "checkpoint.every=4", "--set", "checkpoint.keep_last=2", "--set", &mirror];
     bench.succeed("whole", &[&args[..], &["--steps", "24"]].concat());
     fs::remove_dir_all(bench.path("drive")).unwrap();
-    let stopped = bench.start("gone", &[&args[..], &["--steps", "24"]].concat());
-    let mut stopped = stopped;
+    let mut stopped = bench.start("gone", &[&args[..], &["--steps", "24"]].concat());
     stopped.wait_for("copied     ");
     stopped.signal(&["-TERM"]);
     let (code, said, _) = stopped.end();
     assert!(code == Some(75) && said.contains("drive/step_000000"), "{said}");
     fs::remove_dir_all(bench.path("gone")).unwrap();
-    // The newest copy is damaged on the way.
     let found = latest_good(&bench.path("drive")).unwrap().good.unwrap();
     let said = bench.succeed("gone", &[&args[..], &["--steps", "24"]].concat());
     assert!(said.contains(&format!("resume   {}", found.path().display())), "{said}");
     assert!(bench.checkpoint("gone", 24) == bench.checkpoint("whole", 24));
-    assert_eq!(fs::read_dir(bench.path("drive")).unwrap().count(), 2);
+    let copied = latest_good(&bench.path("drive")).unwrap();
+    assert!(copied.refused.is_empty() && copied.good.unwrap().state().step == 24);
 }
 
 #[test]
@@ -211,9 +210,7 @@ fn a_damaged_row_group_is_named_and_left_out_or_stops_a_run_that_is_saved() {
     write_documents(&bench, "damaged", "train.parquet", &counting(1200));
     let path = bench.path("damaged/train.parquet");
     let mut bytes = fs::read(&path).unwrap();
-    let length = bytes.len();
-    // In the data of a row group in the middle, far from the footer.
-    bytes[length / 3..length / 3 + 40].fill(0xff);
+    bytes[4..60].fill(0xff);
     fs::write(&path, bytes).unwrap();
     let args = [
         "--data",
@@ -277,7 +274,7 @@ fn bad_steps_are_skipped_replayed_and_gone_back_behind() {
     let replayed = bench.succeed("whole", &[&args[..], &["--replay", &number]].concat());
     println!("{replayed}");
     assert!(
-        replayed.contains("as recorded") && replayed.contains("the step left alone the weights"),
+        replayed.contains("as recorded") && replayed.contains("the step left the weights as they were"),
         "{replayed}"
     );
     assert!(replayed.contains("row 3: "), "{replayed}");

@@ -2,6 +2,7 @@
 //! differences, and panics that are expected.
 
 pub mod cycles;
+pub mod fuzz;
 pub mod kernel;
 mod programs;
 pub mod trainer;

@@ -69,7 +69,10 @@ pub(crate) fn replay(bad: &BadStep, mut at: State, mut machine: Machine<'_>) -> 
     };
     println!("loss {loss} (next token {main}, the one after it {mtp}), {targets} targets");
     println!("gradient norm {norm}, allowed {:.3e}, {compared}", bad.largest_norm);
-    println!("the step {} the weights", if applied == 0.0 { "left alone" } else { "changed" });
+    println!(
+        "the step {}",
+        if applied == 0.0 { "left the weights as they were" } else { "changed the weights" }
+    );
     machine.show(&batch);
     Ok(())
 }

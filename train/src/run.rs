@@ -444,12 +444,6 @@ impl Session {
         self.report(recorder, |saver| saver.finish())?;
         let (bad, last) = (self.watch.bad_in_a_row, self.next);
         let advice = "lower optimizer.learning_rate, or look at the rows of a bad step with --replay STEP";
-        self.rollbacks += 1;
-        ensure!(
-            self.rollbacks <= self.run.guard.rollbacks,
-            "{bad} steps in a row left the weights as they were, and going back {} times did not help; the checkpoints are untouched: {advice}",
-            self.run.guard.rollbacks
-        );
         // A checkpoint behind which no step succeeded may itself be what is wrong.
         let got_on = self.watch.newest_applied().is_some_and(|step| step > self.loaded);
         let before = if got_on { u64::MAX } else { self.loaded };
@@ -458,6 +452,13 @@ impl Session {
                 "{bad} steps in a row left the weights as they were, and there is no checkpoint to go back to: {advice}"
             );
         };
+        let path = target.path().display();
+        ensure!(
+            self.rollbacks < self.run.guard.rollbacks,
+            "{bad} steps in a row left the weights as they were, and going back {} times did not help; the newest sound checkpoint is {path}: {advice}",
+            self.rollbacks
+        );
+        self.rollbacks += 1;
         let from = checkpoint::load(&target, &self.run.model)?;
         self.state.replace(&self.device, &from.params, &from.optimizer)?;
         self.next = from.state.step;
@@ -472,8 +473,7 @@ impl Session {
         *recorder = Recorder::open(&self.out, self.next, self.plan.steps, Look::of_stdout())
             .with_context(|| format!("opening the records of {}", self.out.display()))?;
         recorder.say(&format!(
-            "{bad} steps in a row left the weights as they were: back to {}, and on behind their rows; newer checkpoints are set aside",
-            target.path().display()
+            "{bad} steps in a row left the weights as they were: back to {path}, and on behind their rows; newer checkpoints are set aside"
         ));
         // At once: a stop before the next checkpoint must not meet the same rows again.
         self.save(from.state.keep, recorder)

@@ -43,9 +43,11 @@ pub fn mirror(checkpoint: &Verified, disk: &dyn Disk, root: &Path) -> Result<Pat
 
 /// Removes copies that `retention` does not keep, and what a copying that was cut off left behind.
 pub(super) fn prune(disk: &dyn Disk, root: &Path, retention: Retention) -> Result<(), CheckpointError> {
-    let cut_off =
-        steps(root)?.into_iter().map(|(_, path)| path).filter(|path| !path.join(files::MANIFEST).exists());
-    for path in superseded(root, retention)?.into_iter().chain(cut_off) {
+    let mut goes = superseded(root, retention)?;
+    goes.extend(
+        steps(root)?.into_iter().map(|(_, path)| path).filter(|path| !path.join(files::MANIFEST).exists()),
+    );
+    for path in goes {
         // The mark first: what a crash leaves is then no checkpoint.
         let mark = path.join(files::MANIFEST);
         if mark.exists() {
