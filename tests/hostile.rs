@@ -116,6 +116,24 @@ fn a_signal_in_a_validation_does_not_wait_for_its_end() {
     assert!(bench.checkpoint("stopped", 8) == bench.checkpoint("whole", 8));
 }
 
+/// The first block holds one document so long that cutting it for FIM takes seconds.
+#[test]
+fn a_signal_while_waiting_for_data_does_not_wait_for_them() {
+    let bench = bench();
+    let long: Vec<i32> = (0..6_000_000).map(|p| 10 + p % 16).collect();
+    write_documents(&bench, "slow", "train.parquet", &[long]);
+    write_documents(&bench, "slow", "validation.parquet", &counting(1));
+    let args = ["--data", "slow", "--steps", "4", "--set", "data.fim_rate=1"];
+    let mut started = bench.start("out", &args);
+    started.wait_for("validation loss");
+    std::thread::sleep(Duration::from_millis(100));
+    started.signal(&["-TERM"]);
+    let (code, said, took) = started.end();
+    assert!(!said.contains("step 1/4"), "the data came too soon for this test: {said}");
+    assert_eq!(code, Some(75), "{said}");
+    assert!(said.contains("stopped at step 0") && took < Duration::from_secs(1), "{took:?} {said}");
+}
+
 #[test]
 fn signals_while_a_checkpoint_is_written() {
     let bench = bench();
@@ -317,7 +335,37 @@ fn weights_that_overflow_are_gone_back_behind_and_then_the_run_stops() {
     bench.succeed("run", &[&args[..], &["--steps", "20"]].concat());
 }
 
-// Time.
+// Time and memory.
+
+/// A run that writes checkpoints without pause needs no more memory than one that writes its last one only: there is never a
+/// second copy of the state in main memory.
+#[test]
+fn checkpoints_take_one_copy_of_the_state() {
+    let bench = bench();
+    let peak = |out: &str, every: &str| {
+        let size = ["--set", "model.vocab_size=30000", "--set", "model.hidden_size=64"];
+        let mut started = bench.start(out, &[&size[..], &["--steps", "8", "--set", every]].concat());
+        started.wait_for("ready ");
+        let mut peak = 0;
+        while let Some(held) = started.peak() {
+            peak = held;
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let (code, said, _) = started.end();
+        assert_eq!(code, Some(0), "{said}");
+        peak
+    };
+    let (once, always) = (peak("once", "checkpoint.every=100"), peak("always", "checkpoint.every=1"));
+    let state = bench.checkpoint("once", 8).iter().map(Vec::len).sum::<usize>() as u64;
+    let mib = |bytes: u64| bytes as f64 / 1048576.0;
+    println!(
+        "{:.0} MiB with one checkpoint, {:.0} MiB with eight; a state is {:.0} MiB",
+        mib(once),
+        mib(always),
+        mib(state)
+    );
+    assert!(always < once + state / 2);
+}
 
 #[test]
 fn memory_stays_flat_over_thousands_of_steps() {

@@ -236,6 +236,8 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
     if outcome == Outcome::Interrupted {
         drop(recorder);
         println!("stopped at step {}; the same command goes on from there", session.next);
+        // Its thread may hang in a slow read for as long as it likes; it only reads.
+        std::mem::forget(session.loader);
         return Ok(outcome);
     }
     let _nothing_to_save = session.stop.nothing_to_save();

@@ -20,11 +20,11 @@ pub fn mirror(checkpoint: &Verified, disk: &dyn Disk, root: &Path) -> Result<Pat
     if verify(&target).is_ok_and(|there| there.manifest() == checkpoint.manifest()) {
         return Ok(target);
     }
-    disk.create_dir_all(&target).map_err(CheckpointError::Write)?;
+    disk.create_dir_all(&target).map_err(CheckpointError::read("creating the folder", &target))?;
     check_room(disk, root, checkpoint.manifest().files.values().map(|record| record.bytes).sum())?;
     let mark = target.join(files::MANIFEST);
     if mark.exists() {
-        disk.remove_file(&mark).map_err(CheckpointError::Write)?;
+        disk.remove_file(&mark).map_err(CheckpointError::read("removing", &mark))?;
     }
     for (name, FileRecord { blake3, .. }) in &checkpoint.manifest().files {
         let mut file = File::open(from.join(name)).map_err(CheckpointError::read("opening", from))?;
@@ -51,9 +51,9 @@ pub(super) fn prune(disk: &dyn Disk, root: &Path, retention: Retention) -> Resul
         // The mark first: what a crash leaves is then no checkpoint.
         let mark = path.join(files::MANIFEST);
         if mark.exists() {
-            disk.remove_file(&mark).map_err(CheckpointError::Write)?;
+            disk.remove_file(&mark).map_err(CheckpointError::read("removing", &mark))?;
         }
-        disk.remove_dir_all(&path).map_err(CheckpointError::Write)?;
+        disk.remove_dir_all(&path).map_err(CheckpointError::read("removing", &path))?;
     }
     Ok(())
 }

@@ -135,11 +135,11 @@ impl Store {
             name.push(SET_ASIDE);
             let aside = path.with_file_name(name);
             if aside.exists() {
-                self.disk.remove_dir_all(&aside).map_err(CheckpointError::Write)?;
+                self.disk.remove_dir_all(&aside).map_err(CheckpointError::read("removing", &aside))?;
             }
-            self.disk.rename(path, &aside).map_err(CheckpointError::Write)?;
+            self.disk.rename(path, &aside).map_err(CheckpointError::read("setting aside", path))?;
         }
-        self.disk.sync_dir(&self.root).map_err(CheckpointError::Write)?;
+        self.disk.sync_dir(&self.root).map_err(CheckpointError::read("syncing the folder", &self.root))?;
         Ok(Some(target))
     }
 

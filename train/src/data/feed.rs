@@ -91,6 +91,9 @@ impl Feed {
             },
         };
         let mark = mark(&dataset, part, &options);
+        if !position.is_possible() {
+            return Err(DataError::ImpossiblePosition(position));
+        }
         if !position.is_start() && position.mark != mark {
             return Err(DataError::OtherPosition { found: position.mark, wanted: mark });
         }
