@@ -381,7 +381,10 @@ fn printer(_: &Path, input: &[u8]) {
                         continue;
                     }
                     2 => f.input(&format!("{number}{}", decide.name()), ty),
-                    3 => f.full(ty, f64::from(decide.byte()) - 100.0),
+                    3 => {
+                        let number = f64::from(decide.byte());
+                        f.full(ty.clone(), if ty.dtype == DType::Bool { number % 2.0 } else { number })
+                    }
                     _ => match values.get(decide.below(8)) {
                         Some(value) => value.convert(ty.dtype),
                         None => f.zeros(ty),
