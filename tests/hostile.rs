@@ -349,7 +349,9 @@ fn checkpoints_take_one_copy_of_the_state() {
     let state = bench.checkpoint("first", 8).iter().map(Vec::len).sum::<usize>() as u64;
     let mut peak = |out: &str, every: &'static str| {
         *args.last_mut().unwrap() = every;
-        let mut started = bench.start(out, &args);
+        // What is freed goes back at once, where malloc would keep it for later.
+        let malloc = ("MALLOC_MMAP_THRESHOLD_", Path::new("65536"));
+        let mut started = bench.start_with(out, &args, &[malloc]);
         // Before the last checkpoint.
         started.wait_for("step 8/8");
         let peak = started.peak().unwrap();

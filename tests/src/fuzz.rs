@@ -128,7 +128,7 @@ fn mutated(pool: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
             6 => {
                 // The digits of a number, if there is one behind this place.
                 let digit = |byte: &u8| byte.is_ascii_digit();
-                if let Some(begin) = input[at..].iter().position(|byte| digit(byte)).map(|skip| at + skip) {
+                if let Some(begin) = input[at..].iter().position(digit).map(|skip| at + skip) {
                     let digits = input[begin..].iter().take_while(|byte| digit(byte)).count();
                     let number = NUMBERS[random.below(NUMBERS.len())];
                     input.splice(begin..begin + digits, number.bytes());
