@@ -5,6 +5,7 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow_array::builder::{Int32Builder, ListBuilder};
 use arrow_array::{ArrayRef, RecordBatch, StringArray};
@@ -330,6 +331,28 @@ fn a_run_goes_on_from_every_position_as_if_it_had_not_stopped() {
 }
 
 #[test]
+fn a_wait_for_rows_can_be_given_up_and_changes_nothing() {
+    let dir = TempDir::new().expect("folder");
+    unique_documents(dir.path());
+    let dataset = open(dir.path());
+    let start = || {
+        let options = rows(Packing::BestFit, Order::Shuffled, 0.0);
+        Loader::start(dataset.clone(), options, Position::default()).expect("start")
+    };
+    let (mut waiting, mut straight) = (start(), start());
+    let mut given_up = 0;
+    for _ in 0..100 {
+        let before = waiting.position();
+        while !waiting.ready(21, Duration::ZERO).expect("rows") {
+            given_up += 1;
+            assert_eq!(waiting.position(), before);
+        }
+        assert_eq!(waiting.next_batch(3, 7).expect("batch"), straight.next_batch(3, 7).expect("batch"));
+    }
+    assert!(given_up > 0, "nothing had to be waited for");
+}
+
+#[test]
 fn every_document_is_seen_once_an_epoch() {
     let dir = TempDir::new().expect("folder");
     let documents = unique_documents(dir.path());
@@ -553,6 +576,16 @@ fn a_damaged_row_group_is_left_out_and_moves_no_other() {
     unique_documents(dir.path());
     let options = RowOptions { max_bad_row_groups: 1, ..rows(Packing::Sequential, Order::Shuffled, 0.0) };
     let good = epoch(&open(dir.path()), &options);
+    let windows = |dataset: &Arc<Dataset>| {
+        let mut loader = Loader::start(dataset.clone(), options.clone(), Position::default()).expect("start");
+        let mut windows: BTreeMap<u64, Vec<(u64, u64, Vec<i32>)>> = BTreeMap::new();
+        while loader.position().epoch == 0 {
+            let Batch { ids, position, .. } = loader.next_batch(1, 1).expect("row");
+            windows.entry(position.window).or_default().push((position.block, position.row, ids));
+        }
+        windows
+    };
+    let before = windows(&open(dir.path()));
     let file = dir.path().join("part-1.parquet");
     let mut bytes = fs::read(&file).expect("read");
     bytes[4..60].fill(0xff);
@@ -571,7 +604,13 @@ fn a_damaged_row_group_is_left_out_and_moves_no_other() {
         "windows without the damage are as before: {untouched} of {}",
         good.len()
     );
-    let strict = RowOptions { max_bad_row_groups: 0, ..options };
+    let after = windows(&dataset);
+    assert!(before.len() > 3 && before.keys().eq(after.keys()));
+    let changed = before.iter().filter(|(window, rows)| after[window] != **rows).count();
+    assert_eq!(changed, 1, "every row of every other window is at its place");
+    let said: Vec<String> = loader.damage().collect();
+    assert!(said.len() == 1 && said[0].contains("part-1.parquet, row group 0"), "{said:?}");
+    let strict = RowOptions { max_bad_row_groups: 0, ..options.clone() };
     let mut loader = Loader::start(dataset, strict, Position::default()).expect("start");
     let error = (0..good.len()).find_map(|_| loader.next_batch(1, 1).err()).expect("an error").to_string();
     assert!(error.contains("part-1.parquet, row group 0"), "{error}");

@@ -59,3 +59,58 @@ fn a_signal_saves_and_the_same_command_goes_on() {
     assert!(said.contains("resume   "), "{said}");
     assert!(bench.checkpoint("stopped", 400) == bench.checkpoint("whole", 400));
 }
+
+/// Largest difference of two safetensors files' numbers, as a part of the largest number.
+fn difference(a: &[u8], b: &[u8]) -> f64 {
+    let numbers = |file: &[u8]| -> Vec<f32> {
+        let header = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+        file[8 + header..]
+            .chunks_exact(4)
+            .map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()))
+            .collect()
+    };
+    let (a, b) = (numbers(a), numbers(b));
+    assert_eq!(a.len(), b.len());
+    let top = a.iter().fold(0_f32, |top, x| top.max(x.abs()));
+    f64::from(a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0_f32, f32::max) / top)
+}
+
+/// Where a step ends an epoch and FIM draws anew, with other micro-batches of the same rows, and with the data elsewhere.
+#[test]
+fn every_boundary_can_be_gone_on_from() {
+    let bench = bench();
+    let args = ["--steps", "20", "--set", "checkpoint.every=4"];
+    bench.succeed("whole", &args);
+    let whole = bench.checkpoint("whole", 20);
+    let ends: Vec<u64> = (1..20)
+        .filter(|step| bench.path(&format!("whole/checkpoints/step_{step:08}")).exists())
+        .filter(|step| bench.state("whole", *step)["keep"].get("epoch_end").is_some())
+        .collect();
+    println!("epochs end at {ends:?}");
+    assert!(ends.len() >= 2, "{ends:?}");
+    for end in &ends {
+        let out = format!("epoch_{end}");
+        let from = format!("whole/checkpoints/step_{end:08}");
+        bench.succeed(&out, &[&args[..], &["--resume", &from]].concat());
+        assert!(bench.checkpoint(&out, 20) == whole, "from the end of an epoch, step {end}");
+        assert_eq!(bench.state(&out, 20), bench.state("whole", 20));
+    }
+
+    // Other micro-batches: the same rows, sums in another order. Stated: weights agree to 1e-4 of the largest one.
+    let from = ["--resume", "whole/checkpoints/step_00000008"];
+    for (micro, accumulation) in [(4, 1), (1, 4)] {
+        let out = format!("micro_{micro}");
+        let split = [format!("batch.micro={micro}"), format!("batch.accumulation={accumulation}")];
+        bench.succeed(&out, &[&args[..], &from, &["--set", &split[0], "--set", &split[1]]].concat());
+        let difference = difference(&bench.checkpoint(&out, 20)[0], &whole[0]);
+        println!(
+            "{accumulation} x {micro} rows instead of 2 x 2 from step 8 on: weights differ by {difference:.1e}"
+        );
+        assert!(difference < 1e-4, "{difference:e}");
+        assert_eq!(bench.state(&out, 20)["data"], bench.state("whole", 20)["data"]);
+    }
+
+    fs::rename(bench.path("data"), bench.path("elsewhere")).unwrap();
+    bench.succeed("moved", &[&args[..], &from, &["--data", "elsewhere"]].concat());
+    assert!(bench.checkpoint("moved", 20) == whole, "with the data elsewhere");
+}

@@ -225,7 +225,9 @@ pub(crate) fn print(program: &Program, locations: Locations) -> String {
     p.indented(|p| {
         let values = p.body(main, &names);
         let types: Vec<String> = program.outputs().iter().map(|port| port.ty.mlir()).collect();
-        let outputs: Vec<&str> = program.outputs().iter().map(|port| port.name.as_str()).collect();
+        // A name may hold anything, but must not end the comment.
+        let outputs: Vec<String> =
+            program.outputs().iter().map(|port| port.name.escape_debug().to_string()).collect();
         p.line(&format!("// {}", outputs.join(", ")));
         p.line(&format!("return {} : {}", values.join(", "), types.join(", ")));
     });

@@ -1,6 +1,7 @@
 //! What the test files share: the CPU client, programs with random arguments, closeness, gradients against finite
 //! differences, and panics that are expected.
 
+pub mod fuzz;
 pub mod kernel;
 mod programs;
 pub mod trainer;

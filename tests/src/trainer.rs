@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use train::data::{PrepareOptions, TokenizerSource, prepare};
 
@@ -81,6 +82,20 @@ impl Bench {
         self.command(out, args).output().unwrap()
     }
 
+    /// Starts it, its output into `<out>.said`.
+    pub fn start(&self, out: &str, args: &[&str]) -> Started {
+        self.start_with(out, args, &[])
+    }
+
+    /// The same with environment variables.
+    pub fn start_with(&self, out: &str, args: &[&str], variables: &[(&str, &Path)]) -> Started {
+        let said = self.path(&format!("{out}.said"));
+        let file = fs::File::create(&said).unwrap();
+        let mut command = self.command(out, args);
+        command.stdout(file.try_clone().unwrap()).stderr(file).envs(variables.iter().copied());
+        Started { child: command.spawn().unwrap(), said }
+    }
+
     /// Runs it; it must succeed. What it printed.
     #[track_caller]
     pub fn succeed(&self, out: &str, args: &[&str]) -> String {
@@ -114,6 +129,60 @@ impl Bench {
     pub fn state(&self, out: &str, step: u64) -> serde_json::Value {
         let path = self.path(out).join(format!("checkpoints/step_{step:08}/state.json"));
         serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+    }
+}
+
+/// A run in the background.
+pub struct Started {
+    child: Child,
+    said: PathBuf,
+}
+
+impl Started {
+    /// What it has printed so far.
+    pub fn said(&self) -> String {
+        fs::read_to_string(&self.said).unwrap()
+    }
+
+    /// Waits until it has printed a text.
+    #[track_caller]
+    pub fn wait_for(&mut self, text: &str) {
+        let start = Instant::now();
+        while !self.said().contains(text) {
+            assert!(start.elapsed() < Duration::from_secs(120), "no `{text}` in {}", self.said());
+            assert!(self.child.try_wait().unwrap().is_none(), "ended without `{text}`: {}", self.said());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Sends signals (`-TERM`), one right after the other.
+    pub fn signal(&self, signals: &[&str]) {
+        let pid = self.child.id();
+        let line: Vec<String> = signals.iter().map(|signal| format!("kill {signal} {pid}")).collect();
+        assert!(Command::new("sh").args(["-c", &line.join("; ")]).status().unwrap().success());
+    }
+
+    /// Waits for its end: exit code, what it printed, and how long that took.
+    pub fn end(mut self) -> (Option<i32>, String, Duration) {
+        let start = Instant::now();
+        let code = self.child.wait().unwrap().code();
+        (code, self.said(), start.elapsed())
+    }
+
+    /// Bytes of main memory that it holds; nothing once it has ended.
+    pub fn resident(&self) -> Option<u64> {
+        self.memory("VmRSS:")
+    }
+
+    /// The most that it ever held; nothing once it has ended.
+    pub fn peak(&self) -> Option<u64> {
+        self.memory("VmHWM:")
+    }
+
+    fn memory(&self, kind: &str) -> Option<u64> {
+        let text = fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix(kind))?;
+        line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib << 10)
     }
 }
 

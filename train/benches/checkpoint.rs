@@ -30,6 +30,7 @@ fn snapshot() -> Snapshot {
         seed: 0,
         phase: Phase::Stable,
         keep: Keep::Rolling,
+        watch: Default::default(),
         data: serde_json::Value::Null,
         hashes: Default::default(),
         written_by: "bench".to_owned(),

@@ -3,20 +3,24 @@
 //! and the hash of every other file. A folder without a valid manifest is not a checkpoint.
 
 mod manifest;
+mod mirror;
 mod params;
 mod saver;
 mod store;
 mod tensors;
 
 pub use manifest::{FileRecord, Manifest, Verified, verify};
+pub use mirror::mirror;
 pub use params::{read_params, write_params};
 pub use saver::Saver;
 pub use store::{
-    Latest, Retention, Saved, Store, checkpoint_bytes, latest_good, load, load_params, mirror, steps,
+    Latest, Retention, Saved, Store, checkpoint_bytes, latest_before, latest_good, load, load_params,
+    newest_step, steps,
 };
 pub use tensors::{TensorFile, write_tensors};
 
 use crate::schedule::Phase;
+use crate::watch::Watch;
 use engine::{Host, Type};
 use model::config::Difference;
 use model::{Config, Params};
@@ -61,6 +65,9 @@ pub struct State {
     pub phase: Phase,
     /// How long to keep the checkpoint.
     pub keep: Keep,
+    /// Gradient norms and bad steps so far.
+    #[serde(default)]
+    pub watch: Watch,
     /// The loader's position; its meaning belongs to the loader.
     pub data: serde_json::Value,
     /// blake3 of what the run depends on, by name (dataset, tokenizer, step program).
@@ -139,8 +146,11 @@ pub enum CheckpointError {
     #[error("{path} has tensors that this model does not: {names}", path = path.display())]
     ExtraTensors { path: PathBuf, names: String },
     /// Too little room, found before anything was written.
-    #[error("no room for a checkpoint in {path}: it takes {needed_mib} MiB and a fifth more to be safe, {available_mib} MiB are free; free some, lower checkpoint.keep_last, or give another --out", path = path.display())]
+    #[error("no room for a checkpoint in {path}: it takes {needed_mib} MiB and a fifth more to be safe, {available_mib} MiB are free; free some, lower checkpoint.keep_last, or give another folder", path = path.display())]
     NoRoom { path: PathBuf, needed_mib: u64, available_mib: u64 },
+    /// The copy would lie where the original does.
+    #[error("checkpoint.mirror is {path}, the run's own folder of checkpoints; give a folder on another disk", path = path.display())]
+    MirrorOfItself { path: PathBuf },
     /// Two runs in one folder.
     #[error("{path} is in use by another run; give this one its own --out", path = path.display())]
     InUse { path: PathBuf },

@@ -41,6 +41,9 @@ pub struct Cli {
     /// Device platform: cpu, cuda, tpu or the path of a PJRT plugin.
     #[arg(long, value_name = "NAME|PATH")]
     pub platform: Option<String>,
+    /// Do a step again that left the weights as they were, from the checkpoint before it, and show its rows; writes nothing.
+    #[arg(long, value_name = "STEP")]
+    pub replay: Option<u64>,
     /// Plan and compile, print memory and decisions, and stop.
     #[arg(long)]
     pub dry_run: bool,

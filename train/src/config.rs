@@ -43,6 +43,8 @@ pub struct RunConfig {
     pub schedule: ScheduleConfig,
     /// When checkpoints are written and which are kept.
     pub checkpoint: Checkpoints,
+    /// What is done about steps that come out bad.
+    pub guard: Guard,
     /// When the held-out split is evaluated.
     pub validation: Validation,
     /// What is printed when.
@@ -128,7 +130,7 @@ pub enum ScheduleKind {
 }
 
 /// When checkpoints are written and which are kept.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Checkpoints {
     /// Steps between two checkpoints.
@@ -139,6 +141,21 @@ pub struct Checkpoints {
     pub keep_last: usize,
     /// Checkpoints of steps that are a multiple of this are kept for ever; automatic: none.
     pub keep_every: Option<u64>,
+    /// Folder that each one is copied to, such as a mounted drive; automatic: none.
+    pub mirror: Option<PathBuf>,
+}
+
+/// What is done about steps that come out bad: those whose loss or gradient is not finite or is a spike. Such a step leaves
+/// weights and optimiser as they were.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Guard {
+    /// A gradient norm of more than this times the median of recent steps is a spike; automatic: none is.
+    pub spike_factor: Option<f64>,
+    /// Bad steps in a row after which the run goes back to the last good checkpoint and on behind the bad data.
+    pub bad_steps: u64,
+    /// How often it goes back without getting further before it stops.
+    pub rollbacks: u64,
 }
 
 /// When the held-out split is evaluated.
@@ -371,6 +388,7 @@ impl Resolved {
         least("checkpoint.every", run.checkpoint.every, 1)?;
         least("checkpoint.keep_last", run.checkpoint.keep_last as u64, 1)?;
         least("checkpoint.keep_every", run.checkpoint.keep_every.unwrap_or(1), 1)?;
+        least("guard.bad_steps", run.guard.bad_steps, 1)?;
         least("validation.every", run.validation.every, 1)?;
         least("log.every", run.log.every, 1)?;
         least("steps", run.steps.unwrap_or(1), 1)?;
@@ -397,6 +415,8 @@ impl Resolved {
             ("optimizer.clip", run.optimizer.clip),
             ("checkpoint.every_minutes", run.checkpoint.every_minutes.unwrap_or(1.0)),
         ];
+        let factor = run.guard.spike_factor.unwrap_or(2.0);
+        rule(factor.is_finite() && factor > 1.0, "guard.spike_factor", &factor, "more than 1")?;
         for (key, value) in positive {
             rule(value.is_finite() && value > 0.0, key, &value, "positive")?;
         }

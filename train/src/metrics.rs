@@ -9,6 +9,7 @@ pub use console::{Look, line};
 pub use plot::{Curves, loss_svg};
 
 use crate::atomic::{self, RealDisk};
+use crate::data::Position;
 use console::Console;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
@@ -68,6 +69,23 @@ pub struct Validation {
     pub mtp_loss: Option<f64>,
 }
 
+/// A step that left the weights as they were: one line of `bad_steps.jsonl`. What is not finite is null.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BadStep {
+    /// Steps done, this one included.
+    pub step: u64,
+    /// Its loss.
+    #[serde(deserialize_with = "nan_from_null")]
+    pub loss: f64,
+    /// Global norm of its gradient before clipping.
+    #[serde(deserialize_with = "nan_from_null")]
+    pub gradient_norm: f64,
+    /// The largest norm that was allowed.
+    pub largest_norm: f64,
+    /// Where its first row is.
+    pub position: Position,
+}
+
 /// Writes every record to all of its places.
 pub struct Recorder {
     folder: PathBuf,
@@ -79,6 +97,8 @@ pub struct Recorder {
 
 /// Name of the record of all numbers.
 const LINES: &str = "metrics.jsonl";
+/// Name of the record of steps that left the weights as they were. It is never cut: a run that went back keeps it.
+const BAD_STEPS: &str = "bad_steps.jsonl";
 /// Name of the plot.
 const PLOT: &str = "loss.svg";
 
@@ -140,6 +160,15 @@ impl Recorder {
         self.draw().map(drop)
     }
 
+    /// Keeps a bad step's place in the data.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn bad_step(&self, bad: &BadStep) -> io::Result<()> {
+        let mut file = OpenOptions::new().create(true).append(true).open(self.folder.join(BAD_STEPS))?;
+        file.write_all((serde_json::to_string(bad)? + "\n").as_bytes())
+    }
+
     /// Shows a line without disturbing the progress line.
     pub fn say(&self, text: &str) {
         self.console.say(text);
@@ -176,6 +205,18 @@ impl Record {
             Record::Train(train) => train.step,
             Record::Validation(validation) => validation.step,
         }
+    }
+}
+
+/// The bad steps of a run's folder, in the order in which they happened. A line that a crash tore is passed over.
+///
+/// # Errors
+/// If the file is there and cannot be read.
+pub fn bad_steps(folder: &Path) -> io::Result<Vec<BadStep>> {
+    match fs::read_to_string(folder.join(BAD_STEPS)) {
+        Ok(text) => Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
     }
 }
 

@@ -2,32 +2,33 @@
 
 use crate::atomic::{self, RealDisk};
 use crate::checkpoint::{
-    self, FORMAT, Keep, Loaded, Retention, Saved, Saver, Snapshot, State, Store, Verified, latest_good,
-    load_params,
+    self, CheckpointError, FORMAT, Keep, Loaded, Retention, Saved, Saver, Snapshot, State, Store, Verified,
+    checkpoint_bytes,
 };
-use crate::cli::{Cli, Resume};
+use crate::cli::Cli;
 use crate::config::{Resolved, RunConfig, ScheduleKind};
 use crate::data::{
-    Batch, Dataset, Loader, Position, PrepareProgress, TOKENIZER_FILE, prepare_standard_library,
+    Batch, DataError, Dataset, Loader, Position, PrepareProgress, TOKENIZER_FILE, prepare_standard_library,
 };
 use crate::device::{CodeGeneration, Device, Preparation};
 use crate::forecast::{Forecast, group};
-use crate::metrics::{self, Look, Recorder, peak};
+use crate::metrics::{self, BadStep, Look, Recorder, peak};
+use crate::replay::{self, replay};
+use crate::resume::{check_same_data, hashes, resume_point, start_state};
 use crate::scaling::{Facts, Plan, plan};
 use crate::schedule::Phase;
-use crate::signals::Stop;
-use crate::state::{DeviceState, Metrics, StepInputs};
-use crate::step::{step_of, validation_program};
+use crate::signals::{INTERRUPTED, Stop};
+use crate::state::{DeviceState, Metrics, StepInputs, optimizer_tensors};
+use crate::step::step_of;
+use crate::validation::Validator;
+use crate::watch::Watch;
 use crate::{config, sample};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
-use engine::pjrt::Arg;
+use engine::Compiled;
 use engine::plugin::cache_folder;
-use engine::{Compiled, Host};
-use model::config::Bearing;
 use model::counts::{ParamCounts, flops_per_token};
-use model::{Params, initial_params};
-use std::collections::BTreeMap;
+use model::params::specs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -43,23 +44,25 @@ pub enum Outcome {
     Interrupted,
 }
 
-/// Steps in a row without an update after which a run gives up.
-const LARGEST_BAD_STREAK: u64 = 10;
-
 /// Tokens of the sample at the end.
 const SAMPLE_TOKENS: usize = 96;
 
 /// Training tokens that the bigram baseline counts.
 const BIGRAM_TOKENS: u64 = 50_000_000;
 
-/// Exit code of a run that a signal stopped and that saved its state: run the same command again (EX_TEMPFAIL).
-const INTERRUPTED: u8 = 75;
+/// How long a wait for data goes on until the run looks whether it was asked to stop.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// The whole program: the process's command line, messages and exit code.
 pub fn main() -> ExitCode {
     match run(&Cli::parse()) {
         Ok(Outcome::Finished) => ExitCode::SUCCESS,
         Ok(Outcome::Interrupted) => ExitCode::from(INTERRUPTED),
+        // While data are prepared: what is done of it is kept.
+        Err(error) if matches!(error.downcast_ref(), Some(DataError::Interrupted)) => {
+            eprintln!("stopped: {error:#}");
+            ExitCode::from(INTERRUPTED)
+        }
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -80,6 +83,11 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
     let stop = Stop::on_signals().context("registering signal handlers")?;
     let folder = data_folder(&resolved.run, &stop)?;
     let run = &resolved.run;
+    // Until the first step nothing is unsaved, and most of the time goes into calls that cannot be asked to stop.
+    let nothing_to_save = stop.nothing_to_save();
+    if stop.requested() {
+        return Ok(Outcome::Interrupted);
+    }
     let dataset = Dataset::open(&folder, run.model.num_tokens, run.data.validation_fraction)
         .with_context(|| format!("opening the data in {}", folder.display()))?;
     let dataset = Arc::new(dataset);
@@ -114,7 +122,12 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
     }
 
     let root = cli.out.join("checkpoints");
-    let found = if cli.dry_run { None } else { resume_point(cli, &root)? };
+    let bad = cli.replay.map(|step| replay::recorded(&cli.out, step)).transpose()?;
+    let found = match &bad {
+        Some(bad) => checkpoint::latest_before(&root, bad.step)?.good,
+        None if cli.dry_run => None,
+        None => resume_point(cli, &root, run.checkpoint.mirror.as_deref())?,
+    };
     let from = found.as_ref().map(|checkpoint| checkpoint::load(checkpoint, &run.model)).transpose()?;
     if let Some(from) = &from {
         check_same_data(from, &dataset)?;
@@ -138,31 +151,60 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
         return Ok(Outcome::Finished);
     }
 
-    let tokens_seen = from.as_ref().map_or(0, |from| from.state.tokens_seen);
-    let next = from.as_ref().map_or(0, |from| from.state.step);
+    let at = match &from {
+        Some(from) => from.state.clone(),
+        None => beginning(&run, &plan),
+    };
     // Before anything is written: weights that do not fit leave no trace.
     let state = start_state(cli, &run, &device, from)?;
+    if let Some(bad) = bad {
+        replay(
+            &bad,
+            at,
+            replay::Machine {
+                run: &run,
+                plan: &plan,
+                device: &device,
+                step: &step,
+                dataset: &dataset,
+                loader,
+                state,
+            },
+        )?;
+        return Ok(Outcome::Finished);
+    }
+    let validation = Validator::new(&run, &dataset)?;
+    drop(nothing_to_save);
+    let tokenizer = tokenizer_bytes(&folder)?;
     let store = Store::open(Arc::new(RealDisk), &root)?;
+    let length = tokenizer.as_ref().map_or(0, |bytes| bytes.len() as u64);
+    store.check_room(checkpoint_bytes(&run.model, &optimizer_tensors(&specs(&run.model)), length))?;
     write_config(&cli.out, &resolved)?;
     let mut session = Session {
-        tokens_seen,
-        next,
+        out: cli.out.clone(),
+        tokens_seen: at.tokens_seen,
+        next: at.step,
+        watch: at.watch,
         state,
-        tokenizer: tokenizer_bytes(&folder)?,
+        tokenizer,
         saver: Saver::new(
             store,
             Retention { keep_last: run.checkpoint.keep_last, keep_every: run.checkpoint.keep_every },
-        ),
-        validation: Validator::new(&run, &dataset)?,
+            run.checkpoint.mirror.clone(),
+        )?,
+        validation,
         run,
         plan,
         device,
         step,
         dataset,
+        read_to: position,
         loader,
         stop,
-        skipped: 0,
-        streak: 0,
+        loaded: at.step,
+        unsaved: false,
+        failed_at: 0,
+        rollbacks: 0,
     };
     ensure!(
         session.next <= session.plan.steps,
@@ -174,13 +216,22 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
     let mut recorder = Recorder::open(&cli.out, session.next, session.plan.steps, Look::of_stdout())
         .with_context(|| format!("opening the records of {}", cli.out.display()))?;
     let first_loss = session.validate(&mut recorder)?;
-    let outcome = session.train(&mut recorder)?;
+    let mut outcome = session.train(&mut recorder)?;
+    let last_loss = match outcome {
+        Outcome::Finished => session.validate(&mut recorder)?,
+        Outcome::Interrupted => None,
+    };
+    if session.stop.requested() {
+        outcome = Outcome::Interrupted;
+    }
     if outcome == Outcome::Interrupted {
         drop(recorder);
         println!("stopped at step {}; the same command goes on from there", session.next);
+        // Its thread may hang in a slow read for as long as it likes; it only reads.
+        std::mem::forget(session.loader);
         return Ok(outcome);
     }
-    let last_loss = session.validate(&mut recorder)?;
+    let _nothing_to_save = session.stop.nothing_to_save();
     let plot = recorder.finish()?;
     session.last_words(cli, first_loss, last_loss, &plot)?;
     Ok(outcome)
@@ -210,6 +261,7 @@ fn forecast(cli: &Cli, mut resolved: Resolved) -> Result<Outcome> {
 
 /// Everything that the loop needs.
 struct Session {
+    out: PathBuf,
     run: RunConfig,
     plan: Plan,
     device: Device,
@@ -224,18 +276,28 @@ struct Session {
     /// The step that comes next.
     next: u64,
     tokens_seen: u64,
-    skipped: u64,
-    /// Steps in a row without an update.
-    streak: u64,
+    watch: Watch,
+    /// The position behind the newest step whose metrics were read.
+    read_to: Position,
+    /// The step of the checkpoint that the state came from.
+    loaded: u64,
+    /// Whether steps were launched since the state was loaded or saved.
+    unsaved: bool,
+    /// The last bad step that the run went back for.
+    failed_at: u64,
+    /// How often it went back since it last got further than that.
+    rollbacks: u64,
 }
 
 /// A step whose metrics are still to be read.
 struct InFlight {
     metrics: Metrics,
     learning_rate: f64,
+    largest_norm: f32,
     /// Steps done, this one included.
     done: u64,
     position: Position,
+    position_after: Position,
 }
 
 impl Session {
@@ -247,12 +309,29 @@ impl Session {
         let mut saved_at = Instant::now();
         let mut in_flight: Option<InFlight> = None;
         while self.next < self.plan.steps {
-            if self.stop.requested() {
+            // Before anything else, and without the step in flight: where a run goes back to must not depend on when it
+            // was stopped.
+            if self.watch.bad_in_a_row >= self.run.guard.bad_steps {
+                in_flight = None;
+                self.go_back(recorder)?;
+                clock = Clock::start(self.next);
+            }
+            let ready = self.loader.ready(self.run.batch.rows(), PATIENCE);
+            self.loader.damage().for_each(|said| recorder.say(&said));
+            if self.stop.requested() || ready.is_err() {
                 clock.pause();
                 self.read(in_flight.take(), recorder, &mut clock, flops, peak)?;
-                self.save(Keep::Rolling, recorder)?;
+                if self.unsaved {
+                    self.save(Keep::Rolling, recorder)?;
+                }
                 self.report(recorder, |saver| saver.finish())?;
+                ready.with_context(|| {
+                    format!("making the rows of step {}; all before is saved", self.next + 1)
+                })?;
                 return Ok(Outcome::Interrupted);
+            }
+            if !ready? {
+                continue;
             }
             let batch = self.loader.next_batch(self.run.batch.accumulation, self.run.batch.micro)?;
             let launched = self.launch(&batch)?;
@@ -287,12 +366,14 @@ impl Session {
 
     fn launch(&mut self, batch: &Batch) -> Result<InFlight> {
         let learning_rate = self.plan.schedule.learning_rate(self.next);
-        let inputs =
-            StepInputs { learning_rate, largest_norm: f32::MAX, step: self.next, seed: self.run.seed };
+        let largest_norm = self.watch.largest_norm(self.next + 1, self.run.guard.spike_factor);
+        let inputs = StepInputs { learning_rate, largest_norm, step: self.next, seed: self.run.seed };
         let metrics = self.state.step(&self.device, &self.step, batch, inputs)?;
         self.next += 1;
         self.tokens_seen += self.run.batch.tokens();
-        Ok(InFlight { metrics, learning_rate, done: self.next, position: batch.position })
+        self.unsaved = true;
+        let (position, position_after) = (batch.position, batch.position_after);
+        Ok(InFlight { metrics, learning_rate, largest_norm, done: self.next, position, position_after })
     }
 
     /// Reads a step's metrics, watches for steps without an update, and records every `log.every`-th step.
@@ -304,21 +385,25 @@ impl Session {
         flops: f64,
         peak: Option<f64>,
     ) -> Result<()> {
-        let Some(InFlight { metrics, learning_rate, done, position }) = step else { return Ok(()) };
+        let Some(InFlight { metrics, learning_rate, largest_norm, done, position, position_after }) = step
+        else {
+            return Ok(());
+        };
         let [loss, main_loss, mtp_loss, gradient_norm, applied, _] = metrics.read()?;
+        self.read_to = position_after;
         if applied == 0.0 {
-            self.skipped += 1;
-            self.streak += 1;
+            self.watch.thrown_away();
+            let largest_norm = f64::from(largest_norm);
+            recorder.bad_step(&BadStep { step: done, loss, gradient_norm, largest_norm, position })?;
             recorder.say(&format!(
-                "step {done} left the weights as they were: loss {loss}, gradient norm {gradient_norm}; its rows: epoch {}, window {}, block {}, row {}",
+                "step {done} left the weights as they were: loss {loss}, gradient norm {gradient_norm}, allowed {largest_norm:.3e}; its rows: epoch {}, window {}, block {}, row {}; look at them with --replay {done}",
                 position.epoch, position.window, position.block, position.row
             ));
-            ensure!(
-                self.streak < LARGEST_BAD_STREAK,
-                "{LARGEST_BAD_STREAK} steps in a row had no finite gradient; the last checkpoint is untouched: lower optimizer.learning_rate and run again"
-            );
         } else {
-            self.streak = 0;
+            self.watch.applied(done, gradient_norm);
+            if done > self.failed_at {
+                self.rollbacks = 0;
+            }
         }
         if done.is_multiple_of(self.run.log.every) || done == self.plan.steps {
             let tokens_per_second = clock.steps_per_second(done) * self.run.batch.tokens() as f64;
@@ -333,7 +418,7 @@ impl Session {
                 tokens_seen: self.tokens_seen - (self.next - done) * self.run.batch.tokens(),
                 tokens_per_second,
                 mfu: peak::mfu(tokens_per_second, flops, peak, 1),
-                skipped: self.skipped,
+                skipped: self.watch.skipped,
                 eta_seconds: left / tokens_per_second,
             })?;
         }
@@ -342,17 +427,18 @@ impl Session {
 
     /// Stages the state in main memory and starts writing it.
     fn save(&mut self, keep: Keep, recorder: &Recorder) -> Result<()> {
+        // First, so that there is never a second copy in memory.
+        self.report(recorder, |saver| saver.finish())?;
         let (params, optimizer) = self.state.to_host()?;
         let state = State {
-            format: FORMAT,
             step: self.next,
             tokens_seen: self.tokens_seen,
-            seed: self.run.seed,
             phase: self.plan.schedule.phase(self.next),
             keep,
+            watch: self.watch.clone(),
             data: serde_json::to_value(self.loader.position())?,
             hashes: hashes(&self.dataset),
-            written_by: env!("CARGO_PKG_VERSION").to_owned(),
+            ..beginning(&self.run, &self.plan)
         };
         let snapshot = Snapshot {
             params,
@@ -361,14 +447,55 @@ impl Session {
             config: self.run.model.clone(),
             tokenizer: self.tokenizer.clone(),
         };
+        self.unsaved = false;
         self.report(recorder, |saver| saver.save(snapshot))
+    }
+
+    /// Goes back to the newest sound checkpoint, and on from there behind the rows of the bad steps.
+    fn go_back(&mut self, recorder: &mut Recorder) -> Result<()> {
+        self.report(recorder, |saver| saver.finish())?;
+        let (bad, last) = (self.watch.bad_in_a_row, self.next);
+        let advice = "lower optimizer.learning_rate, or look at the rows of a bad step with --replay STEP";
+        // A checkpoint behind which no step succeeded may itself be what is wrong.
+        let got_on = self.watch.newest_applied().is_some_and(|step| step > self.loaded);
+        let before = if got_on { u64::MAX } else { self.loaded };
+        let Some(target) = self.saver.store().go_back(before)? else {
+            bail!(
+                "{bad} steps in a row left the weights as they were, and there is no checkpoint to go back to: {advice}"
+            );
+        };
+        let path = target.path().display();
+        ensure!(
+            self.rollbacks < self.run.guard.rollbacks,
+            "{bad} steps in a row left the weights as they were, and going back {} times did not help; the newest sound checkpoint is {path}: {advice}",
+            self.rollbacks
+        );
+        self.rollbacks += 1;
+        let from = checkpoint::load(&target, &self.run.model)?;
+        self.state.replace(&self.device, &from.params, &from.optimizer)?;
+        self.next = from.state.step;
+        self.loaded = from.state.step;
+        self.tokens_seen = from.state.tokens_seen;
+        let skipped = self.watch.skipped;
+        self.watch = from.state.watch;
+        self.watch.skipped = skipped;
+        self.failed_at = self.failed_at.max(last);
+        let rows = self.run.data.rows(self.run.batch.seq, self.run.seed);
+        self.loader = Loader::start(Arc::clone(&self.dataset), rows, self.read_to)?;
+        *recorder = Recorder::open(&self.out, self.next, self.plan.steps, Look::of_stdout())
+            .with_context(|| format!("opening the records of {}", self.out.display()))?;
+        recorder.say(&format!(
+            "{bad} steps in a row left the weights as they were: back to {path}, and on behind their rows; newer checkpoints are set aside"
+        ));
+        // At once: a stop before the next checkpoint must not meet the same rows again.
+        self.save(from.state.keep, recorder)
     }
 
     /// Says what became of a checkpoint. A failed one stops the run: training on without checkpoints loses more.
     fn report(
         &mut self,
         recorder: &Recorder,
-        ask: impl FnOnce(&mut Saver) -> Result<Option<Saved>, checkpoint::CheckpointError>,
+        ask: impl FnOnce(&mut Saver) -> Result<Option<Saved>, CheckpointError>,
     ) -> Result<()> {
         if let Some(saved) = ask(&mut self.saver)? {
             let mib = saved.bytes as f64 / 1048576.0;
@@ -377,13 +504,20 @@ impl Session {
                 saved.path.display(),
                 saved.took.as_secs_f64()
             ));
+            match saved.mirrored {
+                None => {}
+                Some(Ok(copy)) => recorder.say(&format!("copied     {}", copy.display())),
+                Some(Err(reason)) => recorder.say(&format!(
+                    "NOT COPIED to checkpoint.mirror: {reason}; the next checkpoint tries again"
+                )),
+            }
         }
         Ok(())
     }
 
     /// Loss of the held-out rows, recorded.
     fn validate(&mut self, recorder: &mut Recorder) -> Result<Option<f64>> {
-        let Some((loss, mtp_loss)) = self.validation.losses(&self.device, &self.state)? else {
+        let Some((loss, mtp_loss)) = self.validation.losses(&self.device, &self.state, &self.stop)? else {
             return Ok(None);
         };
         recorder.validation(metrics::Validation { step: self.next, loss, mtp_loss })?;
@@ -457,57 +591,6 @@ impl Clock {
     }
 }
 
-/// Held-out rows and the program that measures them; compiled at first use.
-struct Validator {
-    run: RunConfig,
-    batches: Vec<Batch>,
-    program: Option<Compiled>,
-}
-
-impl Validator {
-    fn new(run: &RunConfig, dataset: &Arc<Dataset>) -> Result<Validator> {
-        let batches = match dataset.has_validation() && run.validation.batches > 0 {
-            true => {
-                let rows = run.data.rows(run.batch.seq, run.seed);
-                dataset.validation(&rows, 1, run.batch.micro, run.validation.batches as usize)?
-            }
-            false => Vec::new(),
-        };
-        Ok(Validator { run: run.clone(), batches, program: None })
-    }
-
-    /// Mean losses of the next token and of the one after it, nats; none without held-out rows.
-    fn losses(&mut self, device: &Device, state: &DeviceState) -> Result<Option<(f64, Option<f64>)>> {
-        if self.batches.is_empty() {
-            return Ok(None);
-        }
-        if self.program.is_none() {
-            self.program = Some(
-                device
-                    .compile(
-                        &validation_program(&self.run.model, self.run.batch),
-                        self.run.kernels,
-                        CodeGeneration::Quick,
-                    )?
-                    .0,
-            );
-        }
-        let program = self.program.as_ref().expect("compiled above");
-        let mut sums = [0.0; 4];
-        for batch in &self.batches {
-            let shape = [batch.shape.micro, batch.shape.seq];
-            let rows =
-                [device.put(&Host::new(shape, &batch.ids))?, device.put(&Host::new(shape, &batch.segments))?];
-            let results = program.run(state.weights().iter().chain(&rows).map(Arg::Keep))?;
-            for (sum, value) in sums.iter_mut().zip(results[0].to_host()?.to_f64()) {
-                *sum += value;
-            }
-        }
-        let mtp = (self.run.model.mtp_num_tokens > 0).then_some(sums[2] / sums[3]);
-        Ok(Some((sums[0] / sums[1], mtp)))
-    }
-}
-
 /// The folder of the data: the given one, or the Python standard library, prepared once.
 fn data_folder(run: &RunConfig, stop: &Stop) -> Result<PathBuf> {
     if let Some(path) = &run.data.path {
@@ -529,38 +612,20 @@ fn data_folder(run: &RunConfig, stop: &Stop) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// The checkpoint that the run goes on from, said aloud.
-fn resume_point(cli: &Cli, root: &Path) -> Result<Option<Verified>> {
-    let found = match &cli.resume {
-        Resume::Never => {
-            let latest = latest_good(root)?;
-            if let Some(good) = latest.good {
-                bail!(
-                    "{} already holds checkpoint {}; give another --out, or resume with --resume auto",
-                    root.display(),
-                    good.path().display()
-                );
-            }
-            None
-        }
-        Resume::From(path) => Some(checkpoint::verify(path)?),
-        Resume::Auto => {
-            let latest = latest_good(root)?;
-            for (path, reason) in &latest.refused {
-                println!("passing over {}: {reason}", path.display());
-            }
-            latest.good
-        }
-    };
-    if let Some(found) = &found {
-        ensure!(
-            cli.init.is_none(),
-            "--init starts a new run, but {} is there to go on from; give another --out",
-            found.path().display()
-        );
-        println!("resume   {}", found.path().display());
+/// The state of a run before its first step.
+fn beginning(run: &RunConfig, plan: &Plan) -> State {
+    State {
+        format: FORMAT,
+        step: 0,
+        tokens_seen: 0,
+        seed: run.seed,
+        phase: plan.schedule.phase(0),
+        keep: Keep::Rolling,
+        watch: Watch::default(),
+        data: serde_json::to_value(Position::default()).expect("a position is a struct of integers"),
+        hashes: Default::default(),
+        written_by: env!("CARGO_PKG_VERSION").to_owned(),
     }
-    Ok(found)
 }
 
 /// Turns the plan into a decay that starts at the checkpoint.
@@ -594,53 +659,6 @@ fn branch(
     plan.steps = from.state.step + steps;
     println!("branch   decay over {steps} steps from step {}; the trunk is untouched", from.state.step);
     Ok(())
-}
-
-/// What a run depends on beside its configuration.
-fn hashes(dataset: &Dataset) -> BTreeMap<String, String> {
-    dataset
-        .tokenizer()
-        .map(|tokenizer| ("tokenizer".to_owned(), tokenizer.hash().to_string()))
-        .into_iter()
-        .collect()
-}
-
-fn check_same_data(from: &Loaded, dataset: &Dataset) -> Result<()> {
-    for (name, found) in hashes(dataset) {
-        if let Some(wanted) = from.state.hashes.get(&name) {
-            ensure!(
-                *wanted == found,
-                "the checkpoint was trained with another {name} ({wanted}) than the data has ({found}); give the data it was trained on"
-            );
-        }
-    }
-    Ok(())
-}
-
-fn start_state(cli: &Cli, run: &RunConfig, device: &Device, from: Option<Loaded>) -> Result<DeviceState> {
-    if let Some(from) = from {
-        return DeviceState::restore(device, &run.model, &from.params, &from.optimizer);
-    }
-    let weights: Params<Host> = match &cli.init {
-        None => initial_params(&run.model, run.seed),
-        Some(path) => {
-            ensure!(
-                path.exists(),
-                "--init {}: there is no such checkpoint folder or safetensors file",
-                path.display()
-            );
-            let (config, params) = load_params(path)?;
-            let differences = run.model.differences(&config);
-            if let Some(difference) =
-                differences.iter().find(|difference| difference.bearing == Bearing::Weights)
-            {
-                bail!("--init {}: the weights belong to another model: {difference}", path.display());
-            }
-            println!("weights  from {}", path.display());
-            params
-        }
-    };
-    DeviceState::new(device, &run.model, &weights)
 }
 
 fn tokenizer_bytes(folder: &Path) -> Result<Option<Arc<[u8]>>> {

@@ -85,12 +85,27 @@ impl DeviceState {
         optimizer: &[(String, Host)],
     ) -> Result<DeviceState> {
         let mut state = DeviceState { specs: specs(config), buffers: Vec::new() };
+        state.replace(device, weights, optimizer)?;
+        Ok(state)
+    }
+
+    /// Takes another checkpoint's numbers; the old ones leave the device first.
+    ///
+    /// # Errors
+    /// As [`restore`](DeviceState::restore).
+    pub fn replace(
+        &mut self,
+        device: &Device,
+        weights: &Params<Host>,
+        optimizer: &[(String, Host)],
+    ) -> Result<()> {
+        self.buffers.clear();
         for (_, weight) in weights.iter() {
-            state.buffers.push(device.put(weight)?);
+            self.buffers.push(device.put(weight)?);
         }
-        for (name, ty) in optimizer_tensors(&state.specs) {
+        for (name, ty) in optimizer_tensors(&self.specs) {
             match optimizer.iter().find(|(found, _)| *found == name) {
-                Some((_, host)) if *host.ty() == ty => state.buffers.push(device.put(host)?),
+                Some((_, host)) if *host.ty() == ty => self.buffers.push(device.put(host)?),
                 Some((_, host)) => {
                     bail!("the checkpoint's optimiser tensor `{name}` is {}, wanted {ty}", host.ty())
                 }
@@ -99,7 +114,7 @@ impl DeviceState {
                 ),
             }
         }
-        Ok(state)
+        Ok(())
     }
 
     /// The weights.

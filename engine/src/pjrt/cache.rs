@@ -7,7 +7,7 @@ use super::options::CompileOptions;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use std::{env, io, process};
 
 /// Compiled programs in a folder. An entry that is missing, damaged or refused by the plugin is compiled
@@ -32,6 +32,9 @@ pub enum Lookup {
 /// Every entry starts with this and the blake3 of what follows the hash.
 const MAGIC: &[u8; 8] = b"pjrtexe1";
 const HEAD: usize = MAGIC.len() + blake3::OUT_LEN;
+
+/// A file under a temporary name that is older was left by a process that was killed.
+const LONGEST_WRITE: Duration = Duration::from_secs(3600);
 
 /// Variables that change what the compilers make of the same text and options.
 const COMPILER_VARIABLES: [&str; 2] = ["XLA_FLAGS", "LIBTPU_INIT_ARGS"];
@@ -91,7 +94,11 @@ impl ExecutableCache {
         let mut entries: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
         for entry in fs::read_dir(&self.folder)?.flatten() {
             let data = entry.metadata()?;
-            if entry.path().extension().is_some_and(|extension| extension == "exe" || extension == "part") {
+            let is = |kind: &str| entry.path().extension().is_some_and(|extension| extension == kind);
+            let age = data.modified()?.elapsed().unwrap_or_default();
+            if is("part") && age > LONGEST_WRITE {
+                fs::remove_file(entry.path())?;
+            } else if is("exe") || is("part") {
                 entries.push((data.modified()?, data.len(), entry.path()));
             }
         }

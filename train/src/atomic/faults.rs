@@ -1,5 +1,5 @@
 //! A disk that fails on request: the k-th operation once, or that one and all after it with the loss of what was not
-//! synced (a crash), or every write beyond a number of bytes (a full disk).
+//! synced (a crash), or every write from it on (a full disk).
 
 use super::{Disk, DiskFile, RealDisk};
 use std::io::{self, Write};
@@ -14,8 +14,10 @@ pub enum Fault {
     /// The process dies at the operation of this number: it and all later ones fail, files that were not synced lose
     /// their second half, and a new name in a folder that was not synced is forgotten.
     Crash(usize),
-    /// The disk has room for so many bytes.
-    FullAfter(u64),
+    /// The disk is full from the operation of this number on: no file is created, a write stores its first half and fails.
+    FullFrom(usize),
+    /// The disk says that it has room for so many bytes.
+    Room(u64),
     /// Nothing: operations are only counted.
     None,
 }
@@ -30,7 +32,6 @@ pub struct FaultyDisk {
 struct State {
     fault: Fault,
     operations: usize,
-    written: u64,
     crashed: bool,
     unsynced: Vec<PathBuf>,
     renamed: Vec<(PathBuf, PathBuf)>,
@@ -46,7 +47,7 @@ impl FaultyDisk {
     /// A disk with a fault ahead.
     pub fn new(fault: Fault) -> FaultyDisk {
         let (unsynced, renamed) = (Vec::new(), Vec::new());
-        let state = State { fault, operations: 0, written: 0, crashed: false, unsynced, renamed };
+        let state = State { fault, operations: 0, crashed: false, unsynced, renamed };
         FaultyDisk { state: Arc::new(Mutex::new(state)) }
     }
 
@@ -55,9 +56,10 @@ impl FaultyDisk {
         self.state.lock().expect("no operation panics").operations
     }
 
-    /// Bytes that files were asked to hold so far.
-    pub fn written(&self) -> u64 {
-        self.state.lock().expect("no operation panics").written
+    /// Whether the disk is full at the operation just counted.
+    fn full(&self) -> bool {
+        let state = self.state.lock().expect("no operation panics");
+        matches!(state.fault, Fault::FullFrom(k) if k < state.operations)
     }
 
     /// Counts an operation; an error if it is the one to fail.
@@ -101,6 +103,9 @@ impl State {
 impl Disk for FaultyDisk {
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
         self.pass()?;
+        if self.full() {
+            return Err(no_space());
+        }
         let file = RealDisk.create(path)?;
         self.change(|state| state.unsynced.push(path.into()));
         Ok(Box::new(FaultyFile { disk: self.clone(), path: path.into(), file }))
@@ -141,20 +146,23 @@ impl Disk for FaultyDisk {
     }
 
     fn available(&self, path: &Path) -> io::Result<u64> {
-        RealDisk.available(path)
+        match self.state.lock().expect("no operation panics").fault {
+            Fault::Room(bytes) => Ok(bytes),
+            _ => RealDisk.available(path),
+        }
     }
+}
+
+fn no_space() -> io::Error {
+    io::Error::new(io::ErrorKind::StorageFull, "injected: no space left on device")
 }
 
 impl Write for FaultyFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.disk.pass()?;
-        let mut full = false;
-        self.disk.change(|state| {
-            state.written += bytes.len() as u64;
-            full = matches!(state.fault, Fault::FullAfter(limit) if state.written > limit);
-        });
-        if full {
-            return Err(io::Error::new(io::ErrorKind::StorageFull, "injected: no space left on device"));
+        if self.disk.full() {
+            self.file.write_all(&bytes[..bytes.len() / 2])?;
+            return Err(no_space());
         }
         self.file.write(bytes)
     }

@@ -1,6 +1,7 @@
 //! `manifest.json`: which files belong to a checkpoint, how long they are and what they hash to.
 
-use super::{CheckpointError, FORMAT, files};
+use super::store::{own_step, read_state};
+use super::{CheckpointError, FORMAT, State, files};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -34,12 +35,14 @@ pub struct FileRecord {
 pub struct Verified {
     path: PathBuf,
     manifest: Manifest,
+    state: State,
 }
 
 /// Compares every file of a checkpoint with the manifest.
 ///
 /// # Errors
-/// If there is no manifest, or a file is missing, has another length or another hash: the file is named.
+/// If there is no manifest, or a file is missing, has another length or another hash: the file is named. And if the whole
+/// folder bears another step's name.
 pub fn verify(path: &Path) -> Result<Verified, CheckpointError> {
     let manifest = read(path)?;
     for (name, record) in &manifest.files {
@@ -54,7 +57,12 @@ pub fn verify(path: &Path) -> Result<Verified, CheckpointError> {
             return Err(damaged(format!("its blake3 is {found}, the manifest says {}", record.blake3)));
         }
     }
-    Ok(Verified { path: path.into(), manifest })
+    let state = read_state(path)?;
+    if own_step(path).is_some_and(|step| step != state.step) {
+        let reason = format!("it is of step {}, which is not the folder's name", state.step);
+        return Err(CheckpointError::Damaged { path: path.into(), file: files::STATE.into(), reason });
+    }
+    Ok(Verified { path: path.into(), manifest, state })
 }
 
 /// The manifest of a checkpoint, itself valid and listing the files that must be there; they are not opened.
@@ -102,6 +110,11 @@ impl Verified {
     /// The checkpoint's folder.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Its `state.json`.
+    pub fn state(&self) -> &State {
+        &self.state
     }
 
     /// Its manifest.

@@ -3,7 +3,7 @@
 use super::manifest::{self, Hashing, Verified};
 use super::params::{params_file_bytes, read_params, write_params};
 use super::tensors::{TensorFile, file_bytes, write_tensors};
-use super::{CheckpointError, FORMAT, FileRecord, Keep, Loaded, Manifest, Snapshot, State, files, verify};
+use super::{CheckpointError, FORMAT, Keep, Loaded, Manifest, Snapshot, State, files, verify};
 use crate::atomic::{self, AtomicDir, Disk, TEMPORARY};
 use engine::{Host, Type};
 use model::config::Bearing;
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 /// The folder of a run's checkpoints, open for writing.
 pub struct Store {
-    disk: Arc<dyn Disk>,
+    pub(super) disk: Arc<dyn Disk>,
     root: PathBuf,
     _lock: File,
 }
@@ -45,6 +45,8 @@ pub struct Saved {
     pub took: Duration,
     /// Older checkpoints that were removed afterwards.
     pub removed: Vec<PathBuf>,
+    /// Where its copy is, or why there is none; nothing without a mirror.
+    pub mirrored: Option<Result<PathBuf, String>>,
 }
 
 /// The newest good checkpoint and what stands in front of it.
@@ -52,12 +54,15 @@ pub struct Saved {
 pub struct Latest {
     /// The newest one whose every byte is right.
     pub good: Option<Verified>,
-    /// Newer ones that are damaged, with the reason.
+    /// Newer ones that are damaged, with the reason, newest first.
     pub refused: Vec<(PathBuf, CheckpointError)>,
 }
 
 /// Name of the lock that keeps two runs apart.
 const LOCK: &str = ".lock";
+
+/// What is added to the name of a checkpoint that a run went back behind.
+const SET_ASIDE: &str = ".set-aside";
 
 impl Store {
     /// Opens or creates the folder, locks it against other runs, and clears what a crash left behind.
@@ -89,11 +94,14 @@ impl Store {
     /// If there is no room for it, or writing fails; the folder's checkpoints are then what they were.
     pub fn save(&self, snapshot: &Snapshot) -> Result<Saved, CheckpointError> {
         let start = Instant::now();
-        self.check_room(snapshot)?;
+        let optimizer: Vec<_> =
+            snapshot.optimizer.iter().map(|(name, host)| (name.clone(), host.ty().clone())).collect();
+        let tokenizer = snapshot.tokenizer.as_ref().map_or(0, |bytes| bytes.len() as u64);
+        self.check_room(checkpoint_bytes(&snapshot.config, &optimizer, tokenizer))?;
         let step = snapshot.state.step;
         let path = self.root.join(format!("step_{step:08}"));
         let bytes = self.write(snapshot, &path).map_err(CheckpointError::Write)?;
-        Ok(Saved { path, step, bytes, took: start.elapsed(), removed: Vec::new() })
+        Ok(Saved { path, step, bytes, took: start.elapsed(), removed: Vec::new(), mirrored: None })
     }
 
     /// Removes checkpoints that `retention` does not keep, oldest first, and says which. Damaged ones are left for
@@ -102,20 +110,45 @@ impl Store {
     /// # Errors
     /// If removing fails; what was not removed is still whole.
     pub fn prune(&self, retention: Retention) -> Result<Vec<PathBuf>, CheckpointError> {
-        let good: Vec<_> = steps(&self.root)?
-            .into_iter()
-            .filter_map(|(step, path)| Some((step, whole(&path)?, path)))
-            .collect();
-        let newest = good.len().saturating_sub(retention.keep_last.max(1));
-        let mut removed = Vec::new();
-        for (step, state, path) in &good[..newest] {
-            let multiple = retention.keep_every.is_some_and(|every| step.is_multiple_of(every));
-            if !multiple && state.keep == Keep::Rolling {
-                atomic::remove_dir(&*self.disk, path).map_err(CheckpointError::Write)?;
-                removed.push(path.clone());
-            }
+        let removed = superseded(&self.root, retention)?;
+        for path in &removed {
+            atomic::remove_dir(&*self.disk, path).map_err(CheckpointError::Write)?;
         }
         Ok(removed)
+    }
+
+    /// The checkpoint to go back to when steps come out bad: the newest good one of a step before `before` that was not
+    /// itself taken among bad steps. All newer ones are set aside under another name, so that no start finds them.
+    ///
+    /// # Errors
+    /// If the folder cannot be read or a name cannot be changed.
+    pub fn go_back(&self, before: u64) -> Result<Option<Verified>, CheckpointError> {
+        let all = steps(&self.root)?;
+        let usable = |(step, path): &&(u64, PathBuf)| {
+            *step < before && whole(path).is_some_and(|state| state.watch.bad_in_a_row == 0)
+        };
+        let Some(target) = all.iter().rev().filter(usable).find_map(|(_, path)| verify(path).ok()) else {
+            return Ok(None);
+        };
+        for (_, path) in all.iter().filter(|(step, _)| *step > target.state().step) {
+            let mut name = path.file_name().unwrap_or_default().to_os_string();
+            name.push(SET_ASIDE);
+            let aside = path.with_file_name(name);
+            if aside.exists() {
+                self.disk.remove_dir_all(&aside).map_err(CheckpointError::read("removing", &aside))?;
+            }
+            self.disk.rename(path, &aside).map_err(CheckpointError::read("setting aside", path))?;
+        }
+        self.disk.sync_dir(&self.root).map_err(CheckpointError::read("syncing the folder", &self.root))?;
+        Ok(Some(target))
+    }
+
+    /// Whether there is room for a checkpoint of so many bytes and a fifth more; asked before a run and before each save.
+    ///
+    /// # Errors
+    /// If there is not.
+    pub fn check_room(&self, needed: u64) -> Result<(), CheckpointError> {
+        check_room(&*self.disk, &self.root, needed)
     }
 
     fn write(&self, snapshot: &Snapshot, path: &Path) -> io::Result<u64> {
@@ -150,22 +183,6 @@ impl Store {
         Ok(bytes)
     }
 
-    fn check_room(&self, snapshot: &Snapshot) -> Result<(), CheckpointError> {
-        let optimizer: Vec<(String, Type)> =
-            snapshot.optimizer.iter().map(|(name, host)| (name.clone(), host.ty().clone())).collect();
-        let tokenizer = snapshot.tokenizer.as_ref().map_or(0, |bytes| bytes.len() as u64);
-        let needed = checkpoint_bytes(&snapshot.config, &optimizer) + tokenizer;
-        let available = self
-            .disk
-            .available(&self.root)
-            .map_err(CheckpointError::read("asking for free space in", &self.root))?;
-        if available < needed + needed / 5 {
-            let (needed_mib, available_mib) = (needed.div_ceil(1 << 20), available >> 20);
-            return Err(CheckpointError::NoRoom { path: self.root.clone(), needed_mib, available_mib });
-        }
-        Ok(())
-    }
-
     /// After a crash: a checkpoint that was set aside gets its name back unless its successor is whole; all other
     /// temporary names go.
     fn recover(&self) -> Result<(), CheckpointError> {
@@ -194,9 +211,33 @@ impl Store {
     }
 }
 
-/// Bytes of the tensor files of a checkpoint; beside them there are the tokenizer and a few kilobytes.
-pub fn checkpoint_bytes(config: &Config, optimizer: &[(String, Type)]) -> u64 {
-    params_file_bytes(config) + file_bytes(&[], optimizer)
+/// Bytes of a checkpoint's tensors and tokenizer: all of it but some kilobytes.
+pub fn checkpoint_bytes(config: &Config, optimizer: &[(String, Type)], tokenizer: u64) -> u64 {
+    params_file_bytes(config) + file_bytes(&[], optimizer) + tokenizer
+}
+
+pub(super) fn check_room(disk: &dyn Disk, folder: &Path, needed: u64) -> Result<(), CheckpointError> {
+    let available =
+        disk.available(folder).map_err(CheckpointError::read("asking for free space in", folder))?;
+    if available < needed + needed / 5 {
+        let (needed_mib, available_mib) = (needed.div_ceil(1 << 20), available >> 20);
+        return Err(CheckpointError::NoRoom { path: folder.into(), needed_mib, available_mib });
+    }
+    Ok(())
+}
+
+/// Checkpoints that `retention` does not keep, oldest first. The newest `keep_last` are counted without those that were
+/// taken among bad steps, which nothing goes back to.
+pub(super) fn superseded(root: &Path, retention: Retention) -> Result<Vec<PathBuf>, CheckpointError> {
+    let good: Vec<_> =
+        steps(root)?.into_iter().filter_map(|(step, path)| Some((step, whole(&path)?, path))).collect();
+    let sound = good.iter().filter(|(_, state, _)| state.watch.bad_in_a_row == 0).map(|(step, ..)| *step);
+    let Some(oldest_kept) = sound.rev().nth(retention.keep_last.max(1) - 1) else { return Ok(Vec::new()) };
+    let goes = |(step, state, path): (u64, State, PathBuf)| {
+        let multiple = retention.keep_every.is_some_and(|every| step.is_multiple_of(every));
+        (step < oldest_kept && !multiple && state.keep == Keep::Rolling).then_some(path)
+    };
+    Ok(good.into_iter().filter_map(goes).collect())
 }
 
 /// The newest checkpoint of a folder whose every byte is right. A folder that does not exist has none.
@@ -204,11 +245,19 @@ pub fn checkpoint_bytes(config: &Config, optimizer: &[(String, Type)]) -> u64 {
 /// # Errors
 /// If the folder cannot be listed.
 pub fn latest_good(root: &Path) -> Result<Latest, CheckpointError> {
+    latest_before(root, u64::MAX)
+}
+
+/// The newest checkpoint of a step before `before` whose every byte is right.
+///
+/// # Errors
+/// If the folder cannot be listed.
+pub fn latest_before(root: &Path, before: u64) -> Result<Latest, CheckpointError> {
     let mut latest = Latest::default();
     if !root.exists() {
         return Ok(latest);
     }
-    for (_, path) in steps(root)?.into_iter().rev() {
+    for (_, path) in steps(root)?.into_iter().rev().filter(|(step, _)| *step < before) {
         match verify(&path) {
             Ok(good) => {
                 latest.good = Some(good);
@@ -218,6 +267,14 @@ pub fn latest_good(root: &Path) -> Result<Latest, CheckpointError> {
         }
     }
     Ok(latest)
+}
+
+/// The newest step that a folder has a checkpoint of, whether it is good or not; it is not opened.
+///
+/// # Errors
+/// If the folder cannot be listed.
+pub fn newest_step(root: &Path) -> Result<Option<u64>, CheckpointError> {
+    Ok(if root.exists() { steps(root)?.last().map(|(step, _)| *step) } else { None })
 }
 
 /// Reads a verified checkpoint for a run with this configuration.
@@ -263,37 +320,6 @@ pub fn load_params(path: &Path) -> Result<(Config, Params<Host>), CheckpointErro
     Ok((config, params))
 }
 
-/// Copies a checkpoint into another folder, such as a mounted drive where renaming is not atomic: file by file, read
-/// back and compared, the manifest last as the mark that all is there. Says where.
-///
-/// # Errors
-/// If copying fails or a copy reads back differently; the copy then has no manifest and is no checkpoint.
-pub fn mirror(checkpoint: &Verified, disk: &dyn Disk, root: &Path) -> Result<PathBuf, CheckpointError> {
-    let from = checkpoint.path();
-    let target = root.join(from.file_name().unwrap_or_default());
-    if verify(&target).is_ok_and(|there| there.manifest() == checkpoint.manifest()) {
-        return Ok(target);
-    }
-    disk.create_dir_all(&target).map_err(CheckpointError::Write)?;
-    let mark = target.join(files::MANIFEST);
-    if mark.exists() {
-        disk.remove_file(&mark).map_err(CheckpointError::Write)?;
-    }
-    for (name, FileRecord { blake3, .. }) in &checkpoint.manifest().files {
-        let mut file = File::open(from.join(name)).map_err(CheckpointError::read("opening", from))?;
-        let copy = target.join(name);
-        atomic::write_file(disk, &copy, |out| io::copy(&mut file, out).map(drop))
-            .map_err(CheckpointError::Write)?;
-        if manifest::hash(&copy)? != *blake3 {
-            let reason = "the copy reads back differently".into();
-            return Err(CheckpointError::Damaged { path: target, file: name.clone(), reason });
-        }
-    }
-    let text = checkpoint.manifest().to_json();
-    atomic::write_file(disk, &mark, |out| out.write_all(text.as_bytes())).map_err(CheckpointError::Write)?;
-    Ok(target)
-}
-
 fn own_config(folder: &Path) -> Result<Config, CheckpointError> {
     let path = folder.join(files::CONFIG);
     let text = fs::read_to_string(&path).map_err(CheckpointError::read("reading", &path))?;
@@ -301,7 +327,7 @@ fn own_config(folder: &Path) -> Result<Config, CheckpointError> {
         .map_err(|error| CheckpointError::NotACheckpoint { path: folder.into(), reason: error.to_string() })
 }
 
-fn read_state(folder: &Path) -> Result<State, CheckpointError> {
+pub(super) fn read_state(folder: &Path) -> Result<State, CheckpointError> {
     let path = folder.join(files::STATE);
     let text = fs::read(&path).map_err(CheckpointError::read("reading", &path))?;
     let damaged =
@@ -314,12 +340,17 @@ fn read_state(folder: &Path) -> Result<State, CheckpointError> {
 }
 
 /// The state of a checkpoint that has all its files at their full length: the cheap look, without hashing.
-fn whole(path: &Path) -> Option<State> {
+pub(super) fn whole(path: &Path) -> Option<State> {
     let manifest = manifest::read(path).ok()?;
     let complete = manifest.files.iter().all(|(name, record)| {
         fs::metadata(path.join(name)).is_ok_and(|metadata| metadata.len() == record.bytes)
     });
     if complete { read_state(path).ok() } else { None }
+}
+
+/// The step that a folder's name claims, if it is a checkpoint's name.
+pub(super) fn own_step(path: &Path) -> Option<u64> {
+    path.file_name()?.to_str()?.strip_prefix("step_")?.parse().ok()
 }
 
 /// Steps and folders of all names `step_<number>`, oldest first; whether they are whole is not looked at.

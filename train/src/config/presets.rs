@@ -1,7 +1,7 @@
 //! The run that belongs to each model preset.
 
 use super::{
-    BatchShape, Checkpoints, Data, Kernels, Log, Optimizer, RunConfig, ScheduleConfig, ScheduleKind,
+    BatchShape, Checkpoints, Data, Guard, Kernels, Log, Optimizer, RunConfig, ScheduleConfig, ScheduleKind,
     Validation,
 };
 use crate::data::{Order, Packing};
@@ -42,7 +42,14 @@ pub(super) fn run(preset: Preset) -> RunConfig {
             decay: Curve::OneMinusSqrt,
             floor: 0.0,
         },
-        checkpoint: Checkpoints { every: 1000, every_minutes: Some(15.0), keep_last: 3, keep_every: None },
+        checkpoint: Checkpoints {
+            every: 1000,
+            every_minutes: Some(15.0),
+            keep_last: 3,
+            keep_every: None,
+            mirror: None,
+        },
+        guard: Guard { spike_factor: Some(30.0), bad_steps: 10, rollbacks: 3 },
         validation: Validation { every: 1000, batches: 64 },
         log: Log { every: 10 },
     };
@@ -57,7 +64,13 @@ pub(super) fn run(preset: Preset) -> RunConfig {
             batch: BatchShape { micro: 8, accumulation: 1, seq: 128 },
             optimizer: Optimizer { learning_rate: Some(4e-3), ..mission.optimizer },
             schedule: ScheduleConfig { decay_fraction: 0.3, ..mission.schedule },
-            checkpoint: Checkpoints { every: 500, every_minutes: None, keep_last: 2, keep_every: None },
+            checkpoint: Checkpoints {
+                every: 500,
+                every_minutes: None,
+                keep_last: 2,
+                keep_every: None,
+                mirror: None,
+            },
             validation: Validation { every: 250, batches: 48 },
             log: Log { every: 50 },
             ..mission

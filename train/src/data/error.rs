@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::position::Position;
+
 /// The result of anything that reads or writes data.
 pub type Result<T> = std::result::Result<T, DataError>;
 
@@ -208,6 +210,9 @@ pub enum DataError {
         /// The mark of this loader.
         wanted: u64,
     },
+    /// A position with numbers that no run reaches.
+    #[error("the saved data position is damaged: {0:?}; resume from an older checkpoint (--resume PATH)")]
+    ImpossiblePosition(Position),
     /// The output folder belongs to another preparation.
     #[error(
         "{path} already holds a data set made with other options ({what}); choose another --out or delete that folder"

@@ -14,6 +14,7 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 
 use super::config::{Order, RowOptions};
 use super::dataset::{Chunk, Dataset, Part};
@@ -49,6 +50,7 @@ pub(super) struct Feed {
     open: Option<Window>,
     bad: HashSet<(usize, usize)>,
     bad_count: Arc<AtomicUsize>,
+    damage: Option<Sender<String>>,
     /// Rows made since the epoch began, if it was begun here.
     rows_of_epoch: Option<usize>,
 }
@@ -89,6 +91,9 @@ impl Feed {
             },
         };
         let mark = mark(&dataset, part, &options);
+        if !position.is_possible() {
+            return Err(DataError::ImpossiblePosition(position));
+        }
         if !position.is_start() && position.mark != mark {
             return Err(DataError::OtherPosition { found: position.mark, wanted: mark });
         }
@@ -102,6 +107,7 @@ impl Feed {
             open: None,
             bad: HashSet::new(),
             bad_count: Arc::default(),
+            damage: None,
             rows_of_epoch: (position.window == 0 && position.block == 0).then_some(0),
         };
         feed.windows = feed.windows_of_epoch();
@@ -111,6 +117,13 @@ impl Feed {
     /// Counts the damaged row groups that were left out, while the feed runs.
     pub(super) fn bad_row_groups(&self) -> Arc<AtomicUsize> {
         self.bad_count.clone()
+    }
+
+    /// Where the damaged row groups that are left out from now on are named.
+    pub(super) fn report_damage(&mut self) -> Receiver<String> {
+        let (sender, receiver) = channel();
+        self.damage = Some(sender);
+        receiver
     }
 
     /// The next block; there is always one, epoch after epoch.
@@ -223,10 +236,17 @@ impl Feed {
         }
         let (count, limit) = (self.bad.len(), self.options.max_bad_row_groups);
         self.bad_count.store(count, Ordering::Relaxed);
+        let path = self.dataset.path(chunk).to_owned();
         if count <= limit {
+            let group = chunk.group;
+            let said = format!(
+                "{}, row group {group} is damaged ({reason}) and left out; {count} of at most {limit}",
+                path.display()
+            );
+            // A loader that is gone does not listen.
+            let _ = self.damage.as_ref().map(|listener| listener.send(said));
             return Ok(());
         }
-        let path = self.dataset.path(chunk).to_owned();
         Err(DataError::BadRowGroup { path, group: chunk.group, reason, count, limit })
     }
 

@@ -1,9 +1,11 @@
 //! Batches for training and validation.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use crate::config::BatchShape;
 
@@ -50,9 +52,12 @@ pub struct Loader {
     blocks: Receiver<Result<Block>>,
     _thread: Joined,
     current: Option<Block>,
+    /// Received by [`Loader::ready`], behind `current`.
+    made: VecDeque<Block>,
     seq: usize,
     position: Position,
     bad_row_groups: Arc<AtomicUsize>,
+    damage: Receiver<String>,
     /// Rows to pass over in the first block.
     skip: u64,
 }
@@ -76,6 +81,7 @@ impl Loader {
         let begin = Position { rows: position.rows.saturating_sub(position.row), ..position };
         let mut feed = Feed::new(dataset, Part::Train, options, begin)?;
         let bad_row_groups = feed.bad_row_groups();
+        let damage = feed.report_damage();
         let (sender, blocks) = sync_channel(BLOCKS_AHEAD);
         let work = move || {
             loop {
@@ -92,7 +98,35 @@ impl Loader {
             .spawn(work)
             .map_err(|e| DataError::io("start", "the data thread".as_ref(), e))?;
         let thread = Joined(Some(thread));
-        Ok(Self { blocks, _thread: thread, current: None, seq, position, bad_row_groups, skip: position.row })
+        Ok(Self {
+            blocks,
+            _thread: thread,
+            current: None,
+            made: VecDeque::new(),
+            seq,
+            position,
+            bad_row_groups,
+            damage,
+            skip: position.row,
+        })
+    }
+
+    /// Waits at most `patience` until so many rows are made. The position stays what it is, so that a wait can be given up.
+    pub fn ready(&mut self, rows: usize, patience: Duration) -> Result<bool> {
+        let start = Instant::now();
+        loop {
+            let of = |block: &Block| block.rows.ids.len() / self.seq;
+            let begun = self.current.as_ref().map_or(0, |block| of(block) - self.position.row as usize);
+            let made = begun + self.made.iter().map(of).sum::<usize>();
+            if made.saturating_sub(self.skip as usize) >= rows {
+                return Ok(true);
+            }
+            match self.blocks.recv_timeout(patience.saturating_sub(start.elapsed())) {
+                Ok(block) => self.made.push_back(block?),
+                Err(RecvTimeoutError::Timeout) => return Ok(false),
+                Err(RecvTimeoutError::Disconnected) => return Err(DataError::ThreadGone),
+            }
+        }
     }
 
     /// The rows of the next step.
@@ -119,12 +153,20 @@ impl Loader {
         self.bad_row_groups.load(Ordering::Relaxed)
     }
 
+    /// What was found damaged and left out since the last call, a sentence each.
+    pub fn damage(&self) -> impl Iterator<Item = String> {
+        self.damage.try_iter()
+    }
+
     /// Copies the next row and returns where it was.
     fn take_row(&mut self, ids: &mut Vec<i32>, segments: &mut Vec<i32>) -> Result<Position> {
         let block = match self.current.take() {
             Some(block) => block,
             None => {
-                let block = self.blocks.recv().map_err(|_| DataError::ThreadGone)??;
+                let block = match self.made.pop_front() {
+                    Some(block) => block,
+                    None => self.blocks.recv().map_err(|_| DataError::ThreadGone)??,
+                };
                 let row = std::mem::take(&mut self.skip);
                 self.position = Position { row, rows: block.start.rows + row, ..block.start };
                 block
@@ -181,6 +223,7 @@ impl Dataset {
         let packing = if options.packing == Packing::None { Packing::None } else { Packing::Sequential };
         let options = RowOptions { packing, order: Order::Files, fim_rate: 0.0, ..options.clone() };
         let mut feed = Feed::new(self.clone(), Part::Validation, options, Position::default())?;
+        let damage = feed.report_damage();
         let size = shape.rows() * shape.seq;
         let (mut ids, mut segments) = (Vec::new(), Vec::new());
         while ids.len() < batches * size {
@@ -191,6 +234,7 @@ impl Dataset {
                 break;
             }
         }
+        damage.try_iter().for_each(|said| eprintln!("warning: validation: {said}"));
         let length = ids.len().next_multiple_of(size).min(batches * size);
         ids.resize(length, self.pad());
         segments.resize(length, PADDING);

@@ -22,6 +22,11 @@ pub struct Position {
 }
 
 impl Position {
+    /// Whether it can be a position at all: no run gets that far, and counting on from it must not overflow.
+    pub(super) fn is_possible(&self) -> bool {
+        [self.epoch, self.window, self.block, self.row, self.rows].iter().all(|count| *count < 1 << 48)
+    }
+
     /// Whether this is the beginning of any data.
     pub fn is_start(&self) -> bool {
         *self == Self::default()

@@ -1,0 +1,17 @@
+//! The corpus of inputs that once were worth remembering, and a second of new ones for each reader. For longer:
+//! `cargo run -p tests --bin fuzz -- --minutes 10`.
+
+use std::time::Duration;
+use tests::fuzz::TARGETS;
+
+#[test]
+fn readers_survive_the_corpus_and_a_second_of_mutations() {
+    for target in TARGETS {
+        let known = target.replay().unwrap_or_else(|finding| panic!("{}: {finding:?}", target.name));
+        let executions = target
+            .fuzz(1, Duration::from_secs(1))
+            .unwrap_or_else(|finding| panic!("{}: {finding:?}", target.name));
+        println!("{}: {known} known inputs, {executions} mutations", target.name);
+        assert!(executions > 0);
+    }
+}

@@ -1,0 +1,411 @@
+//! What reads bytes from outside, fed with bytes that nobody wrote: targets, the mutations that feed them, and the corpus of
+//! inputs that once were worth remembering (`golden/fuzz/<target>/`).
+//!
+//! A target takes any bytes and must end in a value or an error. A panic is a finding, and so is what each target asserts.
+
+use crate::{Random, cpu, golden};
+use arrow_array::builder::{Int32Builder, ListBuilder};
+use arrow_array::{ArrayRef, RecordBatch};
+use engine::{DType, Host, Locations, Program, Tensor, Type};
+use model::{Config, Preset};
+use parquet::arrow::ArrowWriter;
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+use train::checkpoint::{FileRecord, Manifest, TensorFile, files, read_params, verify, write_tensors};
+use train::config::{Override, resolve};
+use train::data::{DataError, Dataset, Loader, Order, Packing, Position, RowOptions};
+
+/// One reader and what it is fed with.
+pub struct Target {
+    /// Its name on the command line and in the corpus.
+    pub name: &'static str,
+    /// Inputs to start from.
+    seeds: fn() -> Vec<Vec<u8>>,
+    /// Reads an input; the folder is empty or holds what the last call left.
+    run: fn(&Path, &[u8]),
+}
+
+/// All targets.
+pub const TARGETS: &[Target] = &[
+    Target { name: "tensors", seeds: tensor_files, run: tensors },
+    Target { name: "manifest", seeds: manifests, run: manifest },
+    Target { name: "config", seeds: configs, run: config },
+    Target { name: "rows", seeds: row_files, run: rows },
+    Target { name: "position", seeds: positions, run: position },
+    Target { name: "printer", seeds: programs, run: printer },
+];
+
+/// An input that a target did not survive.
+#[derive(Debug)]
+pub struct Finding {
+    /// The input.
+    pub input: Vec<u8>,
+    /// What the panic said.
+    pub message: String,
+}
+
+impl Target {
+    /// Feeds mutations for a time; how many, or the first finding. Equal seeds feed equal inputs.
+    pub fn fuzz(&self, seed: u64, time: Duration) -> Result<u64, Finding> {
+        let start = Instant::now();
+        let folder = TempDir::new().unwrap();
+        let mut pool = (self.seeds)();
+        pool.extend(self.corpus().into_iter().map(|(_, input)| input));
+        let mut random = Random::new(seed);
+        let mut executions = 0;
+        while start.elapsed() < time {
+            let input = mutated(&pool, &mut random);
+            self.feed(folder.path(), input)?;
+            executions += 1;
+        }
+        Ok(executions)
+    }
+
+    /// Feeds the seeds and the corpus as they are.
+    pub fn replay(&self) -> Result<usize, Finding> {
+        let folder = TempDir::new().unwrap();
+        let seeds = (self.seeds)();
+        let inputs: Vec<_> =
+            seeds.into_iter().chain(self.corpus().into_iter().map(|(_, input)| input)).collect();
+        let count = inputs.len();
+        inputs.into_iter().try_for_each(|input| self.feed(folder.path(), input))?;
+        Ok(count)
+    }
+
+    fn feed(&self, folder: &Path, input: Vec<u8>) -> Result<(), Finding> {
+        catch_unwind(AssertUnwindSafe(|| (self.run)(folder, &input))).map_err(|panic| {
+            let text = panic.downcast_ref::<String>().cloned();
+            let message = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
+            Finding { input, message: message.unwrap_or_default() }
+        })
+    }
+
+    fn corpus(&self) -> Vec<(PathBuf, Vec<u8>)> {
+        let entries = fs::read_dir(golden("fuzz").join(self.name)).into_iter().flatten();
+        let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+        paths.sort();
+        paths.into_iter().map(|path| (path.clone(), fs::read(path).unwrap())).collect()
+    }
+}
+
+/// One of the inputs with a few changes: bits, bytes, pieces cut out, doubled or taken from another one, numbers out of range.
+fn mutated(pool: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
+    const NUMBERS: [&str; 12] = [
+        "0",
+        "-1",
+        "1",
+        "255",
+        "65536",
+        "2147483648",
+        "4294967296",
+        "18446744073709551615",
+        "1e999",
+        "-0.0",
+        "NaN",
+        "null",
+    ];
+    let mut input = pool[random.below(pool.len())].clone();
+    for _ in 0..1 + random.below(6) {
+        let at = random.below(input.len() + 1);
+        let length = 1 + random.below(8.min(input.len() - at + 1));
+        let end = (at + length).min(input.len());
+        match random.below(9) {
+            0 if at < input.len() => input[at] ^= 1 << random.below(8),
+            1 if at < input.len() => input[at] = [0, 0x7f, 0x80, 0xff, b'"', b'{', b'\\'][random.below(7)],
+            2 => drop(input.drain(at..end)),
+            3 => drop(input.splice(at..at, input[at..end].to_vec())),
+            4 => input.truncate(at),
+            5 => {
+                let other = &pool[random.below(pool.len())];
+                let from = random.below(other.len() + 1);
+                let to = (from + random.below(64)).min(other.len());
+                input.splice(at..end, other[from..to].iter().copied());
+            }
+            6 => {
+                // The digits of a number, if there is one behind this place.
+                let digit = |byte: &u8| byte.is_ascii_digit();
+                if let Some(begin) = input[at..].iter().position(digit).map(|skip| at + skip) {
+                    let digits = input[begin..].iter().take_while(|byte| digit(byte)).count();
+                    let number = NUMBERS[random.below(NUMBERS.len())];
+                    input.splice(begin..begin + digits, number.bytes());
+                }
+            }
+            7 => {
+                let value = [0_u64, 1, 1 << 31, 1 << 32, 1 << 63, u64::MAX][random.below(6)];
+                let bytes = value.to_le_bytes();
+                for (slot, byte) in input[at..].iter_mut().zip(bytes) {
+                    *slot = byte;
+                }
+            }
+            _ => input.extend((0..random.below(16)).map(|_| random.bits() as u8)),
+        }
+    }
+    input
+}
+
+// safetensors
+
+fn small() -> Config {
+    Config {
+        hidden_size: 4,
+        num_hidden_layers: 1,
+        num_attention_heads: 2,
+        num_key_value_heads: 2,
+        head_dim: 2,
+        intermediate_size: 4,
+        vocab_size: 4,
+        num_tokens: 4,
+        ..Config::preset(Preset::Tiny)
+    }
+}
+
+fn tensor_files() -> Vec<Vec<u8>> {
+    let mut one = Vec::new();
+    let tensors = [("a".to_owned(), Type::f32([2, 3])), ("b".to_owned(), Type::new(DType::Bf16, [0, 5]))];
+    write_tensors(&mut one, &[("format", "pt")], &tensors, |i| vec![7; tensors[i].1.bytes()].into()).unwrap();
+    let mut whole = Vec::new();
+    let params = model::initial_params(&small(), 1);
+    train::checkpoint::write_params(&mut whole, &small(), &params).unwrap();
+    vec![one, whole, Vec::new()]
+}
+
+fn tensors(folder: &Path, input: &[u8]) {
+    let path = folder.join("x.safetensors");
+    // A new file each time, as mapped files are never written in place.
+    let _ = fs::remove_file(&path);
+    fs::write(&path, input).unwrap();
+    if let Ok(file) = TensorFile::open(&path) {
+        for name in file.names() {
+            if let Ok(Some((ty, bytes))) = file.tensor(&name) {
+                assert_eq!(ty.bytes(), bytes.len(), "{name}: {ty}");
+            }
+        }
+    }
+    let _ = read_params(&path, &small()).map_err(|error| error.to_string());
+}
+
+// manifest.json
+
+const FILES: [&str; 4] = [files::MODEL, files::OPTIMIZER, files::STATE, files::CONFIG];
+
+fn manifests() -> Vec<Vec<u8>> {
+    let records = FILES.map(|name| {
+        let blake3 = blake3::hash(name.as_bytes()).to_hex().to_string();
+        (name.to_owned(), FileRecord { bytes: name.len() as u64, blake3 })
+    });
+    vec![Manifest::new(records.into()).to_json().into_bytes(), b"{}".to_vec()]
+}
+
+/// A folder whose files hold their own names: never a checkpoint, because `state.json` then is no state.
+fn manifest(folder: &Path, input: &[u8]) {
+    for name in FILES {
+        fs::write(folder.join(name), name).unwrap();
+    }
+    fs::write(folder.join(files::MANIFEST), input).unwrap();
+    let error = verify(folder).expect_err("no checkpoint").to_string();
+    assert!(error.contains(&folder.display().to_string()), "{error}");
+}
+
+// config.toml, config.json, --set
+
+fn configs() -> Vec<Vec<u8>> {
+    let toml = |preset| resolve(preset, None, &[]).unwrap().to_toml().into_bytes();
+    let mut seeds: Vec<Vec<u8>> = [Preset::Tiny, Preset::OneB].map(toml).into();
+    seeds.push(Config::preset(Preset::OneB).to_json().into_bytes());
+    seeds.push(b"optimizer.learning_rate=3e-4".to_vec());
+    seeds.push(b"preset = \"1b\"\n[model.rope_scaling]\nrope_type = \"yarn\"\nfactor = 4\noriginal_max_position_embeddings = 2048\nbeta_fast = 32\nbeta_slow = 1\n".to_vec());
+    seeds
+}
+
+/// What is accepted is written back as a file that gives the same run.
+fn config(_: &Path, input: &[u8]) {
+    let text = String::from_utf8_lossy(input);
+    if let Ok(config) = Config::from_json(&text) {
+        assert_eq!(Config::from_json(&config.to_json()).expect("what was written"), config);
+    }
+    let assignments: Vec<Override> = text.lines().filter_map(|line| Override::parse(line).ok()).collect();
+    let file = resolve(Preset::Tiny, Some(("fuzz.toml".as_ref(), &text)), &[]);
+    for resolved in [file, resolve(Preset::Tiny, None, &assignments)].into_iter().flatten() {
+        let toml = resolved.to_toml();
+        let again = resolve(Preset::Tiny, Some(("again.toml".as_ref(), &toml)), &[]);
+        let again = again.unwrap_or_else(|error| panic!("{error}\n{toml}"));
+        assert_eq!(again.run, resolved.run, "{toml}");
+    }
+}
+
+// Parquet rows
+
+fn parquet(columns: &[(&str, Vec<Vec<i32>>)]) -> Vec<u8> {
+    let column = |rows: &Vec<Vec<i32>>| -> ArrayRef {
+        let mut list = ListBuilder::new(Int32Builder::new());
+        for row in rows {
+            list.values().append_slice(row);
+            list.append(true);
+        }
+        Arc::new(list.finish())
+    };
+    let batch = RecordBatch::try_from_iter(columns.iter().map(|(name, rows)| (*name, column(rows)))).unwrap();
+    let mut file = Vec::new();
+    let mut writer = ArrowWriter::try_new(&mut file, batch.schema(), None).unwrap();
+    for half in
+        [batch.slice(0, batch.num_rows() / 2), batch.slice(batch.num_rows() / 2, batch.num_rows() / 2)]
+    {
+        writer.write(&half).unwrap();
+        writer.flush().unwrap();
+    }
+    writer.close().unwrap();
+    file
+}
+
+fn documents() -> Vec<Vec<i32>> {
+    (0..20).map(|i| (0..1 + i % 9).map(|p| 10 * i + p).collect()).collect()
+}
+
+fn row_files() -> Vec<Vec<u8>> {
+    let (ids, segments) = (vec![vec![1, 2, 3, 4]; 6], vec![vec![0, 0, 1, 1]; 6]);
+    vec![
+        parquet(&[("input_ids", documents())]),
+        parquet(&[("input_ids", ids.clone()), ("segment_ids", segments), ("labels", ids)]),
+    ]
+}
+
+fn row_options(packing: Packing) -> RowOptions {
+    RowOptions {
+        seq: 8,
+        packing,
+        order: Order::Shuffled,
+        fim_rate: 0.0,
+        fim_spm_rate: 0.0,
+        seed: 5,
+        max_bad_row_groups: 1,
+        window_tokens: 100,
+    }
+}
+
+const VOCABULARY: usize = 1 << 24;
+
+fn rows(folder: &Path, input: &[u8]) {
+    let path = folder.join("x.parquet");
+    let _ = fs::remove_file(&path);
+    fs::write(&path, input).unwrap();
+    let Ok(dataset) = Dataset::open(folder, VOCABULARY, 0.1) else { return };
+    let dataset = Arc::new(dataset);
+    for packing in [Packing::BestFit, Packing::None] {
+        let batch = Loader::start(dataset.clone(), row_options(packing), Position::default())
+            .and_then(|mut loader| loader.next_batch(2, 2));
+        assert!(!matches!(batch, Err(DataError::ThreadGone)), "the data thread died");
+        if let Ok(batch) = batch {
+            assert!(batch.ids.iter().all(|id| (0..VOCABULARY as i32).contains(id)));
+            assert_eq!(batch.ids.len(), batch.segments.len());
+        }
+    }
+}
+
+fn positions() -> Vec<Vec<u8>> {
+    let start = serde_json::to_vec(&Position::default()).unwrap();
+    let later = Position { mark: 0, epoch: 1, window: 1, block: 0, row: 3, rows: 40 };
+    vec![start, serde_json::to_vec(&later).unwrap()]
+}
+
+/// A position that was damaged, with the right mark: the state file holds it as plain numbers.
+fn position(folder: &Path, input: &[u8]) {
+    let path = folder.join("x.parquet");
+    if !path.exists() {
+        fs::write(&path, parquet(&[("input_ids", documents())])).unwrap();
+    }
+    let Ok(position) = serde_json::from_slice::<Position>(input) else { return };
+    let dataset = Arc::new(Dataset::open(folder, VOCABULARY, 0.0).unwrap());
+    let start = |position| Loader::start(dataset.clone(), row_options(Packing::BestFit), position);
+    let mark = start(Position::default()).unwrap().next_batch(1, 1).unwrap().position_after.mark;
+    let batch = start(Position { mark, ..position }).and_then(|mut loader| loader.next_batch(1, 2));
+    assert!(!matches!(batch, Err(DataError::ThreadGone)), "the data thread died");
+}
+
+// StableHLO
+
+fn programs() -> Vec<Vec<u8>> {
+    let mut random = Random::new(3);
+    (0..16).map(|length| (0..8 * length).map(|_| random.bits() as u8).collect()).collect()
+}
+
+/// Bytes as decisions; zeros when they are used up.
+struct Decisions<'a>(std::slice::Iter<'a, u8>);
+
+impl Decisions<'_> {
+    fn byte(&mut self) -> u8 {
+        self.0.next().copied().unwrap_or(0)
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        self.byte() as usize % end
+    }
+
+    fn name(&mut self) -> String {
+        let bytes: Vec<u8> = (0..self.below(6)).map(|_| self.byte()).collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    fn shape(&mut self) -> Vec<usize> {
+        (0..self.below(4)).map(|_| self.below(4)).collect()
+    }
+
+    /// A tensor of any bits, NaN and infinities among them.
+    fn host(&mut self, ty: Type) -> Host {
+        let bytes: Vec<u8> = (0..ty.bytes()).map(|_| self.byte()).collect();
+        let bytes = if ty.dtype == DType::Bool { bytes.iter().map(|byte| byte & 1).collect() } else { bytes };
+        Host::from_bytes(ty, &bytes)
+    }
+}
+
+/// A program with names, shapes and constants from the bytes: the plugin reads its text, equal programs print equal text,
+/// and constants come back bit by bit.
+fn printer(_: &Path, input: &[u8]) {
+    let build = || {
+        let mut constants = Vec::new();
+        let mut decide = Decisions(input.iter());
+        let name = decide.name();
+        let program = Program::build(&name, |f| {
+            let mut values: Vec<Tensor<'_>> = Vec::new();
+            for number in 0..1 + decide.below(8) {
+                let ty = Type::new(DType::ALL[decide.below(DType::ALL.len())], decide.shape());
+                let value = match decide.below(5) {
+                    0 | 1 => {
+                        let host = decide.host(ty);
+                        let value = f.constant(&host);
+                        f.output(&format!("{number}{}", decide.name()), value);
+                        constants.push(host);
+                        continue;
+                    }
+                    2 => f.input(&format!("{number}{}", decide.name()), ty),
+                    3 => {
+                        let number = f64::from(decide.byte());
+                        f.full(ty.clone(), if ty.dtype == DType::Bool { number % 2.0 } else { number })
+                    }
+                    _ => match values.get(decide.below(8)) {
+                        Some(value) => value.convert(ty.dtype),
+                        None => f.zeros(ty),
+                    },
+                };
+                values.push(value);
+            }
+            if let Some(last) = values.last() {
+                let elements = last.shape().iter().product();
+                f.output("last", last.reshape([elements]));
+            }
+        });
+        (program, constants)
+    };
+    let (program, constants) = build();
+    let text = program.text(Locations::Omit);
+    assert_eq!(build().0.text(Locations::Omit), text);
+    let compiled = program.compile(cpu()).unwrap_or_else(|error| panic!("{error}\n{text}"));
+    let args: Vec<Host> = program.inputs().iter().map(|port| Host::zeros(port.ty.clone())).collect();
+    let results = compiled.call(&args).unwrap_or_else(|error| panic!("{error}\n{text}"));
+    for (found, wanted) in results.iter().zip(&constants) {
+        assert!(found.ty() == wanted.ty() && found.bytes() == wanted.bytes(), "{found:?} {wanted:?}\n{text}");
+    }
+}
