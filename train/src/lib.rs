@@ -1,5 +1,5 @@
 //! The trainer: run configuration, data, the step program, learning-rate schedule, checkpoints, metrics and signals.
-//! Nothing but this crate, `prepare-data` and `eval-humaneval` writes users' files, and whole files are written through
+//! Nothing but this crate, `prepare-data`, `dump-hlo` and `eval-humaneval` writes users' files, and whole files are written through
 //! [`atomic`].
 
 pub mod atomic;
