@@ -274,7 +274,7 @@ fn a_kernel_has_a_form_for_each_target() {
     let (native, chosen) = forms(Target::TpuV6e, KernelChoice::Auto);
     assert_eq!(chosen, "gated_unit_OwnKernel Native, gated_unit_backward Reference");
     for part in [
-        "stablehlo.custom_call @gated_unit(%x, %w)",
+        "stablehlo.custom_call @gated_unit(%arg0, %arg1)",
         "backend_config = \"{\\22rows\\22: \\22all\\22}\"",
         "kernel_name = \"gated_unit_OwnKernel\"",
         "operand_layouts = [dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>]",
