@@ -140,9 +140,7 @@ impl Forward<'_> {
                 for x in 0..tiling.groups {
                     for t in 0..2 {
                         let keys = k.load(self.inputs.k[x], at![0, rows, t * d..(t + 1) * d]);
-                        // The scale goes to the keys: there are fewer of them.
-                        let keys = self.inputs.rotated_rows(k, keys, i) * self.tiles.scale();
-                        k.store(self.k, at![x, t, rows, ..], keys);
+                        k.store(self.k, at![x, t, rows, ..], self.inputs.rotated_rows(k, keys, i));
                     }
                     k.store(self.v, at![x, .., rows], k.load(self.inputs.v[x], at![0, rows, ..]).transpose());
                 }
@@ -154,7 +152,8 @@ impl Forward<'_> {
                 for t in 0..2 {
                     let columns = (head * 2 + k.index(t)).block(d);
                     let queries = k.load(self.inputs.q[x], at![0, i.block(block), columns]);
-                    let queries = self.inputs.rotated_rows(k, queries, i);
+                    // The scale goes where the backward kernel has it: both round the same numbers.
+                    let queries = self.inputs.rotated_rows(k, queries, i) * self.tiles.scale();
                     k.store(self.q, at![x, head, t, i.block(block), ..], queries);
                 }
             }
