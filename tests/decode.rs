@@ -370,7 +370,7 @@ fn what_cannot_be_generated_is_said() {
     let mut generator = generator(&config, &uneven_params(&config));
     let prompt = vec![1, 2, 3];
     let (written, took) =
-        write(&mut generator, &[prompt.clone()], 1, 5, Sampling::Greedy, Speculation::Auto, None);
+        write(&mut generator, std::slice::from_ref(&prompt), 1, 5, Sampling::Greedy, Speculation::Auto, None);
     assert_eq!((written[0].0.len(), took.drafted), (5, 0));
     let stops = vec![false; config.vocab_size];
     let mut batch = Rows {

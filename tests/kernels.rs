@@ -4,7 +4,9 @@
 use engine::{
     Array, DType, Host, Kernel, KernelChoice, Program, Rounding, Target, Tensor, Type, evaluate, grad, passes,
 };
-use kernels::{DiffAttention, Gradients, HeadNorm, Keys, LinearCrossEntropy, SwiGlu, document_starts};
+use kernels::{
+    DiffAttention, Gradients, HeadNorm, Keys, LinearCrossEntropy, SwiGlu, document_starts, dropout_mask,
+};
 use proptest::prelude::*;
 use serde_json::Value;
 use tests::{Random, golden, property, run_on_cpu};
@@ -307,24 +309,30 @@ fn attention_on_the_cpu() {
     });
 }
 
-fn check_swiglu(seed: u64, [n, m, i]: [usize; 3], mask: bool, dtype: DType, tolerance: f64, on_cpu: bool) {
+fn check_swiglu(seed: u64, [n, m, i]: [usize; 3], rate: f64, dtype: DType, tolerance: f64, on_cpu: bool) {
     let mut types = vec![Type::new(dtype, [n, m]), Type::new(dtype, [m, i]), Type::new(dtype, [m, i])];
     let mut given = Vec::new();
-    if mask {
-        types.push(Type::new(dtype, [n, i]));
-        let mut random = Random::new(!seed);
-        given.push((3, (0..n * i).map(|_| if random.below(3) == 0 { 0.0 } else { 1.25 }).collect()));
+    let mut random = Random::new(!seed);
+    if rate > 0.0 {
+        for count in [n, i] {
+            given.push((types.len(), (0..count).map(|_| random.below(1 << 32) as f64).collect()));
+            types.push(Type::new(DType::U32, [count]));
+        }
     }
     Check {
-        kernel: SwiGlu,
-        wrt: (0..types.len()).collect(),
+        kernel: SwiGlu { rate },
+        wrt: vec![0, 1, 2],
         types,
         given,
         results: 3,
-        naive: function(|args| {
+        naive: function(move |args| {
             let (g, u) = (args[0].matmul(args[1]), args[0].matmul(args[2]));
             let h = g / ((-g).exp() + 1.0) * u;
-            vec![args.get(3).map_or(h, |&mask| h * mask), g, u]
+            let h = match args[3..] {
+                [rows, columns] => h * dropout_mask(rows, columns, rate, h.dtype()),
+                _ => h,
+            };
+            vec![h, g, u]
         }),
     }
     .run(seed, tolerance, on_cpu);
@@ -332,13 +340,13 @@ fn check_swiglu(seed: u64, [n, m, i]: [usize; 3], mask: bool, dtype: DType, tole
 
 #[test]
 fn swiglu_with_and_without_a_mask() {
-    let cases = (any::<u64>(), 1usize..6, 1usize..6, 1usize..6, any::<bool>());
-    property(24, &cases, |(seed, n, m, i, mask)| {
-        check_swiglu(seed, [n, m, i], mask, DType::F64, 1e-11, false);
+    let cases = (any::<u64>(), 1usize..6, 1usize..6, 1usize..6, prop_oneof![Just(0.0), Just(0.3)]);
+    property(24, &cases, |(seed, n, m, i, rate)| {
+        check_swiglu(seed, [n, m, i], rate, DType::F64, 1e-11, false);
     });
-    for mask in [false, true] {
-        check_swiglu(1, [17, 12, 20], mask, DType::F32, 1e-5, true);
-        check_swiglu(2, [17, 12, 20], mask, DType::Bf16, 2f64.powi(-7), true);
+    for rate in [0.0, 0.2] {
+        check_swiglu(1, [17, 12, 20], rate, DType::F32, 1e-5, true);
+        check_swiglu(2, [17, 12, 20], rate, DType::Bf16, 2f64.powi(-7), true);
     }
 }
 

@@ -6,7 +6,7 @@ use kernels::Gradients;
 use model::dropout::{Masks, Site};
 use model::loss::{Counts, losses};
 use model::{Attention, Batch, Config, Dropout, Params, Preset, Remat, Yarn, specs, token_log_probs};
-use tests::{cpu, lowered, uneven_params};
+use tests::{cpu, lowered, numbers, uneven_params};
 use train::config::BatchShape;
 use train::step::{AdamW, Metric, step_program};
 

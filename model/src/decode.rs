@@ -22,17 +22,19 @@ pub use sample::{Filter, Sampler};
 pub use weights::{Layer, Second, Weights, prepare_program, weight_types};
 
 use crate::config::{Attention, Config, Yarn};
-use crate::forward::{rms_norm, rope};
 use crate::loss::capped;
 use engine::{Builder, DType, Program, Tensor, Type};
+use kernels::rotate;
 use sample::Draws;
 
-/// Keys and values of all layers, and which slots each row sees.
+/// Keys and values of all layers, and which slots each row sees. They lie exactly as the products read them: for another
+/// shape, even of the same bytes, XLA writes the update twice, once for the loop and once for the product, and copies the
+/// whole cache in between.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Cache<T> {
-    /// Of each layer, `[b, g, 2, slots, d]`; with `diff_v2`, whose two maps share their keys, `[b, g, 1, slots, d]`.
+    /// Of each layer, `[b*g*2, d, slots]`; with `diff_v2`, whose two maps share their keys, `[b*g, d, slots]`.
     pub keys: Vec<T>,
-    /// Of each layer, `[b, g, slots, e]`.
+    /// Of each layer, in two halves of a head's width: `[b*g*2, slots, e/2]`.
     pub values: Vec<T>,
     /// `[b, slots]` bool: not before the row's prompt, and no rejected draft. Slots not yet filled are visible.
     pub visible: T,
@@ -94,8 +96,8 @@ pub fn cache_types(config: &Config, shape: Shape) -> Cache<Type> {
         Attention::DiffV2 => (config.num_key_value_heads, 1, d),
     };
     Cache {
-        keys: vec![Type::new(dtype, [b, groups, maps, s, d]); config.num_hidden_layers],
-        values: vec![Type::new(dtype, [b, groups, s, width]); config.num_hidden_layers],
+        keys: vec![Type::new(dtype, [b * groups * maps, d, s]); config.num_hidden_layers],
+        values: vec![Type::new(dtype, [b * groups * 2, s, width / 2]); config.num_hidden_layers],
         visible: Type::new(DType::Bool, [b, s]),
     }
 }
@@ -136,6 +138,18 @@ fn forward<'f>(
     (rms_norm(x, weights.norm, config.rms_norm_eps), cache)
 }
 
+/// `w x / sqrt(mean(x^2) + eps)` over the last axis, in f32; the result has x's type. The sum of squares is a product, which
+/// XLA's CPU code does in one pass; a sum over that many it cuts into two.
+fn rms_norm<'f>(x: Tensor<'f>, w: Tensor<'f>, eps: f64) -> Tensor<'f> {
+    let last = x.rank() - 1;
+    let others: Vec<usize> = (0..last).collect();
+    let wide = x.convert(DType::F32);
+    let rows = wide.reshape([wide.ty().elements() / x.dim(last), x.dim(last)]);
+    let squares = rows.einsum("xm,xm->x", rows).reshape(&x.shape()[..last]);
+    let scale = (squares * (1.0 / x.dim(last) as f64) + eps).rsqrt();
+    (wide * scale.along(wide, &others) * w.along(wide, &[last])).convert(x.dtype())
+}
+
 fn project<'f>(x: Tensor<'f>, w: Tensor<'f>) -> Tensor<'f> {
     x.einsum("bnm,mw->bnw", w)
 }
@@ -152,31 +166,25 @@ fn attention<'f>(
     slot: Tensor<'f>,
 ) -> Tensor<'f> {
     let [b, n, _] = x.shape()[..] else { unreachable!("[b, n, m]") };
-    let [_, g, maps, _, d] = keys.shape()[..] else { unreachable!("[b, g, maps, slots, d]") };
-    let e = values.dim(3);
-    let heads = config.output_width() / e;
+    let (slots, d, e) = (keys.dim(2), keys.dim(1), 2 * values.dim(2));
+    let (heads, g, maps) =
+        (config.output_width() / e, values.dim(0) / (2 * b), keys.dim(0) * 2 / values.dim(0));
     let r = heads / g;
     let qkv = project(x, layer.qkv); // [b, n, q + k + v (+ h)]
-    let ends = [0, config.query_width(), config.key_width(), config.key_width()]
-        .iter()
-        .scan(0, |end, width| {
-            *end += width;
-            Some(*end)
-        })
-        .collect::<Vec<usize>>();
-    let part = |i: usize| qkv.slice_axis(2, ends[i], ends[i + 1]);
-    let q = rope(part(0).reshape([b, n, heads, 2, d]), tables).reshape([b, n, g, r, 2, d]);
-    let k = rope(part(1).reshape([b, n, g, maps, d]), tables); // [b, n, g, maps, d]
+    let (q, k) = (config.query_width(), config.key_width());
+    let part = |start: usize, width: usize| qkv.slice_axis(2, start, start + width);
     let zero = slot.zeros_like();
-    *keys = keys.dynamic_update_slice(k.transpose(&[0, 2, 3, 1, 4]), &[zero, zero, zero, slot, zero]);
-    let v = part(2).reshape([b, n, g, e]).transpose(&[0, 2, 1, 3]); // [b, g, n, e]
-    *values = values.dynamic_update_slice(v, &[zero, zero, slot, zero]);
+    let k_new = rotate(part(q, k).reshape([b, n, g, maps, d]), tables); // [b, n, g, maps, d]
+    let k_new = k_new.transpose(&[0, 2, 3, 4, 1]).reshape([b * g * maps, d, n]);
+    *keys = keys.dynamic_update_slice(k_new, &[zero, zero, slot]);
+    let v_new = part(q + k, k).reshape([b, n, g, 2, e / 2]).transpose(&[0, 2, 3, 1, 4]); // [b, g, 2, n, e/2]
+    *values = values.dynamic_update_slice(v_new.reshape([b * g * 2, n, e / 2]), &[zero, slot, zero]);
 
-    let scores = match maps {
-        2 => q.einsum_as("bngrtd,bgtsd->bgtnrs", *keys, DType::F32),
-        _ => q.einsum_as("bngrtd,bgsd->bgtnrs", keys.reshape([b, g, keys.dim(3), d]), DType::F32),
-    };
-    let scores = scores * (d as f64).powf(-0.5); // [b, g, t, n, r, slots]
+    let q = rotate(part(0, q).reshape([b, n, heads, 2, d]), tables).reshape([b, n, g, r, 2, d]);
+    // Maps with keys of their own are apart, maps that share them stand side by side.
+    let q = q.transpose(&[0, 2, 4, 1, 3, 5]).reshape([b * g * maps, 2 / maps * n * r, d]);
+    let scores = products(q, *keys) * (d as f64).powf(-0.5); // [b*g*maps, .., slots]
+    let scores = scores.reshape([b, g, 2, n, r, slots]);
     let cap = config.attention_logit_cap;
     let scores = if cap > 0.0 { (scores * (1.0 / cap)).tanh() * cap } else { scores };
     // Not -inf: the rows of padding before a prompt see nothing, and must not become NaN.
@@ -184,22 +192,42 @@ fn attention<'f>(
     let top = scores.reduce_max(&[5]);
     let p = (scores - top.along(scores, &[0, 1, 2, 3, 4])).exp();
     let p = p / p.sum(&[5]).along(p, &[0, 1, 2, 3, 4]);
-    let map = |t: usize| p.slice_axis(2, t, t + 1).reshape([b, g, n, r, p.dim(5)]);
+    let map = |t: usize| p.slice_axis(2, t, t + 1).reshape([b, g, n, r, slots]);
     let (p1, p2) = (map(0), map(1));
     let lambda = match layer.head_norm {
         Some([lambda, _]) => lambda.broadcast_in_dim(p2.shape(), &[]),
         None => {
-            let lambda = qkv.slice_axis(2, ends[3], ends[3] + heads).convert(DType::F32).logistic(); // [b, n, h]
+            let lambda = part(qkv.dim(2) - heads, heads).convert(DType::F32).logistic(); // [b, n, h]
             lambda.reshape([b, n, g, r]).transpose(&[0, 2, 1, 3]).along(p2, &[0, 1, 2, 3])
         }
     };
-    let a = p1 - lambda * p2; // subtracted before it is rounded: the difference cancels
-    let out = a.convert(x.dtype()).einsum_as("bgnrs,bgse->bngre", *values, DType::F32); // [b, n, g, r, e]
+    let a = (p1 - lambda * p2).convert(x.dtype()); // subtracted before it is rounded: the difference cancels
+    let a = a.broadcast_in_dim([b, g, 2, n, r, slots], &[0, 1, 3, 4, 5]).reshape([b * g * 2, n * r, slots]);
+    let out = products(a, *values).reshape([b, g, 2, n, r, e / 2]);
+    let out = out.transpose(&[0, 3, 1, 4, 2, 5]).reshape([b, n, heads, e]);
     let out = match layer.head_norm {
         Some([_, weight]) => rms_norm(out, weight, config.subln_eps),
         None => out,
     };
     project(out.convert(x.dtype()).reshape([b, n, config.output_width()]), layer.o)
+}
+
+/// Rows up to which a product is done row by row.
+const FEW: usize = 8;
+
+/// `[x, q, k] x [x, k, w] -> [x, q, w]`, f32. A few rows are done one by one: XLA's CPU code for a vector times a matrix
+/// reads the matrix as it lies, that for two matrices repacks the larger one first, which takes longer than reading it
+/// for every row.
+fn products<'f>(a: Tensor<'f>, b: Tensor<'f>) -> Tensor<'f> {
+    let [x, q, k] = a.shape()[..] else { unreachable!("[x, q, k]") };
+    if q > FEW {
+        return a.einsum_as("xqk,xkw->xqw", b, DType::F32);
+    }
+    let row = |i: usize| {
+        let row = a.slice_axis(1, i, i + 1).reshape([x, k]);
+        row.einsum_as("xk,xkw->xw", b, DType::F32).reshape([x, 1, b.dim(2)])
+    };
+    Tensor::concatenate(&(0..q).map(row).collect::<Vec<Tensor<'f>>>(), 1)
 }
 
 /// SwiGLU between its projections. x: `[b, n, m]`, normed.
@@ -269,7 +297,14 @@ pub fn spread_program(config: &Config, prompts: usize, shape: Shape) -> Program 
         let cache = cache_types(config, of_prompts).map(|name, ty| f.input(name, ty));
         let hidden = f.input("hidden", Type::new(config.dtype.dtype(), [prompts, config.hidden_size]));
         let sources = f.input("sources", Type::i32([shape.rows]));
-        cache.map(|name, tensor| f.output(name, tensor.gather(sources)));
+        cache.map(|name, tensor| {
+            let shape = tensor.shape();
+            let of_rows = |rows: usize| [&[rows, shape[0] / prompts], &shape[1..]].concat();
+            let spread = tensor.reshape(of_rows(prompts)).gather(sources); // [rows, .., ..]
+            let mut wanted = shape.clone();
+            wanted[0] = shape[0] / prompts * spread.dim(0);
+            f.output(name, spread.reshape(wanted));
+        });
         f.output("hidden", hidden.gather(sources));
     })
 }

@@ -2,6 +2,7 @@
 //! place in the whole step, not on how the step is cut into micro-batches. The same on every platform.
 
 use engine::{DType, Tensor, Type, threefry};
+use kernels::dropout_mask;
 
 /// Which of the three places of a block a mask is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,24 +83,20 @@ pub struct Masks<'f> {
 }
 
 impl<'f> Masks<'f> {
-    /// The factor of each element, `[n, width]`: 0 with probability `rate`, else `1 / (1 - rate)`.
-    ///
-    /// A row word and a column word are mixed by two multiplications with a shift between: with one, rows and columns
-    /// correlate (V6E A 6.7).
-    pub fn mask(&self, site: Site, width: usize, dtype: DType) -> Tensor<'f> {
-        let n = self.rows.dim(1);
+    /// The random words of a site, of tokens `u32[n]` and of columns `u32[width]`.
+    pub fn words(&self, site: Site, width: usize) -> [Tensor<'f>; 2] {
         let of_site = |words: Tensor<'f>, count: usize| {
             words
                 .slice_axis(0, site as usize, site as usize + 1)
                 .reshape([words.dim(1)])
                 .slice_axis(0, 0, count)
         };
-        let row = of_site(self.rows, n).broadcast_in_dim([n, width], &[0]);
-        let column = of_site(self.columns, width).broadcast_in_dim([n, width], &[1]);
-        let mixed = (row ^ column) * 0x9E37_79B1_u32;
-        let bits = (mixed ^ mixed.shift_right_logical(15)) * 0x85EB_CA77_u32;
-        let threshold = (self.rate * 2f64.powi(32)).ceil() as u32;
-        let scale = row.builder().full(Type::new(dtype, [n, width]), 1.0 / (1.0 - self.rate));
-        bits.ge(threshold).select(scale, 0.0)
+        [of_site(self.rows, self.rows.dim(1)), of_site(self.columns, width)]
+    }
+
+    /// The factor of each element, `[n, width]`: 0 with probability `rate`, else `1 / (1 - rate)`.
+    pub fn mask(&self, site: Site, width: usize, dtype: DType) -> Tensor<'f> {
+        let [rows, columns] = self.words(site, width);
+        dropout_mask(rows, columns, self.rate, dtype)
     }
 }

@@ -120,7 +120,7 @@ fn block<'f>(
 }
 
 /// `w x / sqrt(mean(x^2) + eps)` over the last axis, in f32; the result has x's type.
-pub(crate) fn rms_norm<'f>(x: Tensor<'f>, w: Tensor<'f>, eps: f64) -> Tensor<'f> {
+fn rms_norm<'f>(x: Tensor<'f>, w: Tensor<'f>, eps: f64) -> Tensor<'f> {
     let last = x.rank() - 1;
     let others: Vec<usize> = (0..last).collect();
     let wide = x.convert(DType::F32);
@@ -195,26 +195,15 @@ fn attention<'f>(
     out.einsum("bsw,wm->bsm", p.o.convert(dtype))
 }
 
-/// Rotates the two halves of the last axis by the angle of the position, in f32. x: `[b, s, .., d]`; cosine and sine:
-/// `[s, d/2]`, or `[b, s, d/2]` where rows have positions of their own.
-pub(crate) fn rope<'f>(x: Tensor<'f>, [cos, sin]: [Tensor<'f>; 2]) -> Tensor<'f> {
-    let last = x.rank() - 1;
-    let half = x.dim(last) / 2;
-    let wide = x.convert(DType::F32);
-    let (x1, x2) = (wide.slice_axis(last, 0, half), wide.slice_axis(last, half, 2 * half));
-    let axes = if cos.rank() == 2 { &[1, last][..] } else { &[0, 1, last] };
-    let (cos, sin) = (cos.along(x1, axes), sin.along(x1, axes));
-    Tensor::concatenate(&[x1 * cos - x2 * sin, x2 * cos + x1 * sin], last).convert(x.dtype())
-}
-
 /// SwiGLU between its projections. x: `[b, s, m]`, normed.
 fn mlp<'f>(p: &Block<Tensor<'f>>, x: Tensor<'f>, masks: Option<Masks<'f>>) -> Tensor<'f> {
     let f = x.builder();
     let dtype = x.dtype();
     let [b, s, m] = x.shape()[..] else { unreachable!("[b, s, m]") };
     let mut operands = vec![x.reshape([b * s, m]), p.gate.convert(dtype), p.up.convert(dtype)];
-    operands.extend(masks.map(|masks| masks.mask(Site::Hidden, p.gate.dim(1), dtype)));
-    let hidden = f.kernel(SwiGlu, &operands); // [n, i] each
+    operands.extend(masks.iter().flat_map(|masks| masks.words(Site::Hidden, p.gate.dim(1))));
+    let kernel = SwiGlu { rate: masks.map_or(0.0, |masks| masks.rate) };
+    let hidden = f.kernel(kernel, &operands); // [n, i] each
     hidden[1].named("gate");
     hidden[2].named("up");
     hidden[0].einsum("ni,im->nm", p.down.convert(dtype)).reshape([b, s, m])

@@ -168,9 +168,12 @@ pub struct CustomCall {
     pub interpreter: Option<Interpreter>,
 }
 
+/// Operands to results.
+type HostFunction = dyn Fn(&[Host]) -> Vec<Host> + Send + Sync;
+
 /// What a custom call computes, as a function on the host.
 #[derive(Clone)]
-pub struct Interpreter(pub Arc<dyn Fn(&[Host]) -> Vec<Host> + Send + Sync>);
+pub struct Interpreter(pub Arc<HostFunction>);
 
 // Calls with the same configuration mean the same.
 impl PartialEq for Interpreter {

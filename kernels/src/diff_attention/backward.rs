@@ -4,7 +4,7 @@
 //! second map's gradient: `dV += A dO`, `dK += E Q`, `dQ += K E` for each tile (SPEC 8.1). The last two take E as the
 //! factor that stays in the matrix unit, so that it is never transposed.
 
-use super::tiles::{Inputs, Tile, Tiles, each_tile};
+use super::tiles::{Inputs, Tables, Tile, Tiles, each_tile};
 use crate::tile::{Builder, Cost, Frame, Ref, Scalar, Span, TileProgram, at};
 use engine::{DType, Type};
 use std::f64::consts::{LN_2, LOG2_E};
@@ -65,7 +65,7 @@ struct Backward<'t> {
 pub(super) fn program(tiles: &Tiles) -> TileProgram {
     let &Tiles { batch, seq, heads, groups, d, e, tiling, narrow, .. } = tiles;
     let mut frame = Frame::new("diff_attention_backward", &tiles.grid());
-    let inputs = Inputs::new(tiles, &mut frame);
+    let inputs = Inputs::new(tiles, &mut frame, Tables::Turned);
     let (steps, width) = (tiles.steps(), tiling.groups * tiling.heads);
     let whole_rows = Type::new(narrow, [batch, seq, heads * e]);
     let mut of_rows = || {
@@ -193,7 +193,7 @@ impl Backward<'_> {
     }
 
     /// Keys turned and rotated, both ways round; sums at zero.
-    fn start_groups<'k>(&self, k: &'k Builder) {
+    fn start_groups(&self, k: &Builder) {
         let &Tiles { d, e, tiling, narrow, .. } = self.tiles;
         let block = tiling.block;
         k.each(k.index(0), k.index(self.tiles.blocks()), |i| {
@@ -219,7 +219,7 @@ impl Backward<'_> {
     ///
     /// `y = f O` with `f = 1 / sqrt(mean(O^2) + eps)`: `dO = f (dy - y mean(y dy))`, `D2 = rowsum(dO O2)` and
     /// `D1 = lambda D2 + rowsum(dO O) = lambda D2 + e eps f^2 mean(y dy)`.
-    fn start_heads<'k>(&self, k: &'k Builder) {
+    fn start_heads(&self, k: &Builder) {
         let &Tiles { d, e, eps, tiling, narrow, .. } = self.tiles;
         let (block, blocks) = (tiling.block, self.tiles.blocks());
         let lambda = self.inputs.lambda(k);
@@ -355,7 +355,7 @@ impl Backward<'_> {
     }
 
     /// Writes dk and dv.
-    fn finish_groups<'k>(&self, k: &'k Builder) {
+    fn finish_groups(&self, k: &Builder) {
         let &Tiles { d, e, tiling, narrow, .. } = self.tiles;
         let block = tiling.block;
         k.each(k.index(0), k.index(self.tiles.blocks()), |i| {

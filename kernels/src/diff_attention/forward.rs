@@ -1,6 +1,6 @@
 //! The native forward kernel: two online softmaxes over key blocks.
 
-use super::tiles::{HIDDEN, Inputs, Step, Tile, Tiles, each_tile};
+use super::tiles::{HIDDEN, Inputs, Step, Tables, Tile, Tiles, each_tile};
 use crate::tile::{Builder, Cost, Frame, Ref, Scalar, TileProgram, Vector, at};
 use engine::Type;
 use std::f64::consts::LN_2;
@@ -50,7 +50,7 @@ struct Forward<'t> {
     y: Ref,
     o2: Ref,
     stats: Ref,
-    /// Rotated: `[groups, heads, 2, d, s]`, `[groups, 2, s, d]`; and values turned, `[groups, e, s]`; groups in lockstep.
+    /// Rotated: `[groups, heads, 2, s, d]`, `[groups, 2, s, d]`; and values turned, `[groups, e, s]`; groups in lockstep.
     q: Ref,
     k: Ref,
     v: Ref,
@@ -62,7 +62,7 @@ struct Forward<'t> {
 pub(super) fn program(tiles: &Tiles) -> TileProgram {
     let &Tiles { batch, seq, heads, d, e, tiling, narrow, .. } = tiles;
     let mut frame = Frame::new("diff_attention", &tiles.grid());
-    let inputs = Inputs::new(tiles, &mut frame);
+    let inputs = Inputs::new(tiles, &mut frame, Tables::Rows);
     let (steps, width) = (tiles.steps(), tiling.groups * tiling.heads);
     let y = frame.output(Type::new(narrow, [batch, seq, heads * e]), &[1, seq, width * e], |k, grid| {
         vec![grid[0], k.number(0), grid[1] * steps + grid[2]]
@@ -74,7 +74,7 @@ pub(super) fn program(tiles: &Tiles) -> TileProgram {
     };
     let o2 = per_head(Type::new(narrow, [batch, heads, e, seq]));
     let stats = per_head(Type::f32([batch, heads, 3, seq]));
-    let q = frame.scratch(Type::new(narrow, [tiling.groups, tiling.heads, 2, d, seq]));
+    let q = frame.scratch(Type::new(narrow, [tiling.groups, tiling.heads, 2, seq, d]));
     let k = frame.scratch(Type::new(narrow, [tiling.groups, 2, seq, d]));
     let v = frame.scratch(Type::new(narrow, [tiling.groups, e, seq]));
     let maps = (0..tiling.groups).map(|_| [(); 2].map(|()| Map::new(&mut frame, tiles))).collect();
@@ -91,7 +91,7 @@ pub(super) fn program(tiles: &Tiles) -> TileProgram {
 impl Forward<'_> {
     fn code<'k>(&self, k: &'k Builder, grid: &[Scalar<'k>]) {
         let row = grid[0].to_index();
-        self.turn(k, grid[2]);
+        self.rotate(k, grid[2]);
         for map in self.maps.iter().flatten() {
             let b = self.tiles.tiling.block;
             let fill = |at: Ref, rows: usize, number: f64| {
@@ -130,22 +130,19 @@ impl Forward<'_> {
         self.finish(k, end, Sums::Now);
     }
 
-    /// Turns and rotates the step's queries, and with a group's first step its keys and values.
-    fn turn<'k>(&self, k: &'k Builder, step: Scalar<'k>) {
-        let &Tiles { d, tiling, narrow, .. } = self.tiles;
+    /// Rotates the step's queries, and with a group's first step its keys; turns its values.
+    fn rotate<'k>(&self, k: &'k Builder, step: Scalar<'k>) {
+        let &Tiles { d, tiling, .. } = self.tiles;
         let (block, blocks) = (tiling.block, self.tiles.blocks());
-        let half = d / 2;
         k.when(step.is(0), || {
             k.each(k.index(0), k.index(blocks), |i| {
                 let rows = i.block(block);
                 for x in 0..tiling.groups {
                     for t in 0..2 {
-                        let turned = k.load(self.inputs.k[x], at![0, rows, t * d..(t + 1) * d]).transpose();
-                        let halves = self.inputs.rotated(k, turned, i, 1.0, 1.0);
-                        for (part, rotated) in halves.into_iter().enumerate() {
-                            let back = rotated.convert(narrow).transpose();
-                            k.store(self.k, at![x, t, rows, part * half..(part + 1) * half], back);
-                        }
+                        let keys = k.load(self.inputs.k[x], at![0, rows, t * d..(t + 1) * d]);
+                        // The scale goes to the keys: there are fewer of them.
+                        let keys = self.inputs.rotated_rows(k, keys, i) * self.tiles.scale();
+                        k.store(self.k, at![x, t, rows, ..], keys);
                     }
                     k.store(self.v, at![x, .., rows], k.load(self.inputs.v[x], at![0, rows, ..]).transpose());
                 }
@@ -156,12 +153,9 @@ impl Forward<'_> {
             for x in 0..tiling.groups {
                 for t in 0..2 {
                     let columns = (head * 2 + k.index(t)).block(d);
-                    let turned = k.load(self.inputs.q[x], at![0, i.block(block), columns]).transpose();
-                    let halves = self.inputs.rotated(k, turned, i, 1.0, self.tiles.scale());
-                    for (part, rotated) in halves.into_iter().enumerate() {
-                        let place = at![x, head, t, part * half..(part + 1) * half, i.block(block)];
-                        k.store(self.q, place, rotated);
-                    }
+                    let queries = k.load(self.inputs.q[x], at![0, i.block(block), columns]);
+                    let queries = self.inputs.rotated_rows(k, queries, i);
+                    k.store(self.q, at![x, head, t, i.block(block), ..], queries);
                 }
             }
         });
@@ -171,8 +165,8 @@ impl Forward<'_> {
     fn multiply<'k>(&self, k: &'k Builder, x: usize, t: usize, tile: Tile<'k>) {
         let block = self.tiles.tiling.block;
         let keys = k.load(self.k, at![x, t, tile.j.block(block), ..]);
-        let queries = k.load(self.q, at![x, tile.head, t, .., tile.i.block(block)]);
-        let scores = k.matmul(keys, queries, k.full(Type::f32([block, block]), 0.0));
+        let queries = k.load(self.q, at![x, tile.head, t, tile.i.block(block), ..]);
+        let scores = k.matmul_transposed(keys, queries, k.full(Type::f32([block, block]), 0.0));
         let scores = match self.tiles.cap2() {
             0.0 => scores,
             cap => (scores * (1.0 / cap)).tanh() * cap,

@@ -14,9 +14,9 @@ mod tiling;
 use crate::wide;
 use engine::{Backward, Builder, Func, Kernel, KernelChoice, Lowering, ShapeError, Target, Tensor, Type};
 use portable::Blocks;
-use tiles::Tiles;
+pub use portable::rotate;
 pub use tiles::Tiling;
-use tiling::Pass;
+use tiles::{Tables, Tiles};
 
 /// Which keys the two maps of a head see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,7 +130,7 @@ impl DiffAttention {
         }
         let wide = wide(qkv.dtype);
         let table = Type::new(wide, [s, self.head_dim / 2]);
-        if *cos != table || *sin != table || self.head_dim % 2 != 0 {
+        if *cos != table || *sin != table || !self.head_dim.is_multiple_of(2) {
             return complain(format!("cos and sin {table}, and an even head width"));
         }
         if lambda.dtype != wide || !(lambda.rank() == 0 || lambda.shape == [b, s, heads]) {
@@ -150,9 +150,9 @@ impl DiffAttention {
     }
 
     /// Tiles of the native form, if it exists and is wanted.
-    fn native(&self, args: &[Type], target: Target, choice: KernelChoice, pass: Pass) -> Option<Tiles> {
+    fn native(&self, args: &[Type], target: Target, choice: KernelChoice) -> Option<Tiles> {
         let wanted = target == Target::TpuV6e && matches!(choice, KernelChoice::Auto | KernelChoice::Native);
-        let tiling = self.tiling.or_else(|| tiling::choose(self, args[0].shape[1], pass));
+        let tiling = self.tiling.or_else(|| tiling::choose(self, args[0].shape[1]));
         Tiles::new(self, &args[0], &args[3], tiling.filter(|_| wanted)?)
     }
 
@@ -197,9 +197,10 @@ impl Kernel for DiffAttention {
     }
 
     fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering {
-        if let Some(tiles) = self.native(args, target, choice, Pass::Forward) {
+        if let Some(tiles) = self.native(args, target, choice) {
             return Lowering::Native(Func::build(args, |f, args| {
-                f.custom_call(forward::program(&tiles).custom_call(), &tiles.operands(args))
+                let operands = tiles.operands(args, Tables::Rows);
+                f.custom_call(forward::program(&tiles).custom_call(), &operands)
             }));
         }
         let how = Blocks::of(self.rows, target);
@@ -229,10 +230,10 @@ impl Kernel for DiffAttentionBackward {
     }
 
     fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering {
-        if let Some(tiles) = self.forward.native(args, target, choice, Pass::Backward) {
+        if let Some(tiles) = self.forward.native(args, target, choice) {
             return Lowering::Native(Func::build(args, |f, args| {
                 let &[.., y, o2, stats, dy] = args else { unreachable!("checked when called") };
-                let operands = [tiles.operands(args), vec![y, dy, o2, stats]].concat();
+                let operands = [tiles.operands(args, Tables::Turned), vec![y, dy, o2, stats]].concat();
                 let results = f.custom_call(backward::program(&tiles).custom_call(), &operands);
                 let (d2, of_qkv) = results.split_last().expect("D2 is the last result");
                 let d_qkv = if of_qkv.len() == 1 { of_qkv[0] } else { Tensor::concatenate(of_qkv, 2) };

@@ -29,9 +29,9 @@ impl<'f> Operands<'f> {
         let q = qkv.slice_axis(2, 0, of_q).reshape([b, s, h, 2, d]);
         let k = qkv.slice_axis(2, of_q, of_q + of_k).reshape([b, s, g, kernel.key_maps(), d]);
         let v = qkv.slice_axis(2, of_q + of_k, of_q + of_k + of_v).reshape([b, s, g, kernel.value_dim]);
-        let k = rotate(k, cos, sin).reshape([b, s, g, kernel.key_maps(), d]);
+        let k = rotate(k, [cos, sin]).reshape([b, s, g, kernel.key_maps(), d]);
         Operands {
-            q: rotate(q, cos, sin).reshape([b, s, g, h / g, 2, d]),
+            q: rotate(q, [cos, sin]).reshape([b, s, g, h / g, 2, d]),
             k: match kernel.key_maps() {
                 1 => k.reshape([b, s, g, d]).broadcast_in_dim([b, s, g, 2, d], &[0, 1, 2, 4]),
                 _ => k,
@@ -52,13 +52,15 @@ impl<'f> Operands<'f> {
     }
 }
 
-/// Rotates the two halves of the last axis by the angle of the position (axis 1), in f32. x: `[b, s, .., d]`.
-fn rotate<'f>(x: Tensor<'f>, cos: Tensor<'f>, sin: Tensor<'f>) -> Tensor<'f> {
+/// Rotates the two halves of the last axis by the angle of the position, in the tables' type. x: `[b, s, .., d]`; cos and
+/// sin: `[s, d/2]`, or `[b, s, d/2]` where rows have positions of their own. Source: arXiv 2104.09864.
+pub fn rotate<'f>(x: Tensor<'f>, [cos, sin]: [Tensor<'f>; 2]) -> Tensor<'f> {
     let last = x.rank() - 1;
     let half = x.dim(last) / 2;
     let wide = x.convert(cos.dtype());
     let (x1, x2) = (wide.slice_axis(last, 0, half), wide.slice_axis(last, half, 2 * half));
-    let (cos, sin) = (cos.along(x1, &[1, last]), sin.along(x1, &[1, last]));
+    let axes = if cos.rank() == 2 { &[1, last][..] } else { &[0, 1, last] };
+    let (cos, sin) = (cos.along(x1, axes), sin.along(x1, axes));
     Tensor::concatenate(&[x1 * cos - x2 * sin, x2 * cos + x1 * sin], last).convert(x.dtype())
 }
 
@@ -284,7 +286,7 @@ pub(super) fn backward<'f>(kernel: &DiffAttention, args: &[Tensor<'f>], how: Blo
     let (cos, minus_sin) = (args[1], -args[2]);
     let back = |x: Tensor<'f>, heads: usize, width: usize| {
         let x = x.reshape([b, s, heads, width / heads]);
-        rotate(x, cos, minus_sin).reshape([b, s, width])
+        rotate(x, [cos, minus_sin]).reshape([b, s, width])
     };
     let [of_q, of_k, of_v] = kernel.widths();
     let dq = back(Tensor::concatenate(&dq, 1), 2 * kernel.heads, of_q);

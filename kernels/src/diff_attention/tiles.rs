@@ -91,7 +91,7 @@ impl Tiles {
     }
 
     /// The operands of [`Inputs`], from the kernel's arguments: qkv comes once for each window on it.
-    pub(super) fn operands<'f>(&self, args: &[Tensor<'f>]) -> Vec<Tensor<'f>> {
+    pub(super) fn operands<'f>(&self, args: &[Tensor<'f>], tables: Tables) -> Vec<Tensor<'f>> {
         let &[qkv, cos, sin, lambda, starts, ..] = args else { unreachable!("checked when called") };
         let (batch, seq, block) = (self.batch, self.seq, self.tiling.block);
         let blocked = starts.reshape([batch, self.blocks(), block]);
@@ -101,12 +101,23 @@ impl Tiles {
             of_block(block - 1),
             lambda.reshape([1, 1]),
             starts.reshape([batch, 1, seq]),
-            cos.transpose(&[1, 0]),
-            sin.transpose(&[1, 0]),
         ];
+        operands.extend(match tables {
+            Tables::Rows => [[cos, cos], [-sin, sin]].map(|halves| Tensor::concatenate(&halves, 1)),
+            Tables::Turned => [cos, sin].map(|table| table.transpose(&[1, 0])),
+        });
         operands.extend(vec![qkv; 3 * self.tiling.groups]);
         operands
     }
+}
+
+/// How the rotation's tables lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tables {
+    /// `[s, d]`, for blocks `[block, d]`: cosines of both halves; sines, of the first half negative.
+    Rows,
+    /// `[d/2, s]`, for blocks `[d, block]`.
+    Turned,
 }
 
 /// The operands of both kernels.
@@ -118,7 +129,7 @@ pub(super) struct Inputs {
     lambda: Ref,
     /// First position that a query sees, `[1, 1, s]`.
     starts: Ref,
-    /// `[d/2, s]`
+    /// As [`Tables`] says.
     cos: Ref,
     sin: Ref,
     /// Of each group in lockstep: `[1, s, heads 2d]`, `[1, s, 2d]`, `[1, s, e]`.
@@ -128,7 +139,7 @@ pub(super) struct Inputs {
 }
 
 impl Inputs {
-    pub(super) fn new(tiles: &Tiles, frame: &mut Frame) -> Inputs {
+    pub(super) fn new(tiles: &Tiles, frame: &mut Frame, tables: Tables) -> Inputs {
         let &Tiles { batch, seq, heads, groups, d, e, tiling, .. } = tiles;
         let steps = tiles.steps();
         let counts = batch * tiles.blocks();
@@ -137,7 +148,10 @@ impl Inputs {
         let starts = frame.input(Type::i32([batch, 1, seq]), &[1, 1, seq], |k, grid| {
             vec![grid[0], k.number(0), k.number(0)]
         });
-        let table = Type::f32([d / 2, seq]);
+        let table = match tables {
+            Tables::Rows => Type::f32([seq, d]),
+            Tables::Turned => Type::f32([d / 2, seq]),
+        };
         let (cos, sin) = (frame.whole(table.clone(), Memory::Vector), frame.whole(table, Memory::Vector));
         // Columns of qkv: queries of all heads, then keys, then values of all groups; block numbers in own widths.
         let mut columns = |width: usize, first: usize, per_group: usize| -> Vec<Ref> {
@@ -171,7 +185,15 @@ impl Inputs {
         k.scalar(self.first_block, &[row * tiles.blocks() + i]).to_index()
     }
 
-    /// Rotates a turned block, `[d, block]`, of positions `i`; `sign` 1 or -1 is the direction.
+    /// Rotates a block `[block, d]` of positions `i`, with tables in rows.
+    pub(super) fn rotated_rows<'k>(&self, k: &'k Builder, x: Vector<'k>, i: Scalar<'k>) -> Vector<'k> {
+        let [block, d] = x.shape()[..] else { unreachable!("[block, d]") };
+        let x = x.convert(DType::F32);
+        let table = |table: Ref| k.load(table, at![i.block(block), ..]);
+        x * table(self.cos) + x.rotate(d / 2) * table(self.sin)
+    }
+
+    /// Rotates a turned block, `[d, block]`, of positions `i`; `sign` 1 or -1 is the direction. With turned tables.
     pub(super) fn rotated<'k>(
         &self,
         k: &'k Builder,
@@ -183,8 +205,9 @@ impl Inputs {
         let [d, block] = x.shape()[..] else { unreachable!("[d, block]") };
         let x = x.convert(DType::F32);
         let (x1, x2) = (x.rows(0..d / 2), x.rows(d / 2..d));
-        let cos = k.load(self.cos, at![.., i.block(block)]) * factor;
-        let sin = k.load(self.sin, at![.., i.block(block)]) * (factor * sign);
+        let scaled = |x: Vector<'k>, factor: f64| if factor == 1.0 { x } else { x * factor };
+        let cos = scaled(k.load(self.cos, at![.., i.block(block)]), factor);
+        let sin = scaled(k.load(self.sin, at![.., i.block(block)]), factor * sign);
         [x1 * cos - x2 * sin, x2 * cos + x1 * sin]
     }
 
@@ -227,16 +250,22 @@ impl Inputs {
             let triangle = k.iota(&[chunk, chunk], 0).le(k.iota(&[chunk, chunk], 1));
             for &(scores, highest) in scores {
                 for c in 0..block / chunk {
-                    let rows = c * chunk..(c + 1) * chunk;
-                    if c > 0 {
-                        let hidden = k.full(Type::f32([chunk, c * chunk]), HIDDEN);
-                        k.store(scores, at![rows.clone(), 0..c * chunk], hidden);
+                    let queries = c * chunk..(c + 1) * chunk;
+                    let x = k.load(scores, at![queries.clone(), queries.clone()]);
+                    let x = triangle.select(x, x.same(HIDDEN));
+                    k.store(scores, at![queries.clone(), queries.clone()], x);
+                    let below = block - queries.end;
+                    if below > 0 {
+                        let hidden = k.full(Type::f32([below, chunk]), HIDDEN);
+                        k.store(scores, at![queries.end..block, queries.clone()], hidden);
                     }
-                    let x = k.load(scores, at![rows.clone(), rows.clone()]);
-                    k.store(scores, at![rows.clone(), rows], triangle.select(x, x.same(HIDDEN)));
-                }
-                if let Some(highest) = highest {
-                    k.store(highest, at![.., ..], k.load(scores, at![.., ..]).fold_max());
+                    let Some(highest) = highest else { continue };
+                    // Keys before this chunk are visible as they are, those behind it do not count.
+                    let mut top = x.fold_max();
+                    if c > 0 {
+                        top = top.max(k.load(scores, at![0..c * chunk, queries.clone()]).fold_max());
+                    }
+                    k.store(highest, at![.., queries], top);
                 }
             }
         });

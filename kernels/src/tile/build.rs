@@ -422,6 +422,17 @@ impl<'k> Vector<'k> {
         self.builder.full(self.ty(), number)
     }
 
+    /// A constant of this vector's shape.
+    pub fn filled(self, dtype: DType, number: f64) -> Vector<'k> {
+        self.builder.full(self.ty().with_dtype(dtype), number)
+    }
+
+    /// Product with a number of 32 bits, of which the lowest 32 are kept.
+    #[track_caller]
+    pub fn times_bits(self, bits: u32) -> Vector<'k> {
+        self.binary(Binary::Mul, self.same(f64::from(bits as i32)))
+    }
+
     /// Another element type; bf16 is rounded to nearest even.
     pub fn convert(self, dtype: DType) -> Vector<'k> {
         let ty = self.ty();
@@ -460,6 +471,13 @@ impl<'k> Vector<'k> {
         let [m, n] = ty.shape[..] else { panic!("tile: rows of {ty}") };
         assert!(range.end <= m, "tile: rows {range:?} of {ty}");
         self.with(Op::Rows(range.start), ty.with_shape([range.len(), n]))
+    }
+
+    /// The columns of `[m, n]` moved right by a number; those that leave enter again at the left.
+    #[track_caller]
+    pub fn rotate(self, by: usize) -> Vector<'k> {
+        assert!(self.shape().len() == 2, "tile: {} rotated", self.ty());
+        self.with(Op::Rotate(by), self.ty())
     }
 
     #[track_caller]

@@ -392,6 +392,10 @@ impl<'r> Run<'r> {
                 first().picked(ty.clone(), |i| i % columns * m + i / columns)
             }
             Op::Rows(start) => first().picked(ty.clone(), |i| start * ty.shape[1] + i),
+            Op::Rotate(by) => {
+                let columns = ty.shape[1];
+                first().picked(ty, |i| i / columns * columns + (i % columns + columns - by) % columns)
+            }
             Op::Iota(axis) => {
                 let below: usize = ty.shape[axis + 1..].iter().product();
                 let extent = ty.shape[*axis];

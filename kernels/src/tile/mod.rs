@@ -281,6 +281,8 @@ enum Op {
     Transpose,
     /// Some of the rows, from the number on.
     Rows(usize),
+    /// Columns moved right by the number; those that leave enter again at the left.
+    Rotate(usize),
     /// The index along an axis.
     Iota(usize),
     /// Between f32, bf16 and i32.

@@ -270,6 +270,16 @@ impl Printer<'_> {
                 attributes = format!("offsets = [{start}, 0], sizes = [{sizes}], strides = [1, 1]");
                 "vector.extract_strided_slice"
             }
+            Op::Rotate(by) => {
+                let (id, _) = result.expect("a rotation is a value");
+                self.text += &format!(
+                    "%by{id} = \"stable_mosaic.arith.constant\"() {{value = {by} : i32}} : () -> i32\n"
+                );
+                names.push(format!("%by{id}"));
+                types.push("i32".to_owned());
+                attributes = "dimension = 1 : si32".to_owned();
+                "tpu.dynamic_rotate"
+            }
             Op::Iota(axis) => {
                 attributes = format!("dimensions = array<i32: {axis}>");
                 "tpu.iota"

@@ -65,14 +65,48 @@ impl<'f> Draws<'f> {
         };
         let top = logits.reduce_max(&[1]);
         let weights = ((logits - top.along(logits, &[0])) / self.temperature).exp();
-        let weights = match filter {
-            Filter::Off => weights,
-            Filter::TopK => most_probable(weights, self.top_k),
-            Filter::TopP => nucleus(weights, self.top_p),
-            Filter::TopKThenP => nucleus(most_probable(weights, self.top_k), self.top_p),
+        let arrivals = arrivals(self.keys, positions, logits.dim(1));
+        let (weights, by, most) = match filter {
+            Filter::Off => return (weights / arrivals).argmax(1),
+            Filter::TopK => (weights, weights.full_like(1.0), self.top_k.convert(DType::F32)),
+            Filter::TopP => (weights, weights, self.top_p),
+            Filter::TopKThenP => {
+                let kept = most_probable(weights, self.top_k);
+                (kept, kept, self.top_p)
+            }
         };
-        (weights / arrivals(self.keys, positions, logits.dim(1))).argmax(1)
+        let most = match filter {
+            Filter::TopK => most.along(top, &[]),
+            _ => by.sum(&[1]) * most,
+        };
+        first_allowed(weights, weights / arrivals, by, most)
     }
+}
+
+/// The token that wins the race `[b, v]` among those that the filter allows. A token is allowed if less than `most` `[b]`
+/// of the measure `by` `[b, v]` belongs to tokens with larger weights. So nothing needs to be sorted: if the winner of
+/// all is not allowed, neither is any token of its weight or less, and the next try is among the others. The first try
+/// succeeds as often as the allowed tokens are probable.
+fn first_allowed<'f>(weights: Tensor<'f>, race: Tensor<'f>, by: Tensor<'f>, most: Tensor<'f>) -> Tensor<'f> {
+    let b = weights.dim(0);
+    let f = weights.builder();
+    let start =
+        [f.full(Type::f32([b]), -1.0), f.full(Type::new(DType::Bool, [b]), 1.0), f.zeros(Type::i32([b]))];
+    let results = f.while_loop(
+        &start,
+        |_, carry| carry[1].convert(DType::I32).reduce_max(&[0]).gt(0),
+        |g, carry| {
+            let [weights, race, by, most] = [weights, race, by, most].map(|x| g.capture(x));
+            let (bound, token) = (carry[0], carry[2]);
+            let winner = larger(weights, bound).select(race, -1.0).argmax(1);
+            let token = carry[1].select(winner, token);
+            let place = token + g.iota(token.ty(), 0) * weights.dim(1) as i32;
+            let weight = weights.reshape([weights.ty().elements()]).gather(place);
+            let again = larger(weights, weight).select(by, 0.0).sum(&[1]).ge(most);
+            vec![again.select(weight, bound), again, token]
+        },
+    );
+    results[2]
 }
 
 /// Exponential numbers of each row and token, `[b, count]`, for `positions` `[b]`. Never 0 nor infinite.
@@ -90,24 +124,15 @@ fn arrivals<'f>(keys: Tensor<'f>, positions: Tensor<'f>, count: usize) -> Tensor
     -(-uniform).log1p()
 }
 
-/// Weights `[b, v]` in [0, 1] of the `k` (scalar) largest of each row, 0 for the others.
+/// Where weights `[b, v]` are larger than their row's number in `[b]`.
+fn larger<'f>(weights: Tensor<'f>, than: Tensor<'f>) -> Tensor<'f> {
+    weights.gt(than.along(weights, &[0]))
+}
+
+/// Weights `[b, v]` in [0, 1] of the `k` (scalar) largest of each row, and of those equal to the last of them; 0 for the
+/// others. The bits of floats that are not negative are ordered as the floats are, so the k-th largest is found bit by bit:
+/// thirty passes without a sort, which over a large vocabulary takes longer than the model.
 fn most_probable<'f>(weights: Tensor<'f>, k: Tensor<'f>) -> Tensor<'f> {
-    kept(weights, k.broadcast_in_dim([weights.dim(0)], &[]), |_, large| large.convert(DType::I32).sum(&[1]))
-}
-
-/// Weights `[b, v]` in [0, 1] of the fewest largest of each row that reach the share `p` (scalar), 0 for the others.
-fn nucleus<'f>(weights: Tensor<'f>, p: Tensor<'f>) -> Tensor<'f> {
-    kept(weights, weights.sum(&[1]) * p, |weights, large| large.select(weights, 0.0).sum(&[1]))
-}
-
-/// Weights `[b, v]` in [0, 1] from the largest threshold on at which they still measure up to `wanted` `[b]`, and 0 for
-/// the others. The bits of floats that are not negative are ordered as the floats are, so the threshold is found bit by
-/// bit: thirty passes without a sort, which over a large vocabulary takes longer than the model.
-fn kept<'f>(
-    weights: Tensor<'f>,
-    wanted: Tensor<'f>,
-    measure: impl for<'g> Fn(Tensor<'g>, Tensor<'g>) -> Tensor<'g>,
-) -> Tensor<'f> {
     let f = weights.builder();
     let bits: Vec<i32> = (0..30).rev().map(|bit| 1 << bit).collect();
     let start = f.zeros(Type::i32([weights.dim(0)]));
@@ -115,8 +140,8 @@ fn kept<'f>(
     let (threshold, _) = f.scan(ScanOptions::over(bits.dim(0)), &[start], &[bits], |g, carry, slices| {
         let weights = g.capture(weights);
         let higher = carry[0] + slices[0];
-        let large = weights.ge(higher.bitcast_convert(DType::F32).along(weights, &[0]));
-        let enough = measure(weights, large).ge(g.capture(wanted));
+        let reach = weights.ge(higher.bitcast_convert(DType::F32).along(weights, &[0]));
+        let enough = reach.convert(DType::I32).sum(&[1]).ge(g.capture(k).along(higher, &[]));
         (vec![enough.select(higher, carry[0])], vec![])
     });
     let threshold = threshold[0].bitcast_convert(DType::F32);

@@ -262,20 +262,18 @@ impl Generator {
             took.drafted += sum(drafted);
             took.accepted += sum(accepted);
             choice.learn(drafts, passes, sum(count), elapsed);
-            for row in 0..rows {
-                if left[row] == 0 {
-                    continue;
-                }
-                let new = row * TOKENS..row * TOKENS + count.as_slice::<i32>()[row] as usize;
-                left[row] = still_left.as_slice::<i32>()[row];
+            let [count, still_left] = [count, still_left].map(|host| host.as_slice::<i32>());
+            for (row, left) in left.iter_mut().enumerate().filter(|(_, left)| **left > 0) {
+                let new = row * TOKENS..row * TOKENS + count[row] as usize;
+                *left = still_left[row];
                 let news = News {
                     row,
                     tokens: &tokens.as_slice::<i32>()[new.clone()],
                     log_probs: &log_probs.as_slice::<f32>()[new],
-                    finished: left[row] == 0,
+                    finished: *left == 0,
                 };
                 if watch(news).is_break() {
-                    left[row] = 0;
+                    *left = 0;
                 }
             }
         }

@@ -166,7 +166,11 @@ impl Decoder {
                 stops: &self.stops,
                 speculation: options.speculation,
             };
+            let before = took.prompt_tokens;
             let prefilled = self.generator.prefill(&batch, &mut took)?;
+            // Without those that only fill the group.
+            took.prompt_tokens =
+                before + group.iter().map(|&prompt| prompts[prompt].ids.len()).sum::<usize>();
             for some in samples.chunks(rows) {
                 batch.rows.fill((0, None));
                 for (row, &(place, sample)) in batch.rows.iter_mut().zip(some) {

@@ -1,0 +1,116 @@
+//! The native form: both products of a block in one visit of x, activation and mask one grid step later, while the matrix
+//! unit works on the next block.
+
+use super::SwiGlu;
+use crate::dropout::tile_mask;
+use crate::tile::{Builder, Cost, Frame, Order, Ref, TileProgram, at};
+use engine::{DType, Tensor, Type};
+use std::f64::consts::LOG2_E;
+
+/// Rows of a block that the epilogue works on at a time: what fits the registers.
+const EPILOGUE_ROWS: usize = 64;
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tiles {
+    n: usize,
+    m: usize,
+    i: usize,
+    rate: f64,
+    narrow: DType,
+    /// Rows and columns of a block of h.
+    rows: usize,
+    columns: usize,
+}
+
+impl Tiles {
+    /// None if the sizes are not made of blocks that the hardware likes.
+    pub(super) fn new(kernel: &SwiGlu, args: &[Type]) -> Option<Tiles> {
+        let (&[n, m], &[_, i]) = (&args[0].shape[..], &args[1].shape[..]) else { return None };
+        let fits = |extent: usize, blocks: [usize; 2]| {
+            blocks.into_iter().find(|block| extent.is_multiple_of(*block))
+        };
+        let (rows, columns) = (fits(n, [1024, 256])?, fits(i, [512, 256])?);
+        let narrow = args[0].dtype;
+        let covered = m % 128 == 0 && matches!(narrow, DType::Bf16 | DType::F32);
+        covered.then_some(Tiles { n, m, i, rate: kernel.rate, narrow, rows, columns })
+    }
+
+    pub(super) fn operands<'f>(&self, args: &[Tensor<'f>]) -> Vec<Tensor<'f>> {
+        let mut operands = args[..3].to_vec();
+        if let &[rows, columns] = &args[3..] {
+            operands.push(rows.bitcast_convert(DType::I32).reshape([self.n, 1]));
+            operands.push(columns.bitcast_convert(DType::I32).reshape([1, self.i]));
+        }
+        operands
+    }
+
+    /// Operands: x, Wg, Wu, and with dropout words `i32[n, 1]` and `i32[1, i]`. Results: h, g, u.
+    pub(super) fn program(&self) -> TileProgram {
+        let &Tiles { n, m, i, rate, narrow, rows, columns } = self;
+        let (down, across) = (n / rows, i / columns);
+        let blocks = down * across;
+        // One step more than blocks: a step multiplies its own block and finishes the one before.
+        let mut frame = Frame::new("swiglu", &[(blocks + 1, Order::InTurn)]);
+        // Rows of x run fastest: a block of the weights stays until all rows have met it.
+        let x = frame.input(Type::new(narrow, [n, m]), &[rows, m], move |k, grid| {
+            vec![grid[0].at_most(blocks - 1) % down, k.number(0)]
+        });
+        let mut weights = || {
+            frame.input(Type::new(narrow, [m, i]), &[m, columns], move |k, grid| {
+                vec![k.number(0), grid[0].at_most(blocks - 1) / down]
+            })
+        };
+        let (gate, up) = (weights(), weights());
+        let words = (rate > 0.0).then(|| {
+            let of_rows = frame.input(Type::i32([n, 1]), &[rows, 1], move |k, grid| {
+                vec![(grid[0] - 1).at_least(0) % down, k.number(0)]
+            });
+            let of_columns = frame.input(Type::i32([1, i]), &[1, columns], move |k, grid| {
+                vec![k.number(0), (grid[0] - 1).at_least(0) / down]
+            });
+            [of_rows, of_columns]
+        });
+        let mut result = || {
+            frame.output(Type::new(narrow, [n, i]), &[rows, columns], move |_, grid| {
+                let block = (grid[0] - 1).at_least(0);
+                vec![block % down, block / down]
+            })
+        };
+        let results = [result(), result(), result()];
+        let sums = [(); 2].map(|()| frame.scratch(Type::f32([rows, columns])));
+        frame.cost(Cost {
+            flops: (4 * n * m * i) as u64,
+            transcendentals: (n * i) as u64,
+            bytes: ((n * m * across + 2 * m * i + 3 * n * i) * narrow.size()) as u64,
+        });
+        let tiles = *self;
+        frame.build(move |k, _| {
+            tiles.finish(k, sums, words, results);
+            let x = k.load(x, at![.., ..]);
+            for (sum, weights) in sums.into_iter().zip([gate, up]) {
+                let nothing = k.full(Type::f32([rows, columns]), 0.0);
+                k.store(sum, at![.., ..], k.matmul(x, k.load(weights, at![.., ..]), nothing));
+            }
+        })
+    }
+
+    /// Writes the block of the step before. In the first step that is garbage, which the second step overwrites.
+    fn finish(&self, k: &Builder, sums: [Ref; 2], words: Option<[Ref; 2]>, [h, g, u]: [Ref; 3]) {
+        let chunk = self.rows.min(EPILOGUE_ROWS);
+        for first in (0..self.rows).step_by(chunk) {
+            let rows = first..first + chunk;
+            let [gate, up] = sums.map(|sum| k.load(sum, at![rows.clone(), ..]));
+            k.store(g, at![rows.clone(), ..], gate);
+            k.store(u, at![rows.clone(), ..], up);
+            let hidden = gate / ((gate * -LOG2_E).exp2() + 1.0) * up;
+            let hidden = match words {
+                None => hidden,
+                Some([of_rows, of_columns]) => {
+                    let of_rows = k.load(of_rows, at![rows.clone(), ..]);
+                    hidden * tile_mask(of_rows, k.load(of_columns, at![.., ..]), self.rate)
+                }
+            };
+            k.store(h, at![rows, ..], hidden);
+        }
+    }
+}
