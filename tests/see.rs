@@ -175,9 +175,13 @@ fn the_figures_of_a_known_program_are_those_of_its_formula() {
     assert_eq!(json["flops"]["by_op"]["dot_general"].as_f64().unwrap(), products as f64);
     // g * sigmoid(g) * u: two products and a sigmoid of each hidden value.
     assert_eq!(json["flops"]["total"].as_f64().unwrap(), (products + 3 * TOKENS * HIDDEN) as f64);
-    assert_eq!(json["kernels"]["swiglu"], "reference");
+    let kernels: Vec<_> = json["kernels"].as_object().unwrap().iter().collect();
+    assert!(
+        kernels.len() == 1 && kernels[0].0.starts_with("swiglu") && kernels[0].1 == "reference",
+        "{kernels:?}"
+    );
     assert_eq!(json["largest"][0]["bytes"].as_i64().unwrap(), TOKENS * HIDDEN * 4);
-    assert!(json["largest"][0]["at"].as_str().unwrap().contains("kernels/src/swiglu.rs:"));
+    assert!(json["largest"][0]["at"].as_str().unwrap().contains("kernels/src/swiglu"));
     assert!(json["compiled"].is_null() && json["open_loops"] == 0);
 
     let optimized = [&SWIGLU[..], &["--format", "json", "--stage", "optimized"]].concat();
@@ -214,7 +218,7 @@ fn texts_name_parameters_and_lines() {
     assert!(text.contains("loc(\"model/src/forward.rs\":"));
     let optimized = dumped(&[&SWIGLU[..], &["--stage", "optimized"]].concat());
     assert!(optimized.starts_with("HloModule ") && optimized.contains("ENTRY "), "{optimized}");
-    assert!(optimized.contains("kernels/src/swiglu.rs"), "the author's file is in the compiler's text");
+    assert!(optimized.contains("kernels/src/swiglu"), "the author's file is in the compiler's text");
     for program in ["prefill", "decode"] {
         let text = dumped(&["--program", program, "--seq", "64", "--micro-batch", "2"]);
         assert!(text.contains("func.func public @main") && text.contains("weights_"), "{program}");
