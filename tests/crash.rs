@@ -1,8 +1,9 @@
 //! kill -9 at random moments of a training run, started again each time by the same command: the final weights are those of
 //! the run that nobody killed, bit by bit, and nothing is left behind.
 //!
-//! `cargo test -p tests --test crash` kills 8 times, `cargo test -p tests --test crash -- --ignored --nocapture` 50 times.
+//! `cargo test -p tests --test crash` kills 8 times, `KILLS=50 cargo test -p tests --test crash -- --nocapture` 50 times.
 
+use std::env;
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::path::Path;
@@ -21,15 +22,11 @@ struct Hits {
 
 const STEPS_A_KILL: usize = 60;
 
+/// As many kills as the variable `KILLS` says, 8 without it.
 #[test]
-fn eight_kills_lose_nothing() {
-    survives(8);
-}
-
-#[test]
-#[ignore = "minutes"]
-fn fifty_kills_lose_nothing() {
-    survives(50);
+fn kills_lose_nothing() {
+    let kills = env::var("KILLS").map_or(8, |kills| kills.parse().expect("KILLS is a number"));
+    survives(kills);
 }
 
 fn survives(kills: usize) {

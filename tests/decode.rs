@@ -4,24 +4,13 @@
 use decode::{Batch as Rows, Generator, Sampling, Speculation, Statistics, key};
 use engine::{Compiled, Host, Program, Type};
 use model::decode::stretched;
-use model::{Attention, Batch, Config, Params, Preset, Remat, Yarn, forward, loss, specs};
+use model::{Attention, Batch, Config, Params, Remat, Yarn, forward, loss, specs};
 use std::ops::ControlFlow;
-use tests::{Random, cpu, lowered, numbers, uneven_params};
+use tests::{Random, cpu, lowered, numbers, small_config, uneven_params};
 use train::device::Device;
 
 fn config() -> Config {
-    Config {
-        hidden_size: 32,
-        num_hidden_layers: 2,
-        num_attention_heads: 4,
-        num_key_value_heads: 2,
-        head_dim: 8,
-        intermediate_size: 40,
-        vocab_size: 64,
-        num_tokens: 61,
-        max_position_embeddings: 512,
-        ..Config::preset(Preset::Tiny)
-    }
+    small_config(512)
 }
 
 /// Weights whose second head often guesses what the main head draws: blocks change little, and the second head looks at

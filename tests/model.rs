@@ -5,24 +5,13 @@ use engine::{Array, Compiled, DType, Host, Program, Rounding, Tensor, Type, eval
 use kernels::Gradients;
 use model::dropout::{Masks, Site};
 use model::loss::{Counts, losses};
-use model::{Attention, Batch, Config, Dropout, Params, Preset, Remat, Yarn, specs, token_log_probs};
-use tests::{cpu, lowered, numbers, uneven_params};
+use model::{Attention, Batch, Config, Dropout, Params, Remat, Yarn, specs, token_log_probs};
+use tests::{cpu, lowered, numbers, small_config, uneven_params};
 use train::config::BatchShape;
 use train::step::{AdamW, Metric, step_program};
 
 fn config() -> Config {
-    Config {
-        hidden_size: 32,
-        num_hidden_layers: 2,
-        num_attention_heads: 4,
-        num_key_value_heads: 2,
-        head_dim: 8,
-        intermediate_size: 40,
-        vocab_size: 64,
-        num_tokens: 61,
-        max_position_embeddings: 64,
-        ..Config::preset(Preset::Tiny)
-    }
+    small_config(64)
 }
 
 /// The last real token ends documents and fills rows: one id for both, as in Qwen's base tokenizer.

@@ -1,15 +1,13 @@
-//! Signals: the first one asks, the second one ends the process. A child of this test's own program receives them.
+//! Signals: the first one asks, the second one ends the process. The bin `listener` receives them.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use train::signals::Stop;
 
-/// Starts [`child`] and waits until it listens.
+/// Starts `listener` and waits until it listens.
 fn listening(mode: &str) -> (Child, BufReader<std::process::ChildStdout>) {
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "child", "--nocapture"])
-        .env("SIGNALS_TEST_CHILD", mode)
+    let mut child = Command::new(env!("CARGO_BIN_EXE_listener"))
+        .arg(mode)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -52,24 +50,4 @@ fn the_second_signal_ends_at_once() {
     send(&child, "-INT");
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert!(start.elapsed() < Duration::from_secs(5));
-}
-
-/// Not a test: what the tests above start.
-#[test]
-#[ignore = "started by the other tests"]
-fn child() {
-    let Ok(mode) = std::env::var("SIGNALS_TEST_CHILD") else { return };
-    let stop = Stop::on_signals().unwrap();
-    println!("listening");
-    let wait = |what: &dyn Fn() -> bool| {
-        let start = Instant::now();
-        while !what() && start.elapsed() < Duration::from_secs(60) {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    };
-    wait(&|| stop.requested());
-    println!("asked");
-    // Long enough for the message of the other thread.
-    wait(&|| mode == "polite");
-    std::thread::sleep(Duration::from_millis(300));
 }

@@ -3,7 +3,7 @@
 use engine::pjrt::Topology;
 use engine::plugin::Platform;
 use engine::{Host, Program, Save, ScanOptions, Tensor, Type, grad};
-use model::{Config, Params, initial_params};
+use model::{Config, Params, Preset, initial_params};
 use std::path::PathBuf;
 
 /// A file or folder under `tests/golden`.
@@ -24,6 +24,22 @@ pub fn numbers(ty: Type, seed: u32) -> Host {
     };
     let data: Vec<f64> = (0..ty.elements() as u32).map(number).collect();
     Host::from_f64(ty, &data)
+}
+
+/// The smallest model in which every part is there and all sizes are tiny.
+pub fn small_config(positions: usize) -> Config {
+    Config {
+        hidden_size: 32,
+        num_hidden_layers: 2,
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        head_dim: 8,
+        intermediate_size: 40,
+        vocab_size: 64,
+        num_tokens: 61,
+        max_position_embeddings: positions,
+        ..Config::preset(Preset::Tiny)
+    }
 }
 
 /// Weights that are not near anything special.

@@ -139,9 +139,6 @@ impl TileProgram {
         let arrays: Vec<Tile> = operands.iter().map(Tile::from_host).collect();
         let garbage = |(_, window): &(Ref, Window)| Tile::garbage(window.array.clone());
         let mut results: Vec<Tile> = frame.outputs.iter().map(garbage).collect();
-        for &(output, operand) in &frame.aliases {
-            results[output] = arrays[operand].clone();
-        }
         let mut memory: Vec<Tile> = frame.refs.iter().map(|(ty, _)| Tile::garbage(ty.clone())).collect();
         let (prefetched, arrays) = arrays.split_at(frame.prefetch.len());
         for (reference, tile) in frame.prefetch.iter().zip(prefetched) {

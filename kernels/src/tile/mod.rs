@@ -75,8 +75,6 @@ pub struct Frame {
     inputs: Vec<(Ref, Window)>,
     outputs: Vec<(Ref, Window)>,
     scratch: Vec<Ref>,
-    /// (output, operand): the output is written over the operand, counted with the prefetched ones.
-    aliases: Vec<(usize, usize)>,
     cost: Cost,
 }
 
@@ -91,7 +89,6 @@ impl Frame {
             inputs: Vec::new(),
             outputs: Vec::new(),
             scratch: Vec::new(),
-            aliases: Vec::new(),
             cost: Cost::default(),
         }
     }
@@ -160,18 +157,6 @@ impl Frame {
         let output = self.window(array, block, Memory::Vector, index);
         self.outputs.push(output.clone());
         output.0
-    }
-
-    /// Says that the newest output is written over an operand of its type: blocks that no step writes keep their values.
-    #[track_caller]
-    pub fn over(&mut self, operand: Ref) {
-        let position = self.inputs.iter().position(|(input, _)| *input == operand).expect("an operand");
-        let output = self.outputs.len() - 1;
-        assert_eq!(
-            self.inputs[position].1.array, self.outputs[output].1.array,
-            "an output of the operand's type"
-        );
-        self.aliases.push((output, self.prefetch.len() + position));
     }
 
     /// Vector memory that keeps its contents from step to step. It starts as garbage.

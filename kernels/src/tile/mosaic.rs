@@ -34,7 +34,7 @@ impl TileProgram {
             backend_config,
             kernel_name: self.frame.name.clone(),
             results: self.result_types(),
-            aliases: self.frame.aliases.clone(),
+            aliases: Vec::new(),
             interpreter: Some(Interpreter(Arc::new(move |operands| self.interpret(operands)))),
         }
     }
