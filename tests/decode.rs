@@ -4,7 +4,7 @@
 use decode::{Batch as Rows, Generator, Sampling, Speculation, Statistics, key};
 use engine::{Compiled, Host, Program, Type};
 use model::decode::stretched;
-use model::{Attention, Batch, Config, Params, Remat, Yarn, forward, loss, specs};
+use model::{Attention, Batch, Config, Params, Remat, Yarn, fold, forward, loss, specs};
 use std::ops::ControlFlow;
 use tests::{Random, cpu, lowered, numbers, small_config, uneven_params};
 use train::device::Device;
@@ -57,8 +57,9 @@ impl Full {
             let params = specs(config).map(|name, spec| f.input(name, spec.ty));
             let ids = f.input("ids", Type::i32([1, length]));
             let batch = Batch { ids, segments: ids.zeros_like() };
-            let hidden = forward::trunk(config, &params, batch, None, Remat::Full);
-            f.output("logits", loss::logits(config, hidden, params.embed));
+            let weights = fold(config, &params);
+            let hidden = forward::trunk(config, &weights, batch, None, Remat::Full);
+            f.output("logits", loss::logits(config, hidden, weights.embed));
         });
         let weights = params.iter().map(|(_, host)| host.clone()).collect();
         let program = lowered(&program).compile(cpu()).unwrap();

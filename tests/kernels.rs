@@ -5,7 +5,8 @@ use engine::{
     Array, DType, Host, Kernel, KernelChoice, Program, Rounding, Target, Tensor, Type, evaluate, grad, passes,
 };
 use kernels::{
-    DiffAttention, Gradients, HeadNorm, Keys, LinearCrossEntropy, SwiGlu, document_starts, dropout_mask,
+    DiffAttention, Gradients, HeadNorm, Keys, LinearCrossEntropy, ScaledLinear, SwiGlu, document_starts,
+    dropout_mask,
 };
 use proptest::prelude::*;
 use serde_json::Value;
@@ -310,9 +311,10 @@ fn attention_on_the_cpu() {
 }
 
 fn check_swiglu(seed: u64, [n, m, i]: [usize; 3], rate: f64, dtype: DType, tolerance: f64, on_cpu: bool) {
-    let mut types = vec![Type::new(dtype, [n, m]), Type::new(dtype, [m, i]), Type::new(dtype, [m, i])];
-    let mut given = Vec::new();
+    let matrix = Type::new(dtype, [m, i]);
+    let mut types = vec![Type::new(dtype, [n, m]), Type::new(wide(dtype), [n]), matrix.clone(), matrix];
     let mut random = Random::new(!seed);
+    let mut given = vec![(1, scales(&mut random, n))];
     if rate > 0.0 {
         for count in [n, i] {
             given.push((types.len(), (0..count).map(|_| random.below(1 << 32) as f64).collect()));
@@ -321,18 +323,20 @@ fn check_swiglu(seed: u64, [n, m, i]: [usize; 3], rate: f64, dtype: DType, toler
     }
     Check {
         kernel: SwiGlu { rate },
-        wrt: vec![0, 1, 2],
+        wrt: vec![0, 1, 2, 3],
         types,
         given,
         results: 3,
         naive: function(move |args| {
-            let (g, u) = (args[0].matmul(args[1]), args[0].matmul(args[2]));
+            let x = args[0].convert(wide(dtype));
+            let x = x * args[1].along(x, &[0]);
+            let (g, u) = (x.matmul(args[2].convert(x.dtype())), x.matmul(args[3].convert(x.dtype())));
             let h = g / ((-g).exp() + 1.0) * u;
-            let h = match args[3..] {
+            let h = match args[4..] {
                 [rows, columns] => h * dropout_mask(rows, columns, rate, h.dtype()),
                 _ => h,
             };
-            vec![h, g, u]
+            [h, g, u].map(|x| x.convert(dtype)).to_vec()
         }),
     }
     .run(seed, tolerance, on_cpu);
@@ -348,6 +352,37 @@ fn swiglu_with_and_without_a_mask() {
         check_swiglu(1, [17, 12, 20], rate, DType::F32, 1e-5, true);
         check_swiglu(2, [17, 12, 20], rate, DType::Bf16, 2f64.powi(-7), true);
     }
+}
+
+/// What an RMS norm gives: positive, and not near 0.
+fn scales(random: &mut Random, n: usize) -> Vec<f64> {
+    (0..n).map(|_| random.between(0.5, 1.5)).collect()
+}
+
+fn check_scaled_linear(seed: u64, [n, m, w]: [usize; 3], dtype: DType, tolerance: f64, on_cpu: bool) {
+    Check {
+        kernel: ScaledLinear,
+        wrt: vec![0, 1, 2],
+        types: vec![Type::new(dtype, [n, m]), Type::new(wide(dtype), [n]), Type::new(dtype, [m, w])],
+        given: vec![(1, scales(&mut Random::new(!seed), n))],
+        results: 1,
+        naive: function(move |args| {
+            let x = args[0].convert(wide(dtype));
+            let x = x * args[1].along(x, &[0]);
+            vec![x.matmul(args[2].convert(x.dtype())).convert(dtype)]
+        }),
+    }
+    .run(seed, tolerance, on_cpu);
+}
+
+#[test]
+fn scaled_linear() {
+    let cases = (any::<u64>(), 1usize..6, 1usize..6, 1usize..6);
+    property(24, &cases, |(seed, n, m, w)| {
+        check_scaled_linear(seed, [n, m, w], DType::F64, 1e-11, false);
+    });
+    check_scaled_linear(1, [17, 12, 20], DType::F32, 1e-5, true);
+    check_scaled_linear(2, [17, 12, 20], DType::Bf16, 2f64.powi(-7), true);
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -411,6 +446,41 @@ fn linear_cross_entropy() {
         let head = Head { seed, n, m, v, padding, cap, z_loss, of_weights, gradients };
         check_head(head, DType::F64, 1e-11, false);
     });
+}
+
+/// The gradient of W added to a sum is the sum and the gradient.
+#[test]
+fn linear_cross_entropy_adds_to_a_sum() {
+    let (n, m, v) = (1200, 8, 20);
+    let sum_of = |gradients: Gradients, form: KernelChoice| {
+        let program = Program::build("sum", |f| {
+            let mut random = Random::new(3);
+            let mut drawn = |shape: &[usize]| {
+                let ty = Type::f32(shape);
+                let values: Vec<f64> = (0..ty.elements()).map(|_| random.between(-1.0, 1.0)).collect();
+                f.constant(&Host::from_f64(ty, &values))
+            };
+            let (h, w, sum) = (drawn(&[n, m]), drawn(&[v, m]), drawn(&[v, m]));
+            let targets = f.iota(Type::i32([n]), 0) & 15i32;
+            let weights = f.full(Type::f32([n]), 1.0 / n as f64);
+            let kernel = LinearCrossEntropy { cap: 3.0, columns: v - 3, z_loss: 1e-2, gradients };
+            let results = match gradients {
+                Gradients::Into => f.kernel(kernel, &[h, w, targets, weights, sum]),
+                _ => f.kernel(kernel, &[h, w, targets, weights]),
+            };
+            f.output("loss", results[0]);
+            f.output("dh", results[1]);
+            f.output("dw", if gradients == Gradients::Into { results[2] } else { results[2] + sum });
+        });
+        let (lowered, _) = passes::lower(&program, Target::Cpu, form);
+        run_on_cpu(&lowered, &[])
+    };
+    let wanted = sum_of(Gradients::With, KernelChoice::Reference);
+    for form in FORMS {
+        for (found, wanted) in sum_of(Gradients::Into, form).iter().zip(&wanted) {
+            assert!(error(found.floats(), wanted.floats()) < 1e-6, "{form:?}");
+        }
+    }
 }
 
 /// More tokens than one chunk holds, and the rounding of devices.

@@ -28,7 +28,11 @@ fn accumulated(mlp: Mlp, save: &Save) -> Program {
             names.iter().zip(mlp.weights()).map(|(name, ty)| g.input(&format!("d_{name}"), ty)).collect();
         let loss = residual_mlp(x, &weights, save);
         g.output("loss", loss);
-        for ((name, sum), total) in names.iter().zip(grad_into(loss, &weights, &totals)).zip(&totals) {
+        for ((name, sum), total) in names
+            .iter()
+            .zip(grad_into(loss, &weights, &totals.iter().copied().map(Some).collect::<Vec<_>>()))
+            .zip(&totals)
+        {
             g.output_over(name, sum, *total);
         }
     })

@@ -1,11 +1,11 @@
 //! Properties of the whole model and of the step program that no numbers of another implementation can show: what
 //! depends on what, and what must not matter.
 
-use engine::{Array, Compiled, DType, Host, Program, Rounding, Tensor, Type, evaluate, grad};
-use kernels::Gradients;
+use engine::{Array, Compiled, DType, Host, Program, Rounding, Tensor, Type, evaluate};
 use model::dropout::{Masks, Site};
-use model::loss::{Counts, losses};
-use model::{Attention, Batch, Config, Dropout, Params, Remat, Yarn, specs, token_log_probs};
+use model::folded::unfold_gradients;
+use model::loss::{Counts, gradients, losses};
+use model::{Attention, Batch, Config, Dropout, Params, Remat, Yarn, fold, specs, token_log_probs};
 use tests::{cpu, lowered, numbers, small_config, uneven_params};
 use train::config::BatchShape;
 use train::step::{AdamW, Metric, step_program};
@@ -50,7 +50,7 @@ impl Scorer {
                 ids: f.input("ids", Type::i32(shape)),
                 segments: f.input("segments", Type::i32(shape)),
             };
-            let (next, after) = token_log_probs(config, &params, batch);
+            let (next, after) = token_log_probs(config, &fold(config, &params), batch);
             f.output("next", next);
             f.output("after", after.unwrap());
         });
@@ -148,7 +148,7 @@ fn the_end_of_a_document_is_a_target() {
         let ty = Type::i32([1, s]);
         let batch = Batch { ids: f.input("ids", ty.clone()), segments: f.input("segments", ty) };
         let counts = Counts::of(batch.segments);
-        let losses = losses(&config, &params, batch, counts, None, Remat::Full, Gradients::Without);
+        let losses = losses(&config, &fold(&config, &params), batch, counts);
         [losses.main, losses.mtp, counts.main].into_iter().zip(["main", "mtp", "count"]).for_each(
             |(x, name)| {
                 f.output(name, x);
@@ -166,7 +166,8 @@ fn the_end_of_a_document_is_a_target() {
 }
 
 /// A large eps keeps the rounding of gradients near 0 from deciding the sign of a whole update.
-const ADAMW: AdamW = AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-2, weight_decay: 0.1, clip: 1.0 };
+const ADAMW: AdamW =
+    AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-2, weight_decay: 0.1, clip: 1.0, first_moment: DType::F32 };
 
 /// One step's results: the state, and the metrics.
 struct Step {
@@ -310,10 +311,13 @@ fn gradients_are_finite_differences() {
             let program = Program::build("along", |f| {
                 let at = f.input("at", Type::scalar(DType::F32));
                 let mut seed = 40;
-                let params = inputs(f, &config).map(|_, p| {
+                let directions = specs(&config).map(|_, spec| {
                     seed += 1;
-                    p + f.constant(&numbers(p.ty(), seed)) * (at * 0.1).broadcast_in_dim(p.shape(), &[])
+                    f.constant(&numbers(spec.ty, seed)) * 0.1
                 });
+                let params = inputs(f, &config)
+                    .zip(directions.clone())
+                    .map(|_, (p, direction)| p + direction * at.broadcast_in_dim(p.shape(), &[]));
                 let ids: Vec<i32> = tokens(12, 3).iter().map(|id| id % 13).collect();
                 let segments = [0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, -1].map(|x: i32| x);
                 let constant = |ints: &[i32]| f.constant(&Host::new([2, 6], ints));
@@ -323,9 +327,13 @@ fn gradients_are_finite_differences() {
                 let tokens = Dropout::token_indices(word(0), 12);
                 let dropout = Dropout { rate: config.dropout, key: [word(5), word(6)], tokens };
                 let dropout = (config.dropout > 0.0).then_some(dropout);
-                let total = losses(&config, &params, batch, counts, dropout, remat, Gradients::With).total;
-                f.output("loss", total);
-                f.output("slope", grad(total, &[at])[0]);
+                let weights = fold(&config, &params);
+                let (losses, folded) = gradients(&config, &weights, batch, counts, dropout, remat, None);
+                let gradients = unfold_gradients(&config, &params, &folded);
+                let along = gradients.zip(directions).into_flat().into_iter();
+                let slope = along.map(|(_, (gradient, direction))| (gradient * direction).sum_all());
+                f.output("loss", losses.total);
+                f.output("slope", slope.reduce(|a, b| a + b).unwrap());
             });
             let program = lowered(&program);
             let at = |distance: f32| -> [f64; 2] {
@@ -391,4 +399,27 @@ fn masks_keep_their_rate_wherever_a_token_is() {
         let deviation = (rate * (1.0 - rate) / (n * width) as f64).sqrt();
         assert!((part - (1.0 - rate)).abs() < 4.0 * deviation, "mask {i} keeps {part}");
     }
+}
+
+/// What a policy keeps is not computed again: the forward kernels stand once in a step that keeps their results.
+#[test]
+fn what_is_kept_is_not_computed_again() {
+    fn calls(func: &engine::Func, found: &mut Vec<String>) {
+        for node in func.nodes() {
+            if let engine::Op::KernelCall(kernel) = &node.op {
+                found.push(kernel.0.name().split('(').next().unwrap().to_owned());
+            }
+            node.op.bodies().into_iter().for_each(|body| calls(body, found));
+        }
+    }
+    let count = |remat| {
+        let shape = BatchShape { accumulation: 2, micro: 2, seq: SEQ };
+        let mut found = Vec::new();
+        calls(step_program(&config(), shape, ADAMW, remat).main(), &mut found);
+        ["diff_attention", "diff_attention_backward", "swiglu", "scaled_linear"]
+            .map(|name| found.iter().filter(|found| *found == name).count())
+    };
+    assert_eq!(count(Remat::Full), [2, 1, 2, 2]);
+    // Of SwiGLU the products are kept; the activation is made again from these.
+    assert_eq!(count(Remat::Selective), [1, 1, 1, 1]);
 }

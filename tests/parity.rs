@@ -3,10 +3,10 @@
 
 use engine::pjrt::Client;
 use engine::plugin::Platform;
-use engine::{Compiled, DType, Host, KernelChoice, Program, Target, Type, grad, passes};
-use kernels::Gradients;
-use model::loss::{Counts, losses};
-use model::{Batch, Config, Params, Remat, specs, token_log_probs};
+use engine::{Compiled, DType, Host, KernelChoice, Program, Target, Type, passes};
+use model::folded::unfold_gradients;
+use model::loss::{Counts, gradients};
+use model::{Batch, Config, Params, Remat, fold, specs, token_log_probs};
 use serde_json::Value;
 use tests::golden;
 use train::checkpoint::read_params;
@@ -66,15 +66,15 @@ fn log_probabilities_losses_and_gradients() {
         let params = specs(&config).map(|name, spec| f.input(name, spec.ty));
         let ty = Type::i32([2, 64]);
         let batch = Batch { ids: f.input("ids", ty.clone()), segments: f.input("segments", ty) };
-        let (next, after) = token_log_probs(&config, &params, batch);
+        let weights = fold(&config, &params);
+        let (next, after) = token_log_probs(&config, &weights, batch);
         let counts = Counts::of(batch.segments);
-        let losses = losses(&config, &params, batch, counts, None, Remat::Selective, Gradients::With);
+        let (losses, folded) = gradients(&config, &weights, batch, counts, None, Remat::Selective, None);
         f.output("next", next);
         f.output("after", after.unwrap());
         f.output("loss", losses.total);
-        let wrt: Vec<_> = params.iter().map(|(_, p)| *p).collect();
-        for ((name, _), gradient) in params.iter().zip(grad(losses.total, &wrt)) {
-            f.output(&format!("gradient.{name}"), gradient);
+        for (name, gradient) in unfold_gradients(&config, &params, &folded).iter() {
+            f.output(&format!("gradient.{name}"), *gradient);
         }
     });
     let mut args: Vec<Host> =
@@ -93,7 +93,8 @@ fn log_probabilities_losses_and_gradients() {
 fn three_optimiser_steps() {
     let (config, expected) = (config(), expected());
     let shape = BatchShape { accumulation: 1, micro: 2, seq: 64 };
-    let adamw = AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, clip: 1.0 };
+    let adamw =
+        AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, clip: 1.0, first_moment: DType::F32 };
     let step = compile(&step_program(&config, shape, adamw, Remat::Full));
     let weights = params("model.safetensors").into_flat().into_iter().map(|(_, host)| host);
     let moments = || specs(&config).into_flat().into_iter().map(|(_, spec)| Host::zeros(spec.ty));

@@ -193,6 +193,7 @@ impl Kernel for Double {
                     results: args.to_vec(),
                     aliases: vec![],
                     interpreter: None,
+                    in_place: None,
                 }
                 .alone(args),
             ),
@@ -395,7 +396,7 @@ fn gradients_that_make_no_sense_are_refused() {
     let types = refused(|g| {
         let x = g.input("x", Type::f32([2]));
         let total = g.input("total", Type::new(DType::Bf16, [2]));
-        g.output("d", grad_into(x.sum_all(), &[x], &[total])[0]);
+        g.output("d", grad_into(x.sum_all(), &[x], &[Some(total)])[0]);
     });
     assert_eq!(types, "grad_into: an accumulator for f32[2] has type bf16[2]");
     let outer = refused(|g| {

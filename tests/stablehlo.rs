@@ -196,6 +196,7 @@ impl Kernel for InPlace {
                     results: args.to_vec(),
                     aliases: vec![(0, 0), (1, 1)],
                     interpreter: None,
+                    in_place: None,
                 }
                 .alone(args),
             ),
@@ -209,7 +210,8 @@ fn custom_call() -> Program {
         let stack = g.input("stack", Type::f32([4, 8]));
         let layer = g.input("layer", Type::i32([]));
         let results = g.kernel(InPlace, &[stack, layer]);
-        g.output_over("stack", results[0].pinned(engine::Layout { minor_to_major: vec![1, 0] }), stack);
+        let [over] = Tensor::pinned([results[0]]);
+        g.output_over("stack", over, stack);
         g.output("layer", results[1]);
     })
 }
@@ -225,7 +227,11 @@ fn accumulating() -> Program {
             names.iter().zip(mlp.weights()).map(|(name, ty)| g.input(&format!("total.{name}"), ty)).collect();
         let loss = residual_mlp(x, &weights, &Save::Everything);
         g.output("loss", loss);
-        for ((name, sum), total) in names.iter().zip(grad_into(loss, &weights, &totals)).zip(&totals) {
+        for ((name, sum), total) in names
+            .iter()
+            .zip(grad_into(loss, &weights, &totals.iter().copied().map(Some).collect::<Vec<_>>()))
+            .zip(&totals)
+        {
             g.output_over(name, sum, *total);
         }
     })

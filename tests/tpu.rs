@@ -3,8 +3,8 @@
 use engine::passes::{self, Form};
 use engine::pjrt::CompileOptions;
 use engine::{
-    Backward, CustomCall, Kernel, KernelChoice, Layout, Lowering, Program, Save, ShapeError, Sharding,
-    Target, Tensor, Type, grad,
+    Backward, CustomCall, Kernel, KernelChoice, Lowering, Program, Save, ShapeError, Sharding, Target,
+    Tensor, Type, grad,
 };
 use tests::{Mlp, mlp_step, residual_mlp, tpu};
 
@@ -116,6 +116,7 @@ impl Kernel for Twice {
                 results: args.to_vec(),
                 aliases: vec![(0, 0)],
                 interpreter: None,
+                in_place: None,
             }
             .alone(args),
         )
@@ -139,7 +140,7 @@ fn base64(bytes: &[u8]) -> String {
 fn a_native_kernel_compiles_in_place_with_its_gradient() {
     let program = Program::build("native", |g| {
         let x = g.input("x", Type::f32([8, 128]));
-        let y = g.kernel(Twice, &[x])[0].pinned(Layout { minor_to_major: vec![1, 0] });
+        let [y] = Tensor::pinned([g.kernel(Twice, &[x])[0]]);
         let loss = (y * y).mean(&[0, 1]);
         g.output_over("x", x - grad(loss, &[x])[0], x);
         g.output("loss", loss);

@@ -1,8 +1,8 @@
 //! Reverse-mode gradients, first order: one loop from the last node to the first, one rule for each op.
 
 use crate::ir::{Builder, Func, Node, Tensor, Value};
-use crate::ops::Op;
-use crate::types::Type;
+use crate::ops::{DotGeneral, Op};
+use crate::types::{DType, Type};
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// Why an op has no gradient, in words for the author.
@@ -77,8 +77,8 @@ impl<'f> Vjp<'f> {
         &self.wanted
     }
 
-    /// The cotangent that operand `i` has from its other users so far; a rule may add to it in place.
-    /// Given for the first of equal operands only.
+    /// The cotangent that operand `i` has from its other users so far, perhaps of a wider type; a rule may add to it in
+    /// place. Given for the first of equal operands only.
     pub(crate) fn so_far(&self, i: usize) -> Option<Tensor<'f>> {
         self.so_far[i]
     }
@@ -94,21 +94,28 @@ pub fn grad<'f>(loss: Tensor<'f>, wrt: &[Tensor<'f>]) -> Vec<Tensor<'f>> {
     gradient(loss, wrt, &vec![None; wrt.len()])
 }
 
-/// [`grad`] added to accumulators, in place where the op allows it: the gradient of a scanned layer's weights is added
-/// to its slice of the accumulator inside the loop, so that no second set of gradients ever exists.
+/// [`grad`] added to accumulators where there are any, in place where the op allows it: the gradient of a scanned layer's weights is added
+/// to its slice of the accumulator inside the loop, so that no second set of gradients ever exists. An accumulator may
+/// be of a wider type than its tensor: `f32` sums of the gradients of `bf16` weights.
 ///
 /// # Panics
-/// As [`grad`], and if an accumulator's type is not that of its tensor.
+/// As [`grad`], and if an accumulator has another shape than its tensor or a narrower type.
 #[track_caller]
-pub fn grad_into<'f>(loss: Tensor<'f>, wrt: &[Tensor<'f>], accumulators: &[Tensor<'f>]) -> Vec<Tensor<'f>> {
+pub fn grad_into<'f>(
+    loss: Tensor<'f>,
+    wrt: &[Tensor<'f>],
+    accumulators: &[Option<Tensor<'f>>],
+) -> Vec<Tensor<'f>> {
     assert!(wrt.len() == accumulators.len(), "grad_into: wants one accumulator for each tensor");
     for (i, (tensor, accumulator)) in wrt.iter().zip(accumulators).enumerate() {
         let twice = wrt[..i].iter().any(|other| other.value() == tensor.value());
         assert!(!twice, "grad_into: {} is given twice; it has one gradient", described(*tensor));
+        let Some(accumulator) = accumulator else { continue };
         let (wanted, found) = (tensor.ty(), accumulator.ty());
-        assert!(wanted == found, "grad_into: an accumulator for {wanted} has type {found}");
+        let fits = wanted.shape == found.shape && found.dtype.is_float() && found.bytes() >= wanted.bytes();
+        assert!(fits, "grad_into: an accumulator for {wanted} has type {found}");
     }
-    gradient(loss, wrt, &accumulators.iter().copied().map(Some).collect::<Vec<_>>())
+    gradient(loss, wrt, accumulators)
 }
 
 #[track_caller]
@@ -201,7 +208,7 @@ pub(crate) fn vjp<'f>(
     }
     sums.extend(from_start);
     let add = |sums: &mut HashMap<Value, Tensor<'f>>, to: Value, ct: Tensor<'f>| {
-        let sum = sums.get(&to).map_or(ct, |&sum| sum + ct);
+        let sum = sums.get(&to).map_or(ct, |&sum| sum + widened(ct, sum.dtype()));
         sums.insert(to, sum);
     };
     for (output, ct) in outputs.iter().zip(cts) {
@@ -235,8 +242,9 @@ pub(crate) fn vjp<'f>(
         for (i, flow) in flows.into_iter().enumerate().filter(|(i, _)| rule.wanted(*i)) {
             let operand = node.operands[i];
             let (Cotangent::Add(ct) | Cotangent::Total(ct)) = flow else { continue };
+            let summed = sums.get(&operand).map(|sum| sum.ty());
             assert!(
-                ct.ty() == builder.ty(operand),
+                ct.ty() == builder.ty(operand) || Some(ct.ty()) == summed,
                 "the gradient rule of {} gives operand {i} a cotangent {} instead of {}",
                 node.op.name(),
                 ct.ty(),
@@ -251,9 +259,26 @@ pub(crate) fn vjp<'f>(
     }
     let total = |tensor: &Tensor<'f>| {
         let sum = *sums.get(&tensor.value()).filter(|_| touched.contains(&tensor.value()))?;
-        Some(at_end.get(&tensor.value()).map_or(sum, |&start| start + sum))
+        Some(
+            at_end
+                .get(&tensor.value())
+                .map_or(sum, |&start: &Tensor<'f>| start + widened(sum, start.dtype())),
+        )
     };
     wrt.iter().map(total).collect()
+}
+
+/// A cotangent on its way into a sum of a wider type. A matrix product's own sums are wide: they are not rounded first.
+pub(crate) fn widened<'f>(ct: Tensor<'f>, dtype: DType) -> Tensor<'f> {
+    let dot = ct.builder().with_node(ct.value().node, |node| match &node.op {
+        Op::DotGeneral(dot) if dot.dtype != dtype => {
+            Some((DotGeneral { dtype, ..dot.clone() }, node.operands.clone()))
+        }
+        _ => None,
+    });
+    let Some((dot, operands)) = dot else { return ct.convert(dtype) };
+    let operands: Vec<Tensor<'f>> = operands.into_iter().map(|value| ct.builder().tensor(value)).collect();
+    ct.builder().push(dot, &operands)[0]
 }
 
 /// A function's forward nodes, and behind them its gradient, in one scratch builder. Region ops cut their forward and
@@ -388,7 +413,17 @@ impl<'g> Linearized<'g> {
         for index in needed {
             let node = self.builder.node(index);
             let operands: Vec<Tensor<'h>> = node.operands.iter().map(|value| made[value]).collect();
-            let results = into.attributed(node.at, || into.push(node.op.clone(), &operands));
+            let known = || {
+                let of_node = |result: usize| Value { node: index, result: result as u32 };
+                (0..node.types.len()).map(|result| made.get(&of_node(result)).copied()).collect::<Vec<_>>()
+            };
+            let results = into.attributed(node.at, || {
+                let again = match &node.op {
+                    Op::KernelCall(kernel) => kernel.0.again(&operands, &known()),
+                    _ => None,
+                };
+                again.unwrap_or_else(|| into.push(node.op.clone(), &operands))
+            });
             for (result, tensor) in (0u32..).zip(results) {
                 // a value that was given stays what was given
                 made.entry(Value { node: index, result }).or_insert(tensor);

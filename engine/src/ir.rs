@@ -52,7 +52,8 @@ pub struct Func {
 }
 
 impl Func {
-    /// Keeps what `results` need out of `nodes`. Parameters with an index of `params` or more are not part of the function.
+    /// Keeps what `results` need out of `nodes`, and the names that stand on it: a name that nobody reads on still tells
+    /// what a gradient may save. Parameters with an index of `params` or more are not part of the function.
     pub(crate) fn extract(nodes: &[Node], params: usize, results: &[Value]) -> Func {
         let mut live = vec![false; nodes.len()];
         for value in results {
@@ -67,6 +68,11 @@ impl Func {
                 for operand in &node.operands {
                     live[operand.node as usize] = true;
                 }
+            }
+        }
+        for (index, node) in nodes.iter().enumerate() {
+            if let (Op::Named(_), [operand]) = (&node.op, &node.operands[..]) {
+                live[index] |= live[operand.node as usize];
             }
         }
         let mut renumbered = vec![u32::MAX; nodes.len()];
@@ -173,6 +179,8 @@ pub struct Builder<'p> {
     state: RefCell<State>,
     /// While a gradient rule runs: the line of the forward node, given to every node that the rule makes.
     author: Cell<Option<&'static Location<'static>>>,
+    /// The gradient is cut from the function that it is made in, into a loop of its own.
+    pub(crate) cut: bool,
 }
 
 #[derive(Default)]
@@ -202,7 +210,12 @@ pub struct Tensor<'f> {
 
 impl<'f> Builder<'f> {
     pub(crate) fn new() -> Builder<'f> {
-        Builder { parent: None, state: RefCell::default(), author: Cell::new(None) }
+        Builder { parent: None, state: RefCell::default(), author: Cell::new(None), cut: false }
+    }
+
+    /// The builder of a function whose gradient goes into a loop of its own.
+    pub(crate) fn to_be_cut() -> Builder<'f> {
+        Builder { cut: true, ..Builder::new() }
     }
 
     /// The builder of a program's main function.
@@ -212,7 +225,7 @@ impl<'f> Builder<'f> {
     }
 
     pub(crate) fn nested(parent: &'f Builder<'f>) -> Builder<'f> {
-        Builder { parent: Some(parent), state: RefCell::default(), author: Cell::new(parent.author.get()) }
+        Builder { parent: Some(parent), author: Cell::new(parent.author.get()), ..Builder::new() }
     }
 
     /// Adds the next parameter.

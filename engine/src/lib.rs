@@ -76,6 +76,7 @@ pub mod pjrt;
 pub mod plugin;
 mod program;
 pub mod random;
+mod stacks;
 mod text;
 mod types;
 mod wheel;
@@ -85,10 +86,12 @@ pub use eval::{Array, Rounding, evaluate};
 pub use grad::{grad, grad_into};
 pub use host::{Element, Host};
 pub use ir::{Builder, Func, Node, Tensor, Value};
-pub use ops::collective::{Layout, Sharding};
+pub use ops::collective::Sharding;
 pub use ops::control::Save;
 pub use ops::elementwise::Operand;
-pub use ops::kernel::{Backward, CustomCall, Interpreter, Kernel, KernelChoice, Lowering, Target};
+pub use ops::kernel::{
+    Backward, CustomCall, InPlace, Interpreter, Kernel, KernelChoice, Lowering, Places, Target,
+};
 pub use ops::random::threefry;
 pub use ops::reduce::{Direction, Reduction};
 pub use ops::scan::ScanOptions;

@@ -8,6 +8,7 @@ use crate::ops::kernel::{KernelChoice, Lowering, Target};
 use crate::ops::leaf::ConstantData;
 use crate::ops::{Binary, Call, Constant, Op};
 use crate::program::Program;
+use crate::stacks::in_place;
 use crate::types::Type;
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -68,7 +69,7 @@ fn verify_func(func: &Func) -> Result<(), String> {
 }
 
 /// Rebuilds a function, bodies first, giving `rule` the chance to replace each node.
-fn rewrite<R>(func: &Func, rule: &mut R) -> Func
+pub(crate) fn rewrite<R>(func: &Func, rule: &mut R) -> Func
 where
     R: for<'f> FnMut(&'f Builder<'f>, &Op, &[Tensor<'f>]) -> Option<Vec<Tensor<'f>>>,
 {
@@ -200,13 +201,17 @@ pub fn select(program: &Program, target: Target, choice: KernelChoice) -> (Progr
     (program.with_main(main), chosen.into_iter().collect())
 }
 
-/// [`select`], then [`fold`], then [`verify`]: what stands between a built program and its text.
+/// [`select`], calls in place (`stacks.rs`), then [`fold`], then [`verify`]: what stands between a built program and its text.
 ///
 /// # Panics
 /// If the result is not sound: a bug in a pass or in a kernel's lowering.
 pub fn lower(program: &Program, target: Target, choice: KernelChoice) -> (Program, Vec<(String, Form)>) {
     let (selected, forms) = select(program, target, choice);
-    let lowered = fold(&selected);
+    let in_place = match target {
+        Target::TpuV6e => selected.with_main(in_place(selected.main())),
+        Target::Cpu | Target::Cuda => selected,
+    };
+    let lowered = fold(&in_place);
     if let Err(fault) = verify(&lowered) {
         panic!("lowering for {target:?}: {fault}");
     }

@@ -83,7 +83,7 @@ fn program(case: Case) -> (Program, KernelChoice) {
         Case::SwiGlu { rate, choice } => {
             let (n, m, i) = (16384, 1536, 4096);
             let program = Program::build("swiglu", |f| {
-                let mut args = vec![f.input("x", bf16(vec![n, m]))];
+                let mut args = vec![f.input("x", bf16(vec![n, m])), f.input("scale", Type::f32([n]))];
                 args.extend(["gate", "up"].map(|name| f.input(name, bf16(vec![m, i]))));
                 if rate > 0.0 {
                     let words = [("rows", n), ("columns", i)];

@@ -12,17 +12,22 @@ use engine::{
     Type,
 };
 
-/// Whether the gradients are computed beside the loss.
+/// Which gradients are computed beside the loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub enum Gradients {
-    With,
+    /// None.
     Without,
+    /// That of h and that of W.
+    With,
+    /// That of h, and that of W added to a sum of many calls while it is made: W has no gradient besides. A sum of its
+    /// own for each call would be written as zeros, read, and added: for the vocabulary of `1b` 1 % of a step each.
+    Into,
 }
 
 /// Arguments: h `[n, m]`, W `[v, m]` of one float type, targets `[n]` i32, weights `[n]` f32 (0 where there is no
-/// target; their normalisation is the caller's). Results: the weighted sum of `lse - z_t + z_loss lse^2`, a scalar f32,
-/// and with gradients dh `[n, m]` and dW `[v, m]`, both for a cotangent of 1.
+/// target; their normalisation is the caller's), and for [`Gradients::Into`] the sum `[v, m]` f32. Results: the weighted
+/// sum of `lse - z_t + z_loss lse^2`, a scalar f32, and with gradients dh `[n, m]` and dW `[v, m]` or the new sum, both
+/// for a cotangent of 1.
 #[derive(Clone, Debug)]
 pub struct LinearCrossEntropy {
     /// Soft cap of the logits, `cap tanh(x / cap)`; 0 is off.
@@ -40,15 +45,16 @@ pub struct LinearCrossEntropy {
 fn chunk_of(target: Target) -> usize {
     match target {
         // By libtpu's estimate the pass over the f32 sum of dW does not hide behind a product of 1024 tokens: 87
-        // Mcycles for 16384 tokens, 66 with 2048.
-        Target::TpuV6e => 2048,
+        // Mcycles for 16384 tokens, 66 with 2048; with 64 MiB of on-chip memory for an operation 60 with 2048 and 52
+        // with 4096 (V6E A 3).
+        Target::TpuV6e => 4096,
         Target::Cpu | Target::Cuda => 1024,
     }
 }
 
 impl LinearCrossEntropy {
     fn check(&self, args: &[Type]) -> Result<(), ShapeError> {
-        let [h, w, targets, weights] = args else {
+        let [h, w, targets, weights, sum @ ..] = args else {
             return Err(ShapeError("wants h, W, targets and weights".to_owned()));
         };
         let fits = h.rank() == 2
@@ -63,6 +69,13 @@ impl LinearCrossEntropy {
         let wide = wide(h.dtype);
         if *targets != Type::i32([n]) || *weights != Type::new(wide, [n]) {
             return Err(ShapeError(format!("wants targets i32[{n}] and weights {wide}[{n}]")));
+        }
+        let wanted = match self.gradients {
+            Gradients::Into => vec![w.with_dtype(wide)],
+            Gradients::With | Gradients::Without => vec![],
+        };
+        if sum != wanted {
+            return Err(ShapeError(format!("wants {wanted:?} behind the weights")));
         }
         if self.columns == 0 || self.columns > w.shape[0] {
             return Err(ShapeError(format!("{} columns of {}", self.columns, w.shape[0])));
@@ -117,6 +130,8 @@ impl LinearCrossEntropy {
         let loss = (weights * (lse - y_target + lse * lse * self.z_loss)).sum(&[0]);
         let Some(dw) = dw else { return (loss, None) };
         let q = self.slope(y).map_or(e, |slope| self.real(e * slope, 0.0)).convert(narrow);
+        // Without the pin libtpu stores q in f32 and rounds it in both products' loops.
+        let [q] = Tensor::pinned([q]);
         let scale = weights * (1.0 + lse * (2.0 * self.z_loss)) / sum; // w (1 + 2 z lse) / s
         let c = self.slope(y_target).map_or(weights, |slope| weights * slope);
         let (along_h, c) = (scale.along(rows, &[0]), c.along(rows, &[0]));
@@ -128,15 +143,21 @@ impl LinearCrossEntropy {
     }
 
     fn portable<'f>(&self, f: &'f Builder<'f>, args: &[Tensor<'f>], chunk: usize) -> Vec<Tensor<'f>> {
-        let &[h, w, targets, weights] = args else { unreachable!("checked when the kernel was called") };
+        let &[h, w, targets, weights, ref sum @ ..] = args else {
+            unreachable!("checked when the kernel was called")
+        };
         let (n, m) = (h.dim(0), h.dim(1));
         let chunk = (1..=chunk.min(n)).rev().find(|size| n % size == 0).unwrap_or(n);
-        let dw = w.convert(wide(w.dtype())).zeros_like();
-        let with = self.gradients == Gradients::With;
+        let dw = match self.gradients {
+            Gradients::Without => None,
+            Gradients::With => Some(f.zeros(w.ty().with_dtype(weights.dtype()))),
+            Gradients::Into => Some(sum[0]),
+        };
+        let finished = |dw: Tensor<'f>| if sum.is_empty() { dw.convert(w.dtype()) } else { dw };
         if chunk == n {
-            let (loss, grads) = self.chunk(h, w, targets, weights, with.then_some(dw));
+            let (loss, grads) = self.chunk(h, w, targets, weights, dw);
             return match grads {
-                Some([dh, dw]) => vec![loss, dh, dw.convert(w.dtype())],
+                Some([dh, dw]) => vec![loss, dh, finished(dw)],
                 None => vec![loss],
             };
         }
@@ -144,7 +165,7 @@ impl LinearCrossEntropy {
         let xs =
             [h.reshape([count, chunk, m]), targets.reshape([count, chunk]), weights.reshape([count, chunk])];
         let zero = f.zeros(Type::scalar(weights.dtype()));
-        let carry = if with { vec![zero, dw] } else { vec![zero] };
+        let carry: Vec<Tensor<'f>> = std::iter::once(zero).chain(dw).collect();
         let (sums, parts) = f.scan(ScanOptions::over(count), &carry, &xs, |g, carry, x| {
             let (loss, grads) = self.chunk(x[0], g.capture(w), x[1], x[2], carry.get(1).copied());
             let mut next = vec![carry[0] + loss];
@@ -152,8 +173,8 @@ impl LinearCrossEntropy {
             (next, grads.into_iter().map(|[dh, _]| dh).collect())
         });
         let mut results = vec![sums[0]];
-        if with {
-            results.extend([parts[0].reshape([n, m]), sums[1].convert(w.dtype())]);
+        if dw.is_some() {
+            results.extend([parts[0].reshape([n, m]), finished(sums[1])]);
         }
         results
     }
@@ -171,14 +192,17 @@ impl Kernel for LinearCrossEntropy {
         self.check(args)?;
         let loss = Type::scalar(wide(args[0].dtype));
         Ok(match self.gradients {
-            Gradients::With => vec![loss, args[0].clone(), args[1].clone()],
             Gradients::Without => vec![loss],
+            Gradients::With => vec![loss, args[0].clone(), args[1].clone()],
+            Gradients::Into => vec![loss, args[0].clone(), args[4].clone()],
         })
     }
 
     /// All logits at once, and the gradient as the textbook writes it.
     fn reference<'f>(&self, args: &[Tensor<'f>]) -> Vec<Tensor<'f>> {
-        let &[h, w, targets, weights] = args else { unreachable!("checked when the kernel was called") };
+        let &[h, w, targets, weights, ref into @ ..] = args else {
+            unreachable!("checked when the kernel was called")
+        };
         let (n, v) = (h.dim(0), w.dim(0));
         let y = self.logits(h, w);
         let top = y.reduce_max(&[1]).stop_gradient();
@@ -196,7 +220,11 @@ impl Kernel for LinearCrossEntropy {
         let p = e / sum.along(e, &[0]) * (1.0 + lse * (2.0 * self.z_loss)).along(e, &[0]);
         let dy = (p - hot.convert(p.dtype())) * weights.along(p, &[0]);
         let dz = self.real(self.slope(y).map_or(dy, |slope| dy * slope), 0.0).convert(h.dtype());
-        vec![loss, dz.einsum("nv,vm->nm", w), dz.einsum("nv,nm->vm", h)]
+        let dw = match into {
+            [] => dz.einsum("nv,nm->vm", h),
+            into => into[0] + dz.einsum_as("nv,nm->vm", h, weights.dtype()),
+        };
+        vec![loss, dz.einsum("nv,vm->nm", w), dw]
     }
 
     fn vjp<'f>(
@@ -206,10 +234,13 @@ impl Kernel for LinearCrossEntropy {
         cts: &[Tensor<'f>],
         wanted: &[bool],
     ) -> Backward<'f> {
+        let scaled = |grad: Tensor<'f>| Some(grad * cts[0].convert(grad.dtype()));
         match (self.gradients, wanted) {
             (Gradients::With, [_, _, _, false]) => {
-                let scaled = |grad: Tensor<'f>| Some(grad * cts[0].convert(grad.dtype()));
                 Backward::Grads(vec![scaled(results[1]), scaled(results[2]), None, None])
+            }
+            (Gradients::Into, [_, _, _, false, false]) => {
+                Backward::Grads(vec![scaled(results[1]), None, None, None, None])
             }
             _ => Backward::OfReference("the loss alone was asked for, or a gradient for the weights"),
         }

@@ -5,6 +5,7 @@
 //! |---|---|---|---|
 //! | [`DiffAttention`] | one block of all rows | blocks of rows up to the diagonal | forward and backward, `diff_attention/{forward,backward}.rs` |
 //! | [`SwiGlu`] | plain ops, which XLA fuses | the reference | forward, `swiglu/tiles.rs`; chosen only by name |
+//! | [`ScaledLinear`] | plain ops, which XLA fuses | the reference | none |
 //! | [`LinearCrossEntropy`] | all logits at once | chunks of tokens, loss and gradients in one visit | the portable form |
 //!
 //! A kernel's form is a pure function of its operands' types, the target and `kernels = "auto" | "portable" | "native" |
@@ -18,12 +19,15 @@
 mod cross_entropy;
 mod diff_attention;
 mod dropout;
+mod row_dot;
+mod scaled_linear;
 mod swiglu;
 pub mod tile;
 
 pub use cross_entropy::{Gradients, LinearCrossEntropy};
 pub use diff_attention::{DiffAttention, HeadNorm, Keys, ROWS, Tiling, document_starts, rotate};
 pub use dropout::dropout_mask;
+pub use scaled_linear::{ScaledLinear, rms_scale};
 pub use swiglu::SwiGlu;
 
 use engine::DType;

@@ -1,6 +1,9 @@
 //! The native forms, run by the tile interpreter, against the references: the numbers of the very programs that a TPU gets.
 
-use engine::{Array, DType, Host, KernelChoice, Program, Rounding, Target, Type, evaluate, grad, passes};
+use engine::{
+    Array, DType, Host, KernelChoice, Locations, Program, Rounding, ScanOptions, Target, Type, evaluate,
+    grad, passes,
+};
 use kernels::{DiffAttention, HeadNorm, Keys, ROWS, SwiGlu, Tiling};
 
 /// Numbers that look random.
@@ -161,7 +164,8 @@ fn swiglu_is_its_reference() {
         [(DType::F32, 0.0, 1e-5), (DType::F32, 0.3, 1e-5), (DType::Bf16, 0.1, 2f64.powi(-7))]
     {
         let program = Program::build("swiglu", |f| {
-            let mut args = vec![f.input("x", Type::new(dtype, [n, m]))];
+            let scale = f.input("scale", Type::f32([n]));
+            let mut args = vec![f.input("x", Type::new(dtype, [n, m])), scale * 0.5 + 1.0];
             args.extend(["gate", "up"].map(|name| f.input(name, Type::new(dtype, [m, i]))));
             if rate > 0.0 {
                 args.push(f.input("rows", Type::new(DType::U32, [n])));
@@ -189,5 +193,60 @@ fn swiglu_is_its_reference() {
             println!("{dtype} rate {rate} {error:.1e}");
             assert!(error < tolerance, "{error:e}");
         }
+    }
+}
+
+/// In a loop over layers, with two sequences a layer: rows of stacks are read and written where they lie, by forward and
+/// backward kernel, also those that others read too.
+#[test]
+fn attention_works_in_stacks() {
+    let (layers, batch, seq, heads, groups, d) = (3, 2, 32, 2, 2, 8);
+    let kernel = DiffAttention {
+        heads,
+        groups,
+        head_dim: d,
+        value_dim: 2 * d,
+        keys: Keys::PerMap,
+        norm: HeadNorm::Rms { eps: 1e-5 },
+        cap: 0.0,
+        rows: ROWS,
+        tiling: Some(Tiling { block: 8, groups: 2, heads: 1 }),
+    };
+    let program = Program::build("layers", |f| {
+        let (m, w) = (heads * 2 * d, 2 * d * (heads + groups) + 2 * d * groups);
+        let x = f.input("x", Type::f32([batch, seq, m]));
+        let weights = f.input("weights", Type::f32([layers, m, w]));
+        let table = |name: &str| f.input(name, Type::f32([seq, d / 2]));
+        let (cos, sin) = (table("cos"), table("sin"));
+        let lambda = f.input("lambda", Type::scalar(DType::F32));
+        let starts = f.input("starts", Type::i32([batch, seq]));
+        let (y, _) = f.scan(ScanOptions::over(layers), &[x], &[weights], |g, x, weights| {
+            let rows = x[0].reshape([batch * seq, m]).matmul(weights[0]);
+            let shared = [cos, sin, lambda, starts].map(|tensor| g.capture(tensor));
+            let args = [&[rows.reshape([batch, seq, w])], &shared[..]].concat();
+            // y is saved for its square, and read by the kernel.
+            let y = g.kernel(kernel.clone(), &args)[0];
+            (vec![x[0] + y * y * 0.1], vec![])
+        });
+        let ct = f.input("ct", y[0].ty());
+        let loss = (y[0] * ct).sum_all();
+        f.output("y", y[0]);
+        for (name, grad) in ["dx", "d_weights"].into_iter().zip(grad(loss, &[x, weights])) {
+            f.output(name, grad);
+        }
+    });
+    let args = arguments(&program, &[11], 5);
+    let truth = evaluate(&program, &args, Rounding::None);
+    let (native, _) = passes::lower(&program, Target::TpuV6e, KernelChoice::Native);
+    let text = native.text(Locations::Omit);
+    assert_eq!(text.matches("@tpu_custom_call").count(), 2);
+    // y, O2 and the statistics are written into stacks by the call, and qkv before it.
+    assert_eq!(text.matches("@AllocateBuffer").count(), 4);
+    for ((port, found), truth) in
+        program.outputs().iter().zip(&evaluate(&native, &args, Rounding::None)).zip(&truth)
+    {
+        let error = error(found, truth, 0.0);
+        println!("{} {error:.1e}", port.name);
+        assert!(error < 1e-5, "{}: {error:e}", port.name);
     }
 }

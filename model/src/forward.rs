@@ -1,14 +1,14 @@
-//! The trunk: embedding, blocks scanned over layers, final norm. Functions over named parameters.
+//! The trunk: embedding, blocks scanned over layers, final norm. Functions over named weights in their folded form.
 //!
-//! Master weights are `f32`; each is converted to the compute type where it is used. Norms, softmaxes, lambda and RoPE
-//! are computed in `f32`.
+//! Activations are matrices of tokens, `[n, m]`, in the compute type; norms, softmaxes, lambda and RoPE are computed in
+//! `f32`.
 
 use crate::config::{Attention, Compute, Config};
 use crate::dropout::{Dropout, Masks, Site};
-use crate::params::{Block, Diff, Params};
+use crate::folded::{Folded, FoldedBlock};
 use crate::rope::rope_tables;
-use engine::{Builder, DType, Host, Save, ScanOptions, Tensor, Type};
-use kernels::{DiffAttention, HeadNorm, Keys, ROWS, SwiGlu, document_starts};
+use engine::{Builder, DType, Save, ScanOptions, Tensor, Type};
+use kernels::{DiffAttention, HeadNorm, Keys, ROWS, ScaledLinear, SwiGlu, document_starts, rms_scale};
 
 /// Token ids and document segments, `[b, s]` i32 each. Segments do not decrease along a row; a negative one is padding.
 #[derive(Clone, Copy, Debug)]
@@ -33,9 +33,9 @@ impl Remat {
     fn save(self) -> Save {
         match self {
             Remat::Full => Save::Only(Vec::new()),
-            Remat::Selective => {
-                Save::Only(["qkv", "o", "o2", "rows", "x1", "gate", "up"].map(str::to_owned).to_vec())
-            }
+            Remat::Selective => Save::Only(
+                ["scale", "qkv", "o", "o2", "rows", "x1", "scale1", "gate", "up"].map(str::to_owned).to_vec(),
+            ),
         }
     }
 }
@@ -62,23 +62,21 @@ struct Shared<'f> {
 /// Hidden states behind the final norm, `[b, s, m]` in the compute type.
 pub fn trunk<'f>(
     config: &Config,
-    params: &Params<Tensor<'f>>,
+    weights: &Folded<Tensor<'f>>,
     batch: Batch<Tensor<'f>>,
     dropout: Option<Dropout<'f>>,
     remat: Remat,
 ) -> Tensor<'f> {
     let f = batch.ids.builder();
-    let dtype = config.dtype.dtype();
+    let [b, s] = batch.ids.shape()[..] else { panic!("ids {} are not [b, s]", batch.ids.ty()) };
     let layers = config.num_hidden_layers;
-    let (cos, sin) = rope_tables(config, batch.ids.dim(1));
+    let (cos, sin) = rope_tables(config, s);
     let shared =
         Shared { starts: document_starts(batch.segments), rope: [f.constant(&cos), f.constant(&sin)] };
-    let x = params.embed.gather(batch.ids).convert(dtype); // [b, s, m]
-    let lambda_init: Vec<f32> = (0..layers).map(|layer| config.lambda_init(layer) as f32).collect();
+    let x = embedded(weights, batch.ids).reshape([b * s, config.hidden_size]); // [n, m]
     let mut stacks: Vec<Tensor<'f>> = Vec::new();
-    params.layers.as_ref().map(|_, &stack| stacks.push(stack));
-    stacks.push(f.constant(&Host::new([layers], &lambda_init)));
-    let weights = stacks.len() - 1;
+    weights.layers.clone().map(|_, stack| stacks.push(stack));
+    let of_weights = stacks.len();
     let rate = dropout.map_or(0.0, |dropout| dropout.rate);
     if let Some(dropout) = dropout {
         let words = dropout.words(layers, config.hidden_size.max(config.intermediate_size));
@@ -88,66 +86,62 @@ pub fn trunk<'f>(
         let operands: Vec<Tensor<'_>> = carry.iter().chain(slices).copied().collect();
         let x = g.call("block", remat.save(), &operands, |g, operands| {
             let (x, slices) = (operands[0], &operands[1..]);
-            let mut of_weights = slices[..weights].iter();
-            let p =
-                params.layers.as_ref().map(|_, _| *of_weights.next().expect("one slice for each parameter"));
+            let mut slice = slices[..of_weights].iter();
+            let weights =
+                weights.layers.clone().map(|_, _| *slice.next().expect("one slice for each weight"));
             let shared =
                 Shared { starts: g.capture(shared.starts), rope: shared.rope.map(|table| g.capture(table)) };
-            let masks = match slices[weights + 1..] {
+            let masks = match slices[of_weights..] {
                 [rows, columns] => Some(Masks { rate, rows, columns }),
                 _ => None,
             };
-            vec![block(config, &p, x, &shared, slices[weights], masks)]
+            vec![block(config, &weights, x, &shared, masks)]
         });
         (x, vec![])
     });
-    rms_norm(x[0], params.norm, config.rms_norm_eps) // [b, s, m]
+    rms_norm(x[0], weights.norm, config.rms_norm_eps).reshape([b, s, config.hidden_size])
 }
 
-/// `Y = X + Drop(Attention(Norm(X)))`, `X' = Y + Drop(MLP(Norm(Y)))`. x: `[b, s, m]`. Source: arXiv 2410.05258 eq. 4-5.
+/// `Y = X + Drop(Attention(Norm(X)))`, `X' = Y + Drop(MLP(Norm(Y)))`. x: `[n, m]`. Source: arXiv 2410.05258 eq. 4-5.
 fn block<'f>(
     config: &Config,
-    p: &Block<Tensor<'f>>,
+    weights: &FoldedBlock<Tensor<'f>>,
     x: Tensor<'f>,
     shared: &Shared<'f>,
-    lambda_init: Tensor<'f>,
     masks: Option<Masks<'f>>,
 ) -> Tensor<'f> {
-    let attended = attention(config, p, rms_norm(x, p.input_norm, config.rms_norm_eps), shared, lambda_init);
+    let scale = rms_scale(x, config.rms_norm_eps).named("scale");
+    let attended = attention(config, weights, x, scale, shared);
     let x = (x + dropped(attended, masks, Site::Attention)).named("x1");
-    let out = mlp(p, rms_norm(x, p.post_norm, config.rms_norm_eps), masks);
-    x + dropped(out, masks, Site::Mlp)
+    let scale = rms_scale(x, config.rms_norm_eps).named("scale1");
+    let [x] = Tensor::pinned([x + dropped(mlp(weights, x, scale, masks), masks, Site::Mlp)]);
+    x
 }
 
-/// `w x / sqrt(mean(x^2) + eps)` over the last axis, in f32; the result has x's type.
+/// `w x / sqrt(mean(x^2) + eps)` of each row, in f32; the result has x's type. x: `[n, m]`.
 fn rms_norm<'f>(x: Tensor<'f>, w: Tensor<'f>, eps: f64) -> Tensor<'f> {
-    let last = x.rank() - 1;
-    let others: Vec<usize> = (0..last).collect();
     let wide = x.convert(DType::F32);
-    let scale = ((wide * wide).mean(&[last]) + eps).rsqrt();
-    (wide * scale.along(wide, &others) * w.along(wide, &[last])).convert(x.dtype())
+    (wide * rms_scale(x, eps).along(wide, &[0]) * w.along(wide, &[1])).convert(x.dtype())
 }
 
 fn dropped<'f>(x: Tensor<'f>, masks: Option<Masks<'f>>, site: Site) -> Tensor<'f> {
-    let Some(masks) = masks else { return x };
-    let [b, s, m] = x.shape()[..] else { unreachable!("[b, s, m]") };
-    x * masks.mask(site, m, x.dtype()).reshape([b, s, m])
+    masks.map_or(x, |masks| x * masks.mask(site, x.dim(1), x.dtype()))
 }
 
-/// Differential attention between its projections. x: `[b, s, m]`, normed.
+/// Differential attention between its projections. x: `[n, m]`, scale: of its norm, `[n]`.
 fn attention<'f>(
     config: &Config,
-    p: &Block<Tensor<'f>>,
+    weights: &FoldedBlock<Tensor<'f>>,
     x: Tensor<'f>,
+    scale: Tensor<'f>,
     shared: &Shared<'f>,
-    lambda_init: Tensor<'f>,
 ) -> Tensor<'f> {
     let f = x.builder();
-    let dtype = x.dtype();
     let (heads, groups, d) = (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
+    let (n, rows) = (x.dim(0), shared.starts.shape());
     // One product, one array: that is how the kernel reads them.
-    let weights = Tensor::concatenate(&[p.q, p.k, p.v], 1).convert(dtype); // [m, w]
-    let qkv = x.einsum("bsm,mw->bsw", weights).named("qkv"); // [b, s, w]
+    let qkv = f.kernel(ScaledLinear, &[x, scale, weights.qkv])[0].named("qkv"); // [n, w]
+    let per_row = |x: Tensor<'f>| x.reshape([&rows[..], &[x.dim(1)]].concat()); // [n, ..] -> [b, s, ..]
     let kernel = DiffAttention {
         heads: heads / 2,
         groups: groups / 2,
@@ -159,74 +153,57 @@ fn attention<'f>(
         rows: ROWS,
         tiling: None,
     };
-    let attend = |kernel: DiffAttention, lambda: Tensor<'f>| {
-        let [cos, sin] = shared.rope;
-        let results = f.kernel(kernel, &[qkv, cos, sin, lambda, shared.starts]);
-        results[1].named("o2");
-        results[2].named("rows");
-        results[0].named("o") // [b, s, h e]
-    };
-    let out = match (config.attention, &p.diff) {
-        (Attention::DiffV1, Diff::V1 { lambda_q1, lambda_k1, lambda_q2, lambda_k2, subln }) => {
-            let dot = |a: Tensor<'f>, b: Tensor<'f>| (a * b).sum(&[0]).exp();
-            let lambda = dot(*lambda_q1, *lambda_k1) - dot(*lambda_q2, *lambda_k2) + lambda_init;
-            let heads = kernel.heads;
-            let o = attend(kernel, lambda);
-            // The head norm's fixed factor keeps the gradient flow of an ordinary Transformer.
-            let weight = *subln * (1.0 - lambda_init); // [e]
-            let weight = weight.broadcast_in_dim([heads, 2 * d], &[1]).reshape([heads * 2 * d]);
-            let wide = o.convert(DType::F32);
-            (wide * weight.along(wide, &[2])).convert(dtype)
+    let (kernel, lambda) = match config.attention {
+        Attention::DiffV1 => (kernel, weights.lambda),
+        Attention::DiffV2 => {
+            let (value_dim, keys, norm) = (d, Keys::Shared, HeadNorm::None);
+            let lambda = f.kernel(ScaledLinear, &[x, scale, weights.lambda])[0].convert(DType::F32);
+            (DiffAttention { heads, groups, value_dim, keys, norm, ..kernel }, per_row(lambda.logistic()))
         }
-        (Attention::DiffV2, Diff::V2 { lambda_proj }) => {
-            let lambda = x.einsum("bsm,mh->bsh", lambda_proj.convert(dtype));
-            let kernel = DiffAttention {
-                heads,
-                groups,
-                value_dim: d,
-                keys: Keys::Shared,
-                norm: HeadNorm::None,
-                ..kernel
-            };
-            attend(kernel, lambda.convert(DType::F32).logistic())
-        }
-        _ => unreachable!("the parameter tree is made for the configuration"),
     };
-    out.einsum("bsw,wm->bsm", p.o.convert(dtype))
+    let [cos, sin] = shared.rope;
+    let results = f.kernel(kernel, &[per_row(qkv), cos, sin, lambda, shared.starts]);
+    results[1].named("o2");
+    results[2].named("rows");
+    let o = results[0].named("o"); // [b, s, h e]
+    o.reshape([n, o.dim(2)]).einsum("nw,wm->nm", weights.o)
 }
 
-/// SwiGLU between its projections. x: `[b, s, m]`, normed.
-fn mlp<'f>(p: &Block<Tensor<'f>>, x: Tensor<'f>, masks: Option<Masks<'f>>) -> Tensor<'f> {
-    let f = x.builder();
-    let dtype = x.dtype();
-    let [b, s, m] = x.shape()[..] else { unreachable!("[b, s, m]") };
-    let mut operands = vec![x.reshape([b * s, m]), p.gate.convert(dtype), p.up.convert(dtype)];
-    operands.extend(masks.iter().flat_map(|masks| masks.words(Site::Hidden, p.gate.dim(1))));
+/// SwiGLU between its projections. x: `[n, m]`, scale: of its norm, `[n]`.
+fn mlp<'f>(
+    weights: &FoldedBlock<Tensor<'f>>,
+    x: Tensor<'f>,
+    scale: Tensor<'f>,
+    masks: Option<Masks<'f>>,
+) -> Tensor<'f> {
+    let mut operands = vec![x, scale, weights.gate, weights.up];
+    operands.extend(masks.iter().flat_map(|masks| masks.words(Site::Hidden, weights.gate.dim(1))));
     let kernel = SwiGlu { rate: masks.map_or(0.0, |masks| masks.rate) };
-    let hidden = f.kernel(kernel, &operands); // [n, i] each
+    let hidden = x.builder().kernel(kernel, &operands); // [n, i] each
     hidden[1].named("gate");
     hidden[2].named("up");
-    hidden[0].einsum("ni,im->nm", p.down.convert(dtype)).reshape([b, s, m])
+    hidden[0].einsum("ni,im->nm", weights.down)
 }
 
-/// Embedding and final norm in the compute type, for programs of their own: rows of the embedding for ids.
-pub(crate) fn embed<'f>(config: &Config, params: &Params<Tensor<'f>>, ids: Tensor<'f>) -> Tensor<'f> {
-    params.embed.gather(ids).convert(config.dtype.dtype())
+/// Rows of the embedding, `[b, s, m]`.
+fn embedded<'f>(weights: &Folded<Tensor<'f>>, ids: Tensor<'f>) -> Tensor<'f> {
+    weights.embed.gather(ids)
 }
 
 /// The hidden state that predicts the token after next: the trunk's state and the next token's embedding, projected and
 /// normed. hidden: `[b, s, m]`; the last position of each row means nothing. Source: SPEC 2.
 pub(crate) fn mtp_hidden<'f>(
     config: &Config,
-    params: &Params<Tensor<'f>>,
+    weights: &Folded<Tensor<'f>>,
     hidden: Tensor<'f>,
     ids: Tensor<'f>,
 ) -> Option<Tensor<'f>> {
-    let mtp = params.mtp.as_ref()?;
-    let next = embed(config, params, shifted(ids, 1)); // [b, s, m]
-    let joined = Tensor::concatenate(&[hidden, next], 2); // [b, s, 2m]
-    let z = joined.einsum("bsw,wm->bsm", mtp.proj.convert(hidden.dtype()));
-    Some(rms_norm(z, mtp.norm, config.rms_norm_eps))
+    let mtp = weights.mtp.as_ref()?;
+    let [b, s, m] = hidden.shape()[..] else { unreachable!("[b, s, m]") };
+    let next = embedded(weights, shifted(ids, 1)); // [b, s, m]
+    let joined = Tensor::concatenate(&[hidden, next], 2).reshape([b * s, 2 * m]);
+    let z = joined.einsum("nw,wm->nm", mtp.proj);
+    Some(rms_norm(z, mtp.norm, config.rms_norm_eps).reshape([b, s, m]))
 }
 
 /// Column `i` becomes column `i + by`; the last `by` columns repeat the first ones and mean nothing.

@@ -10,6 +10,7 @@ pub mod config;
 pub mod counts;
 pub mod decode;
 pub mod dropout;
+pub mod folded;
 pub mod forward;
 mod init;
 pub mod loss;
@@ -18,6 +19,7 @@ pub mod rope;
 
 pub use config::{Attention, Compute, Config, ConfigError, Preset, Yarn};
 pub use dropout::Dropout;
+pub use folded::{Folded, fold};
 pub use forward::{Batch, Remat};
 pub use init::initial_params;
 pub use loss::{Losses, token_log_probs};

@@ -2,9 +2,9 @@
 
 use crate::config::Config;
 use crate::dropout::Dropout;
+use crate::folded::Folded;
 use crate::forward::{Batch, Remat, has_target, mtp_hidden, shifted, trunk};
-use crate::params::Params;
-use engine::{DType, Tensor, Type};
+use engine::{DType, Tensor, Type, grad_into};
 use kernels::{Gradients, LinearCrossEntropy};
 
 /// Scalars f32; what is divided by what is the caller's choice, through [`Counts`].
@@ -42,36 +42,123 @@ impl<'f> Counts<Tensor<'f>> {
 /// never from ids: the end-of-text token is a target like any other.
 pub fn losses<'f>(
     config: &Config,
-    params: &Params<Tensor<'f>>,
+    weights: &Folded<Tensor<'f>>,
+    batch: Batch<Tensor<'f>>,
+    counts: Counts<Tensor<'f>>,
+) -> Losses<Tensor<'f>> {
+    let hidden = trunk(config, weights, batch, None, Remat::Full);
+    let main = head(config, hidden, weights.embed, Head::main(batch, counts), None)[0];
+    let second = second_head(config, weights, hidden, batch, counts, None);
+    together(config, main, second.map(|results| results[0]))
+}
+
+/// Losses of a batch, and the gradients of their total by the weights, f32, added to `sums` if there are any. The heads'
+/// gradients are added while they are made, those of layers inside of the loop over layers: beside the sums there is
+/// never another set.
+pub fn gradients<'f>(
+    config: &Config,
+    weights: &Folded<Tensor<'f>>,
     batch: Batch<Tensor<'f>>,
     counts: Counts<Tensor<'f>>,
     dropout: Option<Dropout<'f>>,
     remat: Remat,
-    gradients: Gradients,
-) -> Losses<Tensor<'f>> {
-    let [b, s] = batch.ids.shape()[..] else { panic!("ids {} are not [b, s]", batch.ids.ty()) };
-    let dtype = config.dtype.dtype();
-    let hidden = trunk(config, params, batch, dropout, remat);
+    sums: Option<&Folded<Tensor<'f>>>,
+) -> (Losses<Tensor<'f>>, Folded<Tensor<'f>>) {
+    let wide = |w: Tensor<'f>| w.builder().zeros(w.ty().with_dtype(DType::F32));
+    let mut into = match sums {
+        Some(sums) => sums.clone().map(|_, sum| Some(sum)),
+        // The gradients of f32 weights are f32 by themselves.
+        None => weights.clone().map(|_, w| (w.dtype() != DType::F32).then(|| wide(w))),
+    };
+    let hidden = trunk(config, weights, batch, dropout, remat);
+    let of_embed = into.embed.unwrap_or_else(|| wide(weights.embed));
+    let results = head(config, hidden, weights.embed, Head::main(batch, counts), Some(of_embed));
+    into.embed = Some(results[2]);
+    let of_head = weights
+        .mtp
+        .as_ref()
+        .zip(into.mtp.as_ref())
+        .map(|(mtp, sums)| sums.lm_head.unwrap_or_else(|| wide(mtp.lm_head)));
+    let second = second_head(config, weights, hidden, batch, counts, of_head);
+    let losses = together(config, results[0], second.as_ref().map(|results| results[0]));
+    // The second head's matrix has its gradient already, and without its loss the head has none.
+    let wanted = |name: &str| match name {
+        "mtp.lm_head" => false,
+        name => second.is_some() || !name.starts_with("mtp."),
+    };
+    let flat: Vec<_> = weights.clone().into_flat().into_iter().zip(into.leaves()).collect();
+    let chosen = || flat.iter().filter(|((name, _), _)| wanted(name));
+    let wrt: Vec<Tensor<'f>> = chosen().map(|((_, w), _)| *w).collect();
+    let accumulators: Vec<Option<Tensor<'f>>> = chosen().map(|(_, sum)| *sum).collect();
+    let mut found = grad_into(losses.total, &wrt, &accumulators).into_iter();
+    let gradients = flat.iter().map(|((name, w), sum)| match (wanted(name), &second) {
+        (true, _) => found.next().expect("one for each"),
+        (false, Some(results)) => results[2],
+        (false, None) => sum.unwrap_or_else(|| wide(*w)),
+    });
+    let gradients = weights.with_leaves(gradients);
+    (losses, gradients)
+}
+
+/// What one head is to predict.
+#[derive(Clone, Copy)]
+struct Head<'f> {
+    batch: Batch<Tensor<'f>>,
+    /// How far ahead.
+    by: usize,
+    /// Factor of each token's loss.
+    scale: Tensor<'f>,
+}
+
+impl<'f> Head<'f> {
+    fn main(batch: Batch<Tensor<'f>>, counts: Counts<Tensor<'f>>) -> Head<'f> {
+        Head { batch, by: 1, scale: 1.0 / counts.main }
+    }
+}
+
+/// The loss, and with a sum the cotangent of hidden and the new sum. hidden: `[b, s, m]`, w: `[v, m]`.
+fn head<'f>(
+    config: &Config,
+    hidden: Tensor<'f>,
+    w: Tensor<'f>,
+    Head { batch, by, scale }: Head<'f>,
+    sum: Option<Tensor<'f>>,
+) -> Vec<Tensor<'f>> {
+    let n = batch.ids.ty().elements();
     let kernel = LinearCrossEntropy {
         cap: config.final_logit_cap,
         columns: config.num_tokens,
         z_loss: config.z_loss,
-        gradients,
+        gradients: if sum.is_some() { Gradients::Into } else { Gradients::Without },
     };
-    let head = |hidden: Tensor<'f>, w: Tensor<'f>, by: usize, scale: Tensor<'f>| {
-        let weights = has_target(batch.segments, by).convert(DType::F32) * scale; // [b, s]
-        let args = [hidden.reshape([b * s, config.hidden_size]), w.convert(dtype)];
-        let targets = shifted(batch.ids, by).reshape([b * s]);
-        hidden.builder().kernel(kernel.clone(), &[args[0], args[1], targets, weights.reshape([b * s])])[0]
-    };
-    // The weight of the second head goes into its tokens' weights: the cotangent of both sums is then 1.
-    let main = head(hidden, params.embed, 1, 1.0 / counts.main);
-    match (mtp_hidden(config, params, hidden, batch.ids), &params.mtp) {
-        (Some(z), Some(mtp)) if config.mtp_loss_weight > 0.0 => {
-            let weighted = head(z, mtp.lm_head, 2, config.mtp_loss_weight / counts.mtp);
+    let weights = has_target(batch.segments, by).convert(DType::F32) * scale; // [b, s]
+    let targets = shifted(batch.ids, by).reshape([n]);
+    let mut args = vec![hidden.reshape([n, config.hidden_size]), w, targets, weights.reshape([n])];
+    args.extend(sum);
+    hidden.builder().kernel(kernel, &args)
+}
+
+/// [`head`] of the token after the next one, times its weight: then the cotangent of both heads is 1.
+fn second_head<'f>(
+    config: &Config,
+    weights: &Folded<Tensor<'f>>,
+    hidden: Tensor<'f>,
+    batch: Batch<Tensor<'f>>,
+    counts: Counts<Tensor<'f>>,
+    sum: Option<Tensor<'f>>,
+) -> Option<Vec<Tensor<'f>>> {
+    let mtp = weights.mtp.as_ref().filter(|_| config.mtp_loss_weight > 0.0)?;
+    let hidden = mtp_hidden(config, weights, hidden, batch.ids)?;
+    let head_of = Head { batch, by: 2, scale: config.mtp_loss_weight / counts.mtp };
+    Some(head(config, hidden, mtp.lm_head, head_of, sum))
+}
+
+fn together<'f>(config: &Config, main: Tensor<'f>, weighted: Option<Tensor<'f>>) -> Losses<Tensor<'f>> {
+    match weighted {
+        Some(weighted) => {
             Losses { total: main + weighted, main, mtp: weighted * (1.0 / config.mtp_loss_weight) }
         }
-        _ => Losses { total: main, main, mtp: main.zeros_like() },
+        None => Losses { total: main, main, mtp: main.zeros_like() },
     }
 }
 
@@ -79,16 +166,16 @@ pub fn losses<'f>(
 /// `[b, s-2]` if there is a second head. What crosses a document's end is computed like the rest.
 pub fn token_log_probs<'f>(
     config: &Config,
-    params: &Params<Tensor<'f>>,
+    weights: &Folded<Tensor<'f>>,
     batch: Batch<Tensor<'f>>,
 ) -> (Tensor<'f>, Option<Tensor<'f>>) {
     let s = batch.ids.dim(1);
-    let hidden = trunk(config, params, batch, None, Remat::Full);
+    let hidden = trunk(config, weights, batch, None, Remat::Full);
     let head = |hidden: Tensor<'f>, w: Tensor<'f>, by: usize| {
         log_probs(config, hidden, w, shifted(batch.ids, by)).slice_axis(1, 0, s - by)
     };
-    let mtp = mtp_hidden(config, params, hidden, batch.ids).zip(params.mtp.as_ref());
-    (head(hidden, params.embed, 1), mtp.map(|(z, mtp)| head(z, mtp.lm_head, 2)))
+    let mtp = mtp_hidden(config, weights, hidden, batch.ids).zip(weights.mtp.as_ref());
+    (head(hidden, weights.embed, 1), mtp.map(|(z, mtp)| head(z, mtp.lm_head, 2)))
 }
 
 /// hidden `[b, s, m]`, w `[v, m]`, targets `[b, s]` -> `[b, s]`.

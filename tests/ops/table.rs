@@ -2,9 +2,7 @@
 //! A new `Op` does not compile until [`variants`] names it, and fails a test until a row builds it.
 
 use engine::ops::{Binary, Compare, Op, Unary};
-use engine::{
-    Array, DType, Direction, Host, Layout, Reduction, Save, ScanOptions, Sharding, Tensor, Type, threefry,
-};
+use engine::{Array, DType, Direction, Host, Reduction, Save, ScanOptions, Sharding, Tensor, Type, threefry};
 use tests::Case;
 use tests::kernel::{GatedUnit, GradientFrom};
 
@@ -490,7 +488,7 @@ fn control() -> Vec<Row> {
             c.out(c.x(c.dims::<2>()).with_sharding(Sharding::replicated(2, 1)));
         }),
         row("pin", ALL, Gradient::Exact, |c| {
-            c.out(c.x(c.dims::<2>()).pinned(Layout { minor_to_major: vec![0, 1] }));
+            Tensor::pinned([c.x(c.dims::<2>()), c.x(c.dims::<3>())]).map(|x| c.out(x.row_major()));
         }),
         row("kernel_call", FLOATS, Gradient::Exact, |c| {
             let shape = c.dims::<2>();

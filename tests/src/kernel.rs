@@ -86,6 +86,7 @@ impl Kernel for GatedUnit {
                     results: vec![args[0].clone()],
                     aliases: vec![(0, 0)],
                     interpreter: None,
+                    in_place: None,
                 }
                 .alone(args),
             ),

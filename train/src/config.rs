@@ -9,7 +9,7 @@ pub use keys::{KEYS, Key, Kind};
 use crate::data::{Order, Packing, RowOptions};
 use crate::schedule::Curve;
 use engine::Type;
-use model::Preset;
+use model::{Compute, Preset};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -101,6 +101,8 @@ pub struct Optimizer {
     pub weight_decay: f64,
     /// Largest global norm of a step's gradient.
     pub clip: f64,
+    /// Type in which the first moment is kept.
+    pub first_moment: Compute,
 }
 
 /// The learning rate over steps.

@@ -443,7 +443,11 @@ fn cpu_flops() -> Result<f64> {
 }
 
 fn disk(run: &RunConfig, steps: u64, epoch_tokens: u64) -> Disk {
-    let checkpoint = checkpoint_bytes(&run.model, &optimizer_tensors(&specs(&run.model)), 0);
+    let checkpoint = checkpoint_bytes(
+        &run.model,
+        &optimizer_tensors(&specs(&run.model), run.optimizer.first_moment.dtype()),
+        0,
+    );
     let rolling = (steps.div_ceil(run.checkpoint.every)).min(run.checkpoint.keep_last as u64);
     // The end of each epoch is kept for ever.
     let epochs = steps * run.batch.tokens() / epoch_tokens.max(1);

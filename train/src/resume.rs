@@ -98,7 +98,7 @@ pub(crate) fn start_state(
     from: Option<Loaded>,
 ) -> Result<DeviceState> {
     if let Some(from) = from {
-        return DeviceState::restore(device, &run.model, &from.params, &from.optimizer);
+        return DeviceState::restore(device, run, &from.params, &from.optimizer);
     }
     let weights: Params<Host> = match &cli.init {
         None => initial_params(&run.model, run.seed),
@@ -119,5 +119,5 @@ pub(crate) fn start_state(
             params
         }
     };
-    DeviceState::new(device, &run.model, &weights)
+    DeviceState::new(device, run, &weights)
 }

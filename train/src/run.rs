@@ -178,7 +178,11 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
     let tokenizer = tokenizer_bytes(&folder)?;
     let store = Store::open(Arc::new(RealDisk), &root)?;
     let length = tokenizer.as_ref().map_or(0, |bytes| bytes.len() as u64);
-    store.check_room(checkpoint_bytes(&run.model, &optimizer_tensors(&specs(&run.model)), length))?;
+    store.check_room(checkpoint_bytes(
+        &run.model,
+        &optimizer_tensors(&specs(&run.model), run.optimizer.first_moment.dtype()),
+        length,
+    ))?;
     write_config(&cli.out, &resolved)?;
     let mut session = Session {
         out: cli.out.clone(),

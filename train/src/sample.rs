@@ -8,7 +8,7 @@ use anyhow::Result;
 use engine::pjrt::{Arg, Buffer};
 use engine::random::threefry2x32;
 use engine::{DType, Host, Program, Tensor, Type};
-use model::{Batch, Config, Remat, forward, loss, specs};
+use model::{Batch, Config, Remat, fold, forward, loss, specs};
 
 /// What a sample begins with.
 pub const PROMPT: &str = "import os\n\n\ndef ";
@@ -23,10 +23,11 @@ fn next_token_program(config: &Config, length: usize) -> Program {
         let ids = f.input("ids", Type::i32([1, length]));
         let last = f.input("last", Type::scalar(DType::I32));
         let batch = Batch { ids, segments: ids.zeros_like() };
-        let hidden = forward::trunk(config, &params, batch, None, Remat::Full); // [1, length, m]
+        let weights = fold(config, &params);
+        let hidden = forward::trunk(config, &weights, batch, None, Remat::Full); // [1, length, m]
         let zero: Tensor<'_> = last.zeros_like();
         let at = hidden.dynamic_slice(&[zero, last, zero], &[1, 1, config.hidden_size]);
-        let logits = loss::logits(config, at, params.embed); // [1, 1, v]
+        let logits = loss::logits(config, at, weights.embed); // [1, 1, v]
         f.output("logits", logits.reshape([config.vocab_size]));
     })
 }

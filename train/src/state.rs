@@ -1,16 +1,21 @@
 //! What an optimiser step changes, on the device: weights, moments, and the number of updates.
 
+use crate::config::RunConfig;
 use crate::data::Batch;
-use crate::device::Device;
-use crate::step::Metric;
+use crate::device::{CodeGeneration, Device};
+use crate::step::{Metric, kept_folded};
 use anyhow::{Context, Result, bail};
 use engine::pjrt::{Arg, Buffer};
 use engine::{Compiled, DType, Host, Type};
-use model::{Config, ParamSpec, Params, specs};
+use model::folded::fold_program;
+use model::{ParamSpec, Params, specs};
 
-/// The state, in the order of the step program's first inputs and outputs: weights, m, v, number of updates.
+/// The state, in the order of the step program's first inputs and outputs: weights, m, v, number of updates, and the
+/// folded weights of a model that computes in bf16. The last are made from the weights; checkpoints do not hold them.
 pub struct DeviceState {
     specs: Params<ParamSpec>,
+    first_moment: DType,
+    fold: Option<Compiled>,
     buffers: Vec<Buffer>,
 }
 
@@ -45,13 +50,13 @@ impl Metrics {
     }
 }
 
-/// Names and types of what is not a weight, in order.
-pub(crate) fn optimizer_tensors(specs: &Params<ParamSpec>) -> Vec<(String, Type)> {
-    let moment = |part: &'static str| {
-        specs.iter().map(move |(name, spec)| (format!("{part}.{name}"), spec.ty.clone()))
+/// Names and types of what is not a weight and is in checkpoints, in order.
+pub(crate) fn optimizer_tensors(specs: &Params<ParamSpec>, first_moment: DType) -> Vec<(String, Type)> {
+    let moment = |part: &'static str, dtype: DType| {
+        specs.iter().map(move |(name, spec)| (format!("{part}.{name}"), spec.ty.with_dtype(dtype)))
     };
     let updates = ("updates".to_owned(), Type::scalar(DType::I32));
-    moment("m").chain(moment("v")).chain([updates]).collect()
+    moment("m", first_moment).chain(moment("v", DType::F32)).chain([updates]).collect()
 }
 
 impl DeviceState {
@@ -59,19 +64,13 @@ impl DeviceState {
     ///
     /// # Errors
     /// If the state does not fit.
-    pub fn new(device: &Device, config: &Config, weights: &Params<Host>) -> Result<DeviceState> {
-        let specs = specs(config);
-        let mut buffers = Vec::new();
-        for (_, weight) in weights.iter() {
-            buffers.push(device.put(weight)?);
-        }
-        for _ in ["m", "v"] {
-            for (_, spec) in specs.iter() {
-                buffers.push(device.put(&Host::zeros(spec.ty.clone()))?);
-            }
-        }
-        buffers.push(device.put(&Host::zeros(Type::scalar(DType::I32)))?);
-        Ok(DeviceState { specs, buffers })
+    pub fn new(device: &Device, run: &RunConfig, weights: &Params<Host>) -> Result<DeviceState> {
+        let zeros: Vec<(String, Host)> =
+            optimizer_tensors(&specs(&run.model), run.optimizer.first_moment.dtype())
+                .into_iter()
+                .map(|(name, ty)| (name, Host::zeros(ty)))
+                .collect();
+        DeviceState::restore(device, run, weights, &zeros)
     }
 
     /// The state of a checkpoint.
@@ -80,11 +79,16 @@ impl DeviceState {
     /// If a tensor of the optimiser is missing or has another type, or the state does not fit.
     pub fn restore(
         device: &Device,
-        config: &Config,
+        run: &RunConfig,
         weights: &Params<Host>,
         optimizer: &[(String, Host)],
     ) -> Result<DeviceState> {
-        let mut state = DeviceState { specs: specs(config), buffers: Vec::new() };
+        let fold = match kept_folded(&run.model) {
+            Some(_) => Some(device.compile(&fold_program(&run.model), run.kernels, CodeGeneration::Quick)?.0),
+            None => None,
+        };
+        let first_moment = run.optimizer.first_moment.dtype();
+        let mut state = DeviceState { specs: specs(&run.model), first_moment, fold, buffers: Vec::new() };
         state.replace(device, weights, optimizer)?;
         Ok(state)
     }
@@ -103,16 +107,22 @@ impl DeviceState {
         for (_, weight) in weights.iter() {
             self.buffers.push(device.put(weight)?);
         }
-        for (name, ty) in optimizer_tensors(&self.specs) {
+        for (name, ty) in optimizer_tensors(&self.specs, self.first_moment) {
             match optimizer.iter().find(|(found, _)| *found == name) {
                 Some((_, host)) if *host.ty() == ty => self.buffers.push(device.put(host)?),
-                Some((_, host)) => {
-                    bail!("the checkpoint's optimiser tensor `{name}` is {}, wanted {ty}", host.ty())
-                }
+                Some((_, host)) => bail!(
+                    "the checkpoint's optimiser tensor `{name}` is {}, wanted {ty}; set optimizer.first_moment as the \
+                     run had it, or start from its weights with --init",
+                    host.ty()
+                ),
                 None => bail!(
                     "the checkpoint has no optimiser tensor `{name}`; start from its weights with --init"
                 ),
             }
+        }
+        if let Some(fold) = &self.fold {
+            let folded = fold.run(self.weights().iter().map(Arg::Keep))?;
+            self.buffers.extend(folded);
         }
         Ok(())
     }
@@ -127,13 +137,15 @@ impl DeviceState {
     /// # Errors
     /// If the device fails.
     pub fn to_host(&self) -> Result<HostState> {
+        let names: Vec<String> =
+            optimizer_tensors(&self.specs, self.first_moment).into_iter().map(|(name, _)| name).collect();
+        let kept = &self.buffers[..self.weights().len() + names.len()];
         // All transfers are under way before the first is waited for.
-        let transfers = self.buffers.iter().map(Buffer::to_host_async).collect::<Result<Vec<_>, _>>()?;
+        let transfers = kept.iter().map(Buffer::to_host_async).collect::<Result<Vec<_>, _>>()?;
         let mut hosts =
             transfers.into_iter().map(|transfer| transfer.wait()).collect::<Result<Vec<_>, _>>()?;
         let optimizer = hosts.split_off(self.weights().len());
-        let names = optimizer_tensors(&self.specs).into_iter().map(|(name, _)| name);
-        Ok((self.specs.with_leaves(hosts), names.zip(optimizer).collect()))
+        Ok((self.specs.with_leaves(hosts), names.into_iter().zip(optimizer).collect()))
     }
 
     /// Queues one step; the state afterwards is that behind the step.

@@ -1,4 +1,4 @@
-//! Several devices, and where tensors lie: reductions across replicas, sharding annotations, layout pins.
+//! Several devices, and where tensors lie: reductions across replicas, sharding annotations, pins.
 
 use super::reduce::Reduction;
 use super::{Rules, ShapeError, want};
@@ -162,49 +162,51 @@ impl Rules for ShardingConstraint {
     }
 }
 
-/// Order of axes in memory, from minor to major: row-major is the last axis first.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Layout {
-    /// Axes, the fastest first.
-    pub minor_to_major: Vec<usize>,
-}
-
-/// The operand, pinned to a layout: without it the compiler may choose a transposed one that slows its users down.
-/// A no-op for the numbers. Its text is for the TPU; other targets drop it ([`crate::passes::select`]).
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Pin {
-    /// The wanted layout.
-    pub layout: Layout,
+/// Operands unchanged, each row-major in memory: without it the TPU's compiler may choose a transposed layout that slows
+/// every user down. Other targets drop it ([`crate::passes::select`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pin {
+    /// No more than that.
+    Layout,
+    /// And made once, all at one place, in their own types: merged with no user, not kept wider than they are.
+    Value,
 }
 
 impl Rules for Pin {
     fn infer(&self, x: &[Type]) -> Result<Vec<Type>, ShapeError> {
-        want!(x.len() == 1, "wants one operand");
-        let mut axes = self.layout.minor_to_major.clone();
-        axes.sort_unstable();
-        want!(
-            axes.into_iter().eq(0..x[0].rank()),
-            "{:?} does not order the axes of {}",
-            self.layout.minor_to_major,
-            x[0]
-        );
+        want!(!x.is_empty(), "wants at least one operand");
         Ok(x.to_vec())
     }
     fn vjp<'f>(&self, v: &Vjp<'f>) -> Result<Vec<Cotangent<'f>>, NoGradient> {
-        Ok(vec![v.ct(0).into()])
+        // The identity: cotangents pass.
+        Ok((0..v.operands()).map(|i| v.ct_if_any(i).map_or(Cotangent::None, Cotangent::Add)).collect())
     }
     fn print(&self, p: &mut Printer, line: &Line) {
-        p.line(&format!(
-            "{} = stablehlo.custom_call @LayoutConstraint({}) {{operand_layouts = [dense<{axes:?}> : tensor<{rank}xindex>], result_layouts = [dense<{axes:?}> : tensor<{rank}xindex>]}} : {}",
-            line.result,
-            line.operands[0],
-            line.signature(),
-            axes = self.layout.minor_to_major,
-            rank = self.layout.minor_to_major.len(),
-        ));
+        let mut pinned = Vec::new();
+        for (operand, ty) in line.operands.iter().zip(line.types) {
+            let (name, mlir) = (p.fresh(), ty.mlir());
+            let axes: Vec<usize> = (0..ty.rank()).rev().collect();
+            let layout = format!("[dense<{axes:?}> : tensor<{}xindex>]", ty.rank());
+            p.line(&format!(
+                "{name} = stablehlo.custom_call @LayoutConstraint({operand}) {{operand_layouts = {layout}, result_layouts = {layout}}} : ({mlir}) -> {mlir}",
+            ));
+            pinned.push(name);
+        }
+        match self {
+            Pin::Layout => p.aliases(line, pinned),
+            Pin::Value => {
+                let types: Vec<String> = line.types.iter().map(Type::mlir).collect();
+                p.line(&format!(
+                    "{} = stablehlo.optimization_barrier {} : {}",
+                    line.result,
+                    pinned.join(", "),
+                    types.join(", ")
+                ));
+            }
+        }
     }
     fn eval(&self, _: &Evaluator, x: &[&Array], _: &[Type]) -> Vec<Array> {
-        vec![x[0].clone()]
+        x.iter().map(|&array| array.clone()).collect()
     }
 }
 
@@ -227,9 +229,20 @@ impl<'f> Tensor<'f> {
         self.builder().push(ShardingConstraint { sharding }, &[self])[0]
     }
 
-    /// This tensor, pinned to a layout on targets where that matters.
+    /// This value, row-major in memory where that matters ([`Pin::Layout`]).
     #[track_caller]
-    pub fn pinned(self, layout: Layout) -> Tensor<'f> {
-        self.builder().push(Pin { layout }, &[self])[0]
+    pub fn row_major(self) -> Tensor<'f> {
+        self.builder().push(Pin::Layout, &[self])[0]
+    }
+
+    /// The same values, row-major and made together where that matters ([`Pin::Value`]).
+    ///
+    /// # Panics
+    /// If there is none.
+    #[track_caller]
+    pub fn pinned<const N: usize>(tensors: [Tensor<'f>; N]) -> [Tensor<'f>; N] {
+        let first = tensors.first().expect("pinned(): wants at least one operand");
+        let pinned = first.builder().push(Pin::Value, &tensors);
+        std::array::from_fn(|i| pinned[i])
     }
 }

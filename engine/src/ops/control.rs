@@ -15,8 +15,9 @@ use std::sync::Arc;
 pub enum Save {
     /// Everything it needs: nothing is computed twice.
     Everything,
-    /// Only the values with these names ([`Tensor::named`]); the rest is computed again, behind an optimisation
-    /// barrier, so that the compiler cannot merge it with the forward pass. Source: Chen et al., arXiv 1604.06174.
+    /// Only the values with these names ([`Tensor::named`]); the rest is computed again. Outside of loops it stands
+    /// behind an optimisation barrier, so that the compiler cannot merge it with the forward pass. Source: Chen et al.,
+    /// arXiv 1604.06174.
     Only(Vec<String>),
 }
 
@@ -77,8 +78,9 @@ impl Rules for Call {
             ),
         });
         let (values, mut tensors): (Vec<Value>, Vec<Tensor<'f>>) = kept.chain(cts).unzip();
-        if matches!(self.save, Save::Only(_)) {
-            // The cotangents pass the barrier too: the second forward pass starts when the backward pass arrives here.
+        if matches!(self.save, Save::Only(_)) && !v.builder.cut {
+            // Both passes stand in one function. The cotangents pass the barrier too: the second forward pass starts
+            // when the backward pass arrives here.
             tensors = Tensor::optimization_barrier(&tensors);
         }
         let given: HashMap<Value, Tensor<'f>> = values.into_iter().zip(tensors).collect();

@@ -5,7 +5,7 @@
 
 use super::{Rules, ShapeError, want};
 use crate::eval::{Array, Evaluator, strides, unravel};
-use crate::grad::{Cotangent, NoGradient, Vjp};
+use crate::grad::{Cotangent, NoGradient, Vjp, widened};
 use crate::ir::Tensor;
 use crate::text::{Line, Printer};
 use crate::types::{DType, Type};
@@ -52,7 +52,7 @@ impl Rules for DynamicSlice {
         let starts: Vec<Tensor<'f>> = (1..v.operands()).map(|i| v.operand(i)).collect();
         let dx = match v.so_far(0) {
             Some(total) => {
-                let added = total.dynamic_slice(&starts, &self.sizes) + v.ct(0);
+                let added = total.dynamic_slice(&starts, &self.sizes) + widened(v.ct(0), total.dtype());
                 Cotangent::Total(total.dynamic_update_slice(added, &starts))
             }
             None => v.operand(0).zeros_like().dynamic_update_slice(v.ct(0), &starts).into(),
@@ -123,7 +123,7 @@ impl Rules for Gather {
     fn vjp<'f>(&self, v: &Vjp<'f>) -> Result<Vec<Cotangent<'f>>, NoGradient> {
         // Each row collects the cotangents of all its uses; into the cotangent that is there already, if there is one.
         let dx = match v.so_far(0) {
-            Some(total) => Cotangent::Total(total.scatter_add(v.operand(1), v.ct(0))),
+            Some(total) => Cotangent::Total(total.scatter_add(v.operand(1), widened(v.ct(0), total.dtype()))),
             None => v.operand(0).zeros_like().scatter_add(v.operand(1), v.ct(0)).into(),
         };
         Ok(vec![dx, Cotangent::None])

@@ -32,6 +32,11 @@ pub trait Kernel: fmt::Debug + Send + Sync {
         cts: &[Tensor<'f>],
         wanted: &[bool],
     ) -> Backward<'f>;
+    /// All results, from those that a gradient has saved, where that is cheaper than to compute them again from the
+    /// arguments. `known`: the saved ones.
+    fn again<'f>(&self, _args: &[Tensor<'f>], _known: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
+        None
+    }
     /// The form for a target: a pure function of shapes and target.
     fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering;
 }
@@ -166,6 +171,53 @@ pub struct CustomCall {
     pub aliases: Vec<(usize, usize)>,
     /// The same numbers on the host, for the evaluator.
     pub interpreter: Option<Interpreter>,
+    /// The same call on rows of stacks, if the target has one.
+    pub in_place: Option<InPlace>,
+}
+
+/// How a call inside a loop over layers reads and writes rows of stacks where they lie, instead of a copy of the row.
+#[derive(Clone)]
+pub struct InPlace {
+    /// Operands that may be stacks.
+    pub operands: Vec<usize>,
+    /// Results that may be written into stacks.
+    pub results: Vec<usize>,
+    /// The call for a choice of them.
+    pub call: Arc<dyn Fn(&Places) -> CustomCall + Send + Sync>,
+}
+
+/// What a call finds in stacks. A stack `[L, n, ..]` is handed over as `[L * n, ..]`, so that row `l` begins at `l * n` of
+/// its first axis. The call's operands are the row's number `i32[1]`, then its own, then the stacks that it writes into, in
+/// order of the results.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Places {
+    /// Rows of the stacks, `L`.
+    pub length: usize,
+    /// Operands that are stacks.
+    pub operands: Vec<usize>,
+    /// Results that are written into stacks.
+    pub results: Vec<usize>,
+}
+
+// Calls with the same configuration have the same form on stacks.
+impl PartialEq for InPlace {
+    fn eq(&self, other: &InPlace) -> bool {
+        (&self.operands, &self.results) == (&other.operands, &other.results)
+    }
+}
+
+impl Eq for InPlace {}
+
+impl Hash for InPlace {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (&self.operands, &self.results).hash(state);
+    }
+}
+
+impl fmt::Debug for InPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "InPlace({:?}, {:?})", self.operands, self.results)
+    }
 }
 
 /// Operands to results.

@@ -27,7 +27,7 @@ use crate::text::{Line, Printer};
 use crate::types::Type;
 use std::fmt;
 
-pub use collective::{AllReduce, Layout, Pin, ShardingConstraint};
+pub use collective::{AllReduce, Pin, ShardingConstraint};
 pub use compare::{Clamp, Compare, Select};
 pub use control::{Call, Cond, Named, OptimizationBarrier, StopGradient, While};
 pub use convert::{BitcastConvert, Convert};

@@ -4,7 +4,7 @@
 use super::reduce::Direction;
 use super::{Regions, Rules, ShapeError, want};
 use crate::eval::{Array, Evaluator, strides};
-use crate::grad::{Again, Cotangent, NoGradient, Vjp, linearize};
+use crate::grad::{Again, Cotangent, NoGradient, Vjp, linearize, widened};
 use crate::ir::{Body, Builder, Tensor, Value};
 use crate::text::{Line, Printer};
 use crate::types::{DType, Type};
@@ -119,7 +119,7 @@ impl Rules for Scan {
             .map(|i| if i < carries { wanted[i] } else { reached[i] && v.ct_if_any(i).is_some() })
             .collect();
         // A forward loop that was extended for an earlier gradient has more results than that gradient's caller saw.
-        let scratch = Builder::new();
+        let scratch = Builder::to_be_cut();
         let linear = linearize(&scratch, &self.body, &has_ct, &wanted);
         let frontier = linear.frontier(&Again::Views);
         let index_of = |value: &Value| linear.params.iter().position(|param| param.value() == *value);
@@ -188,10 +188,12 @@ impl Rules for Scan {
                 .map(|(place, &i)| grads[i].unwrap_or(carry[place].zeros_like()))
                 .collect();
             let mut totals = carry[carried.len()..].iter();
-            next.extend(summed.iter().zip(&mut totals).map(|(&i, total)| *total + found(i)));
+            next.extend(
+                summed.iter().zip(&mut totals).map(|(&i, total)| *total + widened(found(i), total.dtype())),
+            );
             next.extend(in_place.iter().zip(&mut totals).map(|(&i, total)| {
                 let index = x[x.len() - 1];
-                total.with_row(index, total.row(index) + found(i))
+                total.with_row(index, total.row(index) + widened(found(i), total.dtype()))
             }));
             (next, sliced.iter().map(|&i| found(i)).collect())
         });

@@ -4,10 +4,11 @@
 //! second map's gradient: `dV += A dO`, `dK += E Q`, `dQ += K E` for each tile (SPEC 8.1). The last two take E as the
 //! factor that stays in the matrix unit, so that it is never transposed.
 
-use super::tiles::{Inputs, Tables, Tile, Tiles, each_tile};
+use super::tiles::{InStack, Inputs, Stacks, Tables, Tile, Tiles, each_tile};
 use crate::tile::{Builder, Cost, Frame, Ref, Scalar, Span, TileProgram, at};
-use engine::{DType, Type};
+use engine::{CustomCall, DType, InPlace, Type};
 use std::f64::consts::{LN_2, LOG2_E};
+use std::sync::Arc;
 
 /// Scratch of one head in lockstep. Rows are keys, lanes queries.
 struct Head {
@@ -60,27 +61,54 @@ struct Backward<'t> {
     heads: Vec<Head>,
 }
 
-/// Operands: those of the forward kernel, then y, O2, statistics and dy. Results: d qkv whole, or dq, dk and dv
+/// The call, which can read what the forward kernel left in place.
+pub(super) fn call(tiles: &Tiles) -> CustomCall {
+    let tiles = *tiles;
+    let qkv = tiles.qkv_operands();
+    let [y, _dy, o2, stats] = [0, 1, 2, 3].map(|i| qkv.end + i);
+    let in_place = InPlace {
+        operands: qkv.clone().chain([y, o2, stats]).collect(),
+        results: Vec::new(),
+        call: Arc::new(move |places| {
+            let read = |operand: usize| InStack::any(places.operands.contains(&operand));
+            let stacks = Stacks {
+                layers: places.length,
+                qkv: read(qkv.start),
+                y: read(y),
+                o2: read(o2),
+                stats: read(stats),
+            };
+            program(&Tiles { stacks, ..tiles }).custom_call()
+        }),
+    };
+    CustomCall { in_place: Some(in_place), ..program(&tiles).custom_call() }
+}
+
+/// Operands: those of the forward kernel, then y, dy, O2 and statistics. Results: d qkv whole, or dq, dk and dv
 /// ([`parts`]), then D2.
 pub(super) fn program(tiles: &Tiles) -> TileProgram {
     let &Tiles { batch, seq, heads, groups, d, e, tiling, narrow, .. } = tiles;
     let mut frame = Frame::new("diff_attention_backward", &tiles.grid());
     let inputs = Inputs::new(tiles, &mut frame, Tables::Turned);
     let (steps, width) = (tiles.steps(), tiling.groups * tiling.heads);
+    let stacks = tiles.stacks;
     let whole_rows = Type::new(narrow, [batch, seq, heads * e]);
-    let mut of_rows = || {
-        frame.input(whole_rows.clone(), &[1, seq, width * e], |k, grid| {
-            vec![grid[0], k.number(0), grid[1] * steps + grid[2]]
+    let [y, o2, stats] = tiles.results();
+    let mut of_rows = |array: Type, stack: InStack| {
+        frame.input(array, &[1, seq, width * e], |k, grid| {
+            let sequence = inputs.sequence(k, grid[0], tiles, stack);
+            vec![sequence, k.number(0), grid[1] * steps + grid[2]]
         })
     };
-    let (y, dy) = (of_rows(), of_rows());
-    let mut of_heads = |ty: Type| {
-        frame.input(ty.clone(), &[1, width, ty.shape[2], seq], |k, grid| {
-            vec![grid[0], grid[1] * steps + grid[2], k.number(0), k.number(0)]
+    let (y, dy) = (of_rows(y, stacks.y), of_rows(whole_rows.clone(), InStack::No));
+    let mut of_heads = |array: Type, stack: InStack| {
+        frame.input(array.clone(), &[1, width, array.shape[2], seq], |k, grid| {
+            let sequence = inputs.sequence(k, grid[0], tiles, stack);
+            vec![sequence, grid[1] * steps + grid[2], k.number(0), k.number(0)]
         })
     };
-    let o2 = of_heads(Type::new(narrow, [batch, heads, e, seq]));
-    let stats = of_heads(Type::f32([batch, heads, 3, seq]));
+    let o2 = of_heads(o2, stacks.o2);
+    let stats = of_heads(stats, stacks.stats);
     let (dq, dk, dv) = if parts(tiles) {
         let mut part = |columns: usize, block: usize, per_step: bool| {
             let result =

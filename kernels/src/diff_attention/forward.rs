@@ -1,9 +1,10 @@
 //! The native forward kernel: two online softmaxes over key blocks.
 
-use super::tiles::{HIDDEN, Inputs, Step, Tables, Tile, Tiles, each_tile};
+use super::tiles::{HIDDEN, InStack, Inputs, Stacks, Step, Tables, Tile, Tiles, each_tile};
 use crate::tile::{Builder, Cost, Frame, Ref, Scalar, TileProgram, Vector, at};
-use engine::Type;
+use engine::{CustomCall, InPlace, Type};
 use std::f64::consts::LN_2;
+use std::sync::Arc;
 
 /// Scratch of one map of one head: the running softmax of the query block in work. Rows are keys, lanes queries.
 struct Map {
@@ -64,16 +65,27 @@ pub(super) fn program(tiles: &Tiles) -> TileProgram {
     let mut frame = Frame::new("diff_attention", &tiles.grid());
     let inputs = Inputs::new(tiles, &mut frame, Tables::Rows);
     let (steps, width) = (tiles.steps(), tiling.groups * tiling.heads);
-    let y = frame.output(Type::new(narrow, [batch, seq, heads * e]), &[1, seq, width * e], |k, grid| {
-        vec![grid[0], k.number(0), grid[1] * steps + grid[2]]
+    let stacks = tiles.stacks;
+    let [y, o2, stats] = tiles.results();
+    let y = frame.output(y, &[1, seq, width * e], |k, grid| {
+        let sequence = inputs.sequence(k, grid[0], tiles, stacks.y);
+        vec![sequence, k.number(0), grid[1] * steps + grid[2]]
     });
-    let mut per_head = |ty: Type| {
-        frame.output(ty.clone(), &[1, width, ty.shape[2], seq], |k, grid| {
-            vec![grid[0], grid[1] * steps + grid[2], k.number(0), k.number(0)]
-        })
+    if stacks.y == InStack::Yes {
+        frame.over();
+    }
+    let mut per_head = |ty: Type, stack: InStack| {
+        let result = frame.output(ty.clone(), &[1, width, ty.shape[2], seq], |k, grid| {
+            let sequence = inputs.sequence(k, grid[0], tiles, stack);
+            vec![sequence, grid[1] * steps + grid[2], k.number(0), k.number(0)]
+        });
+        if stack == InStack::Yes {
+            frame.over();
+        }
+        result
     };
-    let o2 = per_head(Type::new(narrow, [batch, heads, e, seq]));
-    let stats = per_head(Type::f32([batch, heads, 3, seq]));
+    let o2 = per_head(o2, stacks.o2);
+    let stats = per_head(stats, stacks.stats);
     let q = frame.scratch(Type::new(narrow, [tiling.groups, tiling.heads, 2, seq, d]));
     let k = frame.scratch(Type::new(narrow, [tiling.groups, 2, seq, d]));
     let v = frame.scratch(Type::new(narrow, [tiling.groups, e, seq]));
@@ -86,6 +98,27 @@ pub(super) fn program(tiles: &Tiles) -> TileProgram {
     });
     let forward = Forward { tiles, inputs, y, o2, stats, q, k, v, maps };
     frame.build(|k, grid| forward.code(k, grid))
+}
+
+/// The call, which can read qkv and write its results in place.
+pub(super) fn call(tiles: &Tiles) -> CustomCall {
+    let tiles = *tiles;
+    let in_place = InPlace {
+        operands: tiles.qkv_operands().collect(),
+        results: vec![0, 1, 2],
+        call: Arc::new(move |places| {
+            let written = |result: usize| InStack::any(places.results.contains(&result));
+            let stacks = Stacks {
+                layers: places.length,
+                qkv: InStack::any(!places.operands.is_empty()),
+                y: written(0),
+                o2: written(1),
+                stats: written(2),
+            };
+            program(&Tiles { stacks, ..tiles }).custom_call()
+        }),
+    };
+    CustomCall { in_place: Some(in_place), ..program(&tiles).custom_call() }
 }
 
 impl Forward<'_> {

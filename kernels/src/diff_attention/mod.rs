@@ -200,7 +200,7 @@ impl Kernel for DiffAttention {
         if let Some(tiles) = self.native(args, target, choice) {
             return Lowering::Native(Func::build(args, |f, args| {
                 let operands = tiles.operands(args, Tables::Rows);
-                f.custom_call(forward::program(&tiles).custom_call(), &operands)
+                f.custom_call(forward::call(&tiles), &operands)
             }));
         }
         let how = Blocks::of(self.rows, target);
@@ -234,7 +234,7 @@ impl Kernel for DiffAttentionBackward {
             return Lowering::Native(Func::build(args, |f, args| {
                 let &[.., y, o2, stats, dy] = args else { unreachable!("checked when called") };
                 let operands = [tiles.operands(args, Tables::Turned), vec![y, dy, o2, stats]].concat();
-                let results = f.custom_call(backward::program(&tiles).custom_call(), &operands);
+                let results = f.custom_call(backward::call(&tiles), &operands);
                 let (d2, of_qkv) = results.split_last().expect("D2 is the last result");
                 let d_qkv = if of_qkv.len() == 1 { of_qkv[0] } else { Tensor::concatenate(of_qkv, 2) };
                 vec![d_qkv, -d2.sum_all()]

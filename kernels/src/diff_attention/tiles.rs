@@ -10,6 +10,7 @@
 use super::{DiffAttention, HeadNorm, Keys};
 use crate::tile::{Builder, Frame, Memory, Order, Ref, Scalar, Vector, at};
 use engine::{DType, Tensor, Type};
+use std::ops::Range;
 
 /// How a core walks over the heads and tiles of a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +36,35 @@ pub(super) struct Tiles {
     pub(super) eps: f64,
     pub(super) narrow: DType,
     pub(super) tiling: Tiling,
+    pub(super) stacks: Stacks,
+}
+
+/// Which arrays are rows of stacks `[layers * batch, ..]` that lie there in place ([`engine::Places`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stacks {
+    pub(super) layers: usize,
+    pub(super) qkv: InStack,
+    pub(super) y: InStack,
+    pub(super) o2: InStack,
+    pub(super) stats: InStack,
+}
+
+/// Whether an array is a row of a stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum InStack {
+    Yes,
+    No,
+}
+
+impl InStack {
+    pub(super) fn any(found: bool) -> InStack {
+        if found { InStack::Yes } else { InStack::No }
+    }
+}
+
+impl Stacks {
+    pub(super) const NONE: Stacks =
+        Stacks { layers: 1, qkv: InStack::No, y: InStack::No, o2: InStack::No, stats: InStack::No };
 }
 
 /// What a hidden score is: finite, because infinities would meet in a difference.
@@ -49,7 +79,19 @@ impl Tiles {
         let &[batch, seq, _] = &qkv.shape[..] else { return None };
         let HeadNorm::Rms { eps } = kernel.norm else { return None };
         let &DiffAttention { heads, groups, head_dim: d, value_dim: e, cap, .. } = kernel;
-        let tiles = Tiles { batch, seq, heads, groups, d, e, cap, eps, narrow: qkv.dtype, tiling };
+        let tiles = Tiles {
+            batch,
+            seq,
+            heads,
+            groups,
+            d,
+            e,
+            cap,
+            eps,
+            narrow: qkv.dtype,
+            tiling,
+            stacks: Stacks::NONE,
+        };
         let whole =
             seq % tiling.block == 0 && groups % tiling.groups == 0 && (heads / groups) % tiling.heads == 0;
         // Results of a step lie side by side.
@@ -78,6 +120,33 @@ impl Tiles {
     pub(super) fn qkv(&self) -> Type {
         let width = 2 * self.d * (self.heads + self.groups) + self.e * self.groups;
         Type::new(self.narrow, [self.batch, self.seq, width])
+    }
+
+    /// An array of all sequences, or the stack that holds it.
+    pub(super) fn array(&self, ty: Type, stack: InStack) -> Type {
+        match stack {
+            InStack::No => ty,
+            InStack::Yes => {
+                let mut shape = ty.shape.clone();
+                shape[0] *= self.stacks.layers;
+                ty.with_shape(shape)
+            }
+        }
+    }
+
+    /// The types of y, O2 and the statistics.
+    pub(super) fn results(&self) -> [Type; 3] {
+        let &Tiles { batch, seq, heads, e, narrow, stacks, .. } = self;
+        [
+            self.array(Type::new(narrow, [batch, seq, heads * e]), stacks.y),
+            self.array(Type::new(narrow, [batch, heads, e, seq]), stacks.o2),
+            self.array(Type::f32([batch, heads, 3, seq]), stacks.stats),
+        ]
+    }
+
+    /// Places of qkv among the operands of both kernels, one for each window on it.
+    pub(super) fn qkv_operands(&self) -> Range<usize> {
+        QKV..QKV + 3 * self.tiling.groups
     }
 
     /// Turns logits into powers of two: `2^(factor q k) = e^(q k / sqrt(d))`.
@@ -111,6 +180,9 @@ impl Tiles {
     }
 }
 
+/// Operands before qkv.
+const QKV: usize = 6;
+
 /// How the rotation's tables lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tables {
@@ -122,6 +194,8 @@ pub(super) enum Tables {
 
 /// The operands of both kernels.
 pub(super) struct Inputs {
+    /// Number of the layer, `[1]`, if something lies in stacks.
+    layer: Option<Ref>,
     /// First key block that a query block sees, `[batch * blocks]`.
     first_block: Ref,
     /// First position that the last query of a block sees, `[batch * blocks]`.
@@ -143,6 +217,7 @@ impl Inputs {
         let &Tiles { batch, seq, heads, groups, d, e, tiling, .. } = tiles;
         let steps = tiles.steps();
         let counts = batch * tiles.blocks();
+        let layer = (tiles.stacks != Stacks::NONE).then(|| frame.prefetched(1));
         let (first_block, last_start) = (frame.prefetched(counts), frame.prefetched(counts));
         let lambda = frame.whole(Type::f32([1, 1]), Memory::Scalar);
         let starts = frame.input(Type::i32([batch, 1, seq]), &[1, 1, seq], |k, grid| {
@@ -156,10 +231,12 @@ impl Inputs {
         // Columns of qkv: queries of all heads, then keys, then values of all groups; block numbers in own widths.
         let mut columns = |width: usize, first: usize, per_group: usize| -> Vec<Ref> {
             let of_group = |x: usize| {
-                frame.input(tiles.qkv(), &[1, seq, width], move |k, grid| {
+                let (array, stack) = (tiles.array(tiles.qkv(), tiles.stacks.qkv), tiles.stacks.qkv);
+                frame.input(array, &[1, seq, width], move |k, grid| {
                     let group = grid[1] * tiling.groups + k.number(x as i32);
                     let block = if per_group == 1 { group } else { group * per_group + grid[2] };
-                    vec![grid[0], k.number(0), block + k.number(first as i32)]
+                    let sequence = sequence(k, grid[0], layer, batch, stack);
+                    vec![sequence, k.number(0), block + k.number(first as i32)]
                 })
             };
             (0..tiling.groups).map(of_group).collect()
@@ -167,7 +244,18 @@ impl Inputs {
         let q = columns(tiling.heads * 2 * d, 0, steps);
         let k = columns(2 * d, heads, 1);
         let v = columns(e, 2 * d * (heads + groups) / e, 1);
-        Inputs { first_block, last_start, lambda, starts, cos, sin, q, k, v }
+        Inputs { layer, first_block, last_start, lambda, starts, cos, sin, q, k, v }
+    }
+
+    /// Index of a sequence along the first axis of an array.
+    pub(super) fn sequence<'k>(
+        &self,
+        k: &'k Builder,
+        row: Scalar<'k>,
+        tiles: &Tiles,
+        stack: InStack,
+    ) -> Scalar<'k> {
+        sequence(k, row, self.layer, tiles.batch, stack)
     }
 
     pub(super) fn lambda<'k>(&self, k: &'k Builder) -> Scalar<'k> {
@@ -269,6 +357,19 @@ impl Inputs {
                 }
             }
         });
+    }
+}
+
+fn sequence<'k>(
+    k: &'k Builder,
+    row: Scalar<'k>,
+    layer: Option<Ref>,
+    batch: usize,
+    stack: InStack,
+) -> Scalar<'k> {
+    match (layer, stack) {
+        (Some(layer), InStack::Yes) => k.scalar(layer, &[k.index(0)]) * batch + row,
+        _ => row,
     }
 }
 

@@ -23,9 +23,9 @@ pub(super) struct Tiles {
 }
 
 impl Tiles {
-    /// None if the sizes are not made of blocks that the hardware likes.
+    /// args: those of the kernel. None if the sizes are not made of blocks that the hardware likes.
     pub(super) fn new(kernel: &SwiGlu, args: &[Type]) -> Option<Tiles> {
-        let (&[n, m], &[_, i]) = (&args[0].shape[..], &args[1].shape[..]) else { return None };
+        let (&[n, m], &[_, i]) = (&args[0].shape[..], &args[2].shape[..]) else { return None };
         let fits = |extent: usize, blocks: [usize; 2]| {
             blocks.into_iter().find(|block| extent.is_multiple_of(*block))
         };

@@ -139,6 +139,10 @@ impl TileProgram {
         let arrays: Vec<Tile> = operands.iter().map(Tile::from_host).collect();
         let garbage = |(_, window): &(Ref, Window)| Tile::garbage(window.array.clone());
         let mut results: Vec<Tile> = frame.outputs.iter().map(garbage).collect();
+        let written_over = &arrays[arrays.len() - frame.over.len()..];
+        for ((output, _), array) in frame.over.iter().zip(written_over) {
+            results[*output] = array.clone();
+        }
         let mut memory: Vec<Tile> = frame.refs.iter().map(|(ty, _)| Tile::garbage(ty.clone())).collect();
         let (prefetched, arrays) = arrays.split_at(frame.prefetch.len());
         for (reference, tile) in frame.prefetch.iter().zip(prefetched) {

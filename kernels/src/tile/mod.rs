@@ -29,6 +29,8 @@ pub enum Memory {
     Vector,
     /// Scalar memory: single numbers are loaded.
     Scalar,
+    /// Where it is; the kernel does not touch it.
+    Any,
 }
 
 /// Whether steps along a grid axis depend on each other.
@@ -74,6 +76,8 @@ pub struct Frame {
     prefetch: Vec<Ref>,
     inputs: Vec<(Ref, Window)>,
     outputs: Vec<(Ref, Window)>,
+    /// Outputs that are written over operands, and these operands, which come behind all others.
+    over: Vec<(usize, Ref)>,
     scratch: Vec<Ref>,
     cost: Cost,
 }
@@ -88,6 +92,7 @@ impl Frame {
             prefetch: Vec::new(),
             inputs: Vec::new(),
             outputs: Vec::new(),
+            over: Vec::new(),
             scratch: Vec::new(),
             cost: Cost::default(),
         }
@@ -159,6 +164,13 @@ impl Frame {
         output.0
     }
 
+    /// Says that the newest output is written over an operand of its type: what no step writes keeps its value.
+    pub fn over(&mut self) {
+        let output = self.outputs.len() - 1;
+        let operand = self.reference(self.outputs[output].1.array.clone(), Memory::Any);
+        self.over.push((output, operand));
+    }
+
     /// Vector memory that keeps its contents from step to step. It starts as garbage.
     pub fn scratch(&mut self, ty: Type) -> Ref {
         let reference = self.reference(ty, Memory::Vector);
@@ -175,7 +187,7 @@ impl Frame {
     pub fn vector_memory(&self) -> usize {
         let window = |(_, window): &(Ref, Window)| match window.memory {
             Memory::Vector => 2 * window.array.with_shape(&window.block[..]).bytes(),
-            Memory::Scalar => 0,
+            Memory::Scalar | Memory::Any => 0,
         };
         let windows: usize = self.inputs.iter().chain(&self.outputs).map(window).sum();
         windows + self.scratch.iter().map(|scratch| self.refs[scratch.0].0.bytes()).sum::<usize>()
@@ -200,7 +212,8 @@ impl TileProgram {
     pub fn operand_types(&self) -> Vec<Type> {
         let frame = &self.frame;
         let prefetched = frame.prefetch.iter().map(|reference| frame.refs[reference.0].0.clone());
-        prefetched.chain(frame.inputs.iter().map(|(_, window)| window.array.clone())).collect()
+        let over = frame.over.iter().map(|(_, operand)| frame.refs[operand.0].0.clone());
+        prefetched.chain(frame.inputs.iter().map(|(_, window)| window.array.clone())).chain(over).collect()
     }
 
     /// Types of the results.

@@ -34,8 +34,12 @@ impl TileProgram {
             backend_config,
             kernel_name: self.frame.name.clone(),
             results: self.result_types(),
-            aliases: Vec::new(),
+            aliases: (self.frame.prefetch.len() + self.frame.inputs.len()..)
+                .zip(&self.frame.over)
+                .map(|(operand, &(output, _))| (output, operand))
+                .collect(),
             interpreter: Some(Interpreter(Arc::new(move |operands| self.interpret(operands)))),
+            in_place: None,
         }
     }
 
@@ -45,8 +49,14 @@ impl TileProgram {
         let mut text = "module attributes {stable_mosaic.version = 11 : i64} {\n".to_owned();
         let grid = vec!["i32".to_owned(); frame.grid.len()];
         let windows = || frame.inputs.iter().chain(&frame.outputs);
-        let refs =
-            frame.prefetch.iter().chain(windows().map(|(reference, _)| reference)).chain(&frame.scratch);
+        fn of_windows(windows: &[(Ref, Window)]) -> impl Iterator<Item = &Ref> {
+            windows.iter().map(|(reference, _)| reference)
+        }
+        let refs = (frame.prefetch.iter())
+            .chain(of_windows(&frame.inputs))
+            .chain(frame.over.iter().map(|(_, operand)| operand))
+            .chain(of_windows(&frame.outputs))
+            .chain(&frame.scratch);
         let attributes = {
             let order = |(_, order): &(usize, Order)| match order {
                 Order::Parallel => "#tpu.dimension_semantics<parallel>",
@@ -56,6 +66,9 @@ impl TileProgram {
                 let bounds = list(&window.block);
                 format!("{{transform_indices = @t{i}, window_bounds = array<i64: {bounds}>}}")
             };
+            let mut of_windows: Vec<String> = windows().enumerate().map(window).collect();
+            let nowhere = frame.over.iter().map(|_| "{}".to_owned());
+            of_windows.splice(frame.inputs.len()..frame.inputs.len(), nowhere);
             let bounds: Vec<usize> = frame.grid.iter().map(|&(extent, _)| extent).collect();
             format!(
                 ", dimension_semantics = [{}], iteration_bounds = array<i64: {}>, scalar_prefetch = {} : i64, \
@@ -64,7 +77,7 @@ impl TileProgram {
                 list(&bounds),
                 frame.prefetch.len(),
                 frame.scratch.len(),
-                windows().enumerate().map(window).collect::<Vec<_>>().join(", "),
+                of_windows.join(", "),
             )
         };
         let mut printer = Printer { frame_refs: &frame.refs, text: String::new() };
@@ -126,6 +139,7 @@ impl Printer<'_> {
         let space = match memory {
             Memory::Vector => "vmem",
             Memory::Scalar => "smem",
+            Memory::Any => "any",
         };
         format!("memref<{}, #tpu.memory_space<{space}>>", shaped(ty))
     }

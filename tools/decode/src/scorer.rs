@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use engine::pjrt::{Arg, Buffer};
 use engine::{Compiled, Host, Program, Type};
 use model::decode::stretched;
-use model::{Batch, Config, Params, specs, token_log_probs};
+use model::{Batch, Config, Params, fold, specs, token_log_probs};
 use std::collections::HashMap;
 use train::config::Kernels;
 use train::device::{CodeGeneration, Device};
@@ -113,7 +113,7 @@ fn score_program(config: &Config, length: usize) -> Program {
         let params = specs(config).map(|name, spec| f.input(&format!("params.{name}"), spec.ty));
         let ty = Type::i32([1, length]);
         let batch = Batch { ids: f.input("ids", ty.clone()), segments: f.input("segments", ty) };
-        let (next, after) = token_log_probs(config, &params, batch);
+        let (next, after) = token_log_probs(config, &fold(config, &params), batch);
         f.output("log_probs", next.reshape([length - 1]));
         if let Some(after) = after {
             f.output("mtp_log_probs", after.reshape([length - 2]));

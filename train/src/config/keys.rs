@@ -97,6 +97,7 @@ pub const KEYS: &[Key] = &[
     key("optimizer.eps", Kind::Real, "added to the root of the second moment"),
     key("optimizer.weight_decay", Kind::Real, "on projections only"),
     key("optimizer.clip", Kind::Real, "largest global norm of the gradient"),
+    key("optimizer.first_moment", Kind::Text, "type in which it is kept: f32 or bf16"),
     key("schedule.kind", Kind::Text, "wsd or constant"),
     open("schedule.warmup_steps", Kind::Count, "linear warmup"),
     key("schedule.decay_fraction", Kind::Real, "part of the steps that decays"),
