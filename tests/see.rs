@@ -231,8 +231,8 @@ fn a_difference_names_what_changed_and_nothing_else() {
     let file = folder.path().join("before.json");
     let before = file.to_str().unwrap();
     dumped(&[&SWIGLU[..], &["--format", "json", "--out", before]].concat());
-    assert!(dumped(&[&SWIGLU[..], &["--diff", before]].concat()).ends_with("nothing differs\n"));
-    let wider = dumped(&[&SWIGLU[..], &["--set=model.intermediate_size=704", "--diff", before]].concat());
+    assert!(dumped(&[&SWIGLU[..], &["--against", before]].concat()).ends_with("nothing differs\n"));
+    let wider = dumped(&[&SWIGLU[..], &["--set=model.intermediate_size=704", "--against", before]].concat());
     println!("{wider}");
     let line = |end: &str| {
         wider.lines().find(|line| line.ends_with(end)).unwrap_or_else(|| panic!("no {end}:\n{wider}"))
@@ -270,7 +270,7 @@ fn what_cannot_be_shown_is_said_in_one_line() {
             "diff_attention, diff_attention_backward, linear_cross_entropy, swiglu",
         ),
         (&["--format", "svg", "--stage", "optimized"], "leave out --stage optimized"),
-        (&["--diff", "nowhere.json"], "--format json"),
+        (&["--against", "nowhere.json"], "--format json"),
         (&["--set", "batch.mikro=1"], "did you mean `batch.micro`?"),
         (&["--platform", "tpu:v9:1x1", "--stage", "optimized"], "v6e:1x1"),
     ];
