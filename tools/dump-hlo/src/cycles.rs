@@ -28,7 +28,7 @@ const PEER_KERNELS: f64 = 613.0;
 /// Of its transfers, in millions of cycles.
 const PEER_TRANSFERS: f64 = 162.3;
 
-/// GiB at its peak, and seconds of its compilation with the machine to itself.
+/// GiB at its peak, and seconds of its compilation with two cores to itself.
 const PEER_PEAK: f64 = 21.6;
 const PEER_SECONDS: f64 = 108.0;
 
@@ -191,4 +191,24 @@ fn aligned(rows: &[Vec<String>], words: Range<usize>) -> String {
         text += "\n";
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_peers_groups_are_its_whole() {
+        let sum = |figure: fn(&Figures) -> f64| peer().groups.values().map(figure).sum::<f64>() / 1e6;
+        // What the peer's own script adds up over the loops of its text.
+        assert!((sum(|figures| figures.estimated) - 7386.645689).abs() < 0.03);
+        assert!((sum(|figures| figures.matmuls) - 1955.787).abs() < 0.03);
+        assert_eq!(peer().groups.len(), Group::ALL.len());
+    }
+
+    #[test]
+    fn words_stand_left_and_numbers_right() {
+        let rows = [["ab", "1.5", "x"], ["c", "12.5", "yz"]].map(|row| row.map(str::to_owned).to_vec());
+        assert_eq!(aligned(&rows, 0..1), "ab   1.5   x\nc   12.5  yz\n");
+    }
 }
