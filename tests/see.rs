@@ -219,7 +219,7 @@ fn a_table_of_cycles_has_groups_a_roofline_and_what_changed() {
     let found = cycles["breakdown"]["groups"]["layer_matmuls"]["matmuls"].as_f64().unwrap();
     assert!((found / matmuls - 1.0).abs() < 1e-12, "{cycles:#}");
     // All weights come from main memory, at 936 bytes a cycle.
-    let bytes = 4 * (2 * WIDTH * HIDDEN) as i64;
+    let bytes = 4 * 2 * WIDTH * HIDDEN;
     let roofline = sum(groups, "roofline") + cycles["breakdown"]["transfers"].as_f64().unwrap();
     assert!(roofline > bytes as f64 / 936.0 && roofline < total, "{cycles:#}");
 

@@ -43,6 +43,9 @@ struct Side {
     seconds: f64,
 }
 
+/// One of the figures of a group.
+type Figure = fn(&Figures) -> f64;
+
 /// The table, and in it what an earlier dump of the program had.
 ///
 /// # Errors
@@ -71,7 +74,7 @@ pub(crate) fn table(dump: &Dump, earlier: Option<&Dump>) -> Result<String> {
     };
     let of_all =
         |figure: fn(&Figures) -> f64| move |side: &Side| side.groups.values().map(figure).sum::<f64>() / 1e6;
-    let sections: [(&str, fn(&Figures) -> f64); 2] =
+    let sections: [(&str, Figure); 2] =
         [("estimate and kernels", Figures::cycles), ("roofline", |figures| figures.roofline)];
     for (title, figure) in sections {
         row(title, &of_all(figure), None);
@@ -199,7 +202,7 @@ mod tests {
 
     #[test]
     fn the_peers_groups_are_its_whole() {
-        let sum = |figure: fn(&Figures) -> f64| peer().groups.values().map(figure).sum::<f64>() / 1e6;
+        let sum = |figure: Figure| peer().groups.values().map(figure).sum::<f64>() / 1e6;
         // What the peer's own script adds up over the loops of its text.
         assert!((sum(|figures| figures.estimated) - 7386.645689).abs() < 0.03);
         assert!((sum(|figures| figures.matmuls) - 1955.787).abs() < 0.03);

@@ -74,7 +74,7 @@ fn convolution_flops(computation: &Computation<'_>, line: &Line<'_>) -> Option<f
     };
     let mut flops = 2.0 * elements(&result.dims) * extent(kernel_labels, &kernel.dims, 'i')? as f64;
     for (dim, label) in ('0'..='9').enumerate() {
-        let Some(results) = extent(result_labels, &result.dims, label) else { break };
+        let Some(results) = extent(result_labels, &result.dims, label).filter(|&n| n > 0) else { break };
         let inputs = extent(input_labels, &input.dims, label)? as i64;
         let number = |name| property(name, dim).and_then(|number| number.parse::<i64>().ok());
         let [stride, holes, spread] =
@@ -123,8 +123,8 @@ pub(super) fn traffic(module: &Module<'_>, computation: &Computation<'_>, line: 
         // them before the result.
         "async-start" if line.operands.is_empty() => return 0,
         "async-update" => {
-            let result = line.arrays.get(line.operands.len() - 1);
-            return result.map_or(0, |array| 2 * array.padded);
+            let operands = line.operands.len().saturating_sub(1);
+            return line.arrays.get(operands).map_or(0, |array| 2 * array.padded);
         }
         _ => {}
     }
