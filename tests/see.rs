@@ -194,18 +194,51 @@ fn the_figures_of_a_known_program_are_those_of_its_formula() {
     assert!(json["compiled"]["cost"]["flops"].as_f64().unwrap() >= products as f64);
     assert!(json["compiled"]["cycles"].is_null(), "the CPU compiler estimates no cycles");
     assert!(json["largest"][0]["bytes"].as_i64().unwrap() >= TOKENS * HIDDEN * 4);
+}
 
-    let v6e = [&optimized[..], &["--platform", "tpu:v6e:1x1"]].concat();
-    let json: Value = serde_json::from_str(&dumped(&v6e)).unwrap();
+#[test]
+fn a_table_of_cycles_has_groups_a_roofline_and_what_changed() {
+    let folder = TempDir::new().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (before, after) = (path("before.json"), path("after.json"));
+    let v6e = ["--platform", "tpu:v6e:1x1", "--stage", "optimized", "--format", "json", "--out", &after];
+    dumped(&[&SWIGLU[..], &v6e].concat());
+    let mut json: Value = serde_json::from_str(&fs::read_to_string(&after).unwrap()).unwrap();
     assert_eq!(json["platform"], "tpu:v6e:1x1");
     let cycles = &json["compiled"]["cycles"];
-    let parts: u64 = cycles["by_computation"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|part| part["cycles"].as_u64().unwrap())
-        .sum();
-    assert!(parts > 0 && cycles["total"].as_u64().unwrap() == parts, "{cycles}");
+    let sum = |parts: Vec<&Value>, figure: &str| {
+        parts.iter().map(|part| part[figure].as_f64().unwrap()).sum::<f64>()
+    };
+    let total = cycles["total"].as_f64().unwrap();
+    assert!(
+        total > 0.0 && sum(cycles["by_computation"].as_array().unwrap().iter().collect(), "cycles") == total
+    );
+    let groups: Vec<&Value> = cycles["breakdown"]["groups"].as_object().unwrap().values().collect();
+    assert_eq!((groups.len(), sum(groups.clone(), "estimated")), (6, total));
+    let matmuls = (2 * 2 * TOKENS * WIDTH * HIDDEN) as f64 / 493e3;
+    let found = cycles["breakdown"]["groups"]["layer_matmuls"]["matmuls"].as_f64().unwrap();
+    assert!((found / matmuls - 1.0).abs() < 1e-12, "{cycles:#}");
+    // All weights come from main memory, at 936 bytes a cycle.
+    let bytes = 4 * 2 * WIDTH * HIDDEN;
+    let roofline = sum(groups, "roofline") + cycles["breakdown"]["transfers"].as_f64().unwrap();
+    assert!(roofline > bytes as f64 / 936.0 && roofline < total, "{cycles:#}");
+
+    // As if a thousand million cycles had gone.
+    let estimated = &mut json["compiled"]["cycles"]["breakdown"]["groups"]["layer_matmuls"]["estimated"];
+    *estimated = (estimated.as_f64().unwrap() + 1e9).into();
+    fs::write(&before, json.to_string()).unwrap();
+    let table = dumped(&["--from", &after, "--format", "cycles", "--against", &before]);
+    println!("{table}");
+    let change = |name: &str| {
+        let line = table.lines().find(|line| line.trim_start().starts_with(name)).unwrap();
+        line.split_whitespace().last().unwrap()
+    };
+    assert_eq!(
+        ["estimate and kernels", "layer matmuls", "vocabulary"].map(change),
+        ["-1000.0", "-1000.0", "+0.0"]
+    );
+    assert!(!table.contains("peer"), "the peer makes a step, no kernel alone: {table}");
+    assert!(dumped(&["--from", &after, "--against", &after]).ends_with("nothing differs\n"));
 }
 
 #[test]
@@ -231,8 +264,8 @@ fn a_difference_names_what_changed_and_nothing_else() {
     let file = folder.path().join("before.json");
     let before = file.to_str().unwrap();
     dumped(&[&SWIGLU[..], &["--format", "json", "--out", before]].concat());
-    assert!(dumped(&[&SWIGLU[..], &["--diff", before]].concat()).ends_with("nothing differs\n"));
-    let wider = dumped(&[&SWIGLU[..], &["--set=model.intermediate_size=704", "--diff", before]].concat());
+    assert!(dumped(&[&SWIGLU[..], &["--against", before]].concat()).ends_with("nothing differs\n"));
+    let wider = dumped(&[&SWIGLU[..], &["--set=model.intermediate_size=704", "--against", before]].concat());
     println!("{wider}");
     let line = |end: &str| {
         wider.lines().find(|line| line.ends_with(end)).unwrap_or_else(|| panic!("no {end}:\n{wider}"))
@@ -263,14 +296,25 @@ fn a_picture_shows_loops_kernels_and_shares() {
 
 #[test]
 fn what_cannot_be_shown_is_said_in_one_line() {
-    let cases: [(&[&str], &str); 6] = [
+    let folder = TempDir::new().unwrap();
+    let saved = folder.path().join("saved.json");
+    let saved = saved.to_str().unwrap();
+    let cpu = [&SWIGLU[..], &["--stage", "optimized", "--format", "json", "--out", saved]].concat();
+    dumped(&cpu);
+    let cases: [(&[&str], &str); 9] = [
         (&["--program", "wat"], "wanted step, loss, prefill, decode, or kernel:NAME"),
         (
             &["--program", "kernel:wat"],
             "diff_attention, diff_attention_backward, linear_cross_entropy, swiglu",
         ),
         (&["--format", "svg", "--stage", "optimized"], "leave out --stage optimized"),
-        (&["--diff", "nowhere.json"], "--format json"),
+        (&["--format", "cycles"], "--platform tpu:v6e:1x1 --stage optimized"),
+        (
+            &["--format", "cycles", "--from", saved],
+            "kernel:swiglu program for cpu (optimized) has no estimate",
+        ),
+        (&["--from", saved], "--format cycles or json"),
+        (&["--against", "nowhere.json"], "--format json"),
         (&["--set", "batch.mikro=1"], "did you mean `batch.micro`?"),
         (&["--platform", "tpu:v9:1x1", "--stage", "optimized"], "v6e:1x1"),
     ];

@@ -6,6 +6,7 @@ use engine::{Program, Type};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
+use train::inspect::groups::Breakdown;
 use train::inspect::hlo::Hlo;
 use train::inspect::work::{Work, result_bytes};
 use train::inspect::{Made, Place};
@@ -93,31 +94,31 @@ pub struct Memory {
     pub peak: i64,
 }
 
-/// The TPU compiler's estimate of one run. Hand-written kernels carry none and are not in it.
+/// The TPU compiler's estimate of one run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Cycles {
-    /// All together.
+    /// All together. Hand-written kernels carry none and are not in it.
     pub total: u64,
     /// By computation: the entry and the bodies of loops, most first.
-    pub by_computation: Vec<Part>,
-    /// The most expensive instructions.
-    pub top: Vec<Part>,
+    pub by_computation: Vec<Computation>,
+    /// By what the instructions are for, and beside it the kernels and the roofline.
+    pub breakdown: Breakdown,
 }
 
 /// A part of the cycles.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Part {
+#[serde(deny_unknown_fields)]
+pub struct Computation {
     /// Cycles of all its runs.
     pub cycles: u64,
     /// How often it runs.
     pub runs: u64,
-    /// The computation, or instruction and type.
-    pub what: String,
-    /// The author's line of an instruction.
-    pub at: Option<String>,
+    /// Its name.
+    pub name: String,
 }
 
-/// Entries of the lists of large and expensive things.
+/// Entries of the list of large values.
 const LISTED: usize = 20;
 
 impl Dump {
@@ -294,27 +295,19 @@ fn number(value: f64) -> String {
 }
 
 fn cycles(hlo: &Hlo) -> Option<Cycles> {
-    let mut by_computation: BTreeMap<&str, Part> = BTreeMap::new();
-    let mut top = Vec::new();
+    let breakdown = Breakdown::of(hlo)?;
+    let mut by_computation: BTreeMap<&str, Computation> = BTreeMap::new();
     for instruction in &hlo.instructions {
         let Some(cycles) = instruction.cycles else { continue };
-        let part = by_computation.entry(&instruction.computation).or_insert_with(|| Part {
+        let name = &instruction.computation;
+        let part = by_computation.entry(name).or_insert_with(|| Computation {
             cycles: 0,
             runs: instruction.runs,
-            what: instruction.computation.clone(),
-            at: None,
+            name: name.clone(),
         });
         part.cycles += cycles;
-        top.push(Part {
-            cycles,
-            runs: instruction.runs,
-            what: format!("{} {} {}", instruction.name, instruction.opcode, instruction.ty),
-            at: instruction.at.clone(),
-        });
     }
-    let mut by_computation: Vec<Part> = by_computation.into_values().collect();
+    let mut by_computation: Vec<Computation> = by_computation.into_values().collect();
     by_computation.sort_by_key(|part| std::cmp::Reverse(part.cycles));
-    top.sort_by_key(|part| std::cmp::Reverse(part.cycles));
-    top.truncate(LISTED);
-    (!top.is_empty()).then(|| Cycles { total: hlo.cycles(), by_computation, top })
+    Some(Cycles { total: hlo.cycles(), by_computation, breakdown })
 }

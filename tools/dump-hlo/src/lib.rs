@@ -6,16 +6,19 @@
 //! | `optimized` | the plugin; for a TPU no TPU | what the plugin made of it, from its own dump |
 //!
 //! `--format json` is the [`Dump`] of the stage: operations, floating point operations, largest values, custom calls,
-//! and behind the compiler its memory, cost and cycles. `--diff` compares it with an earlier one. `--format svg` draws
-//! the program as written, folded so that a person can read it ([`picture`]).
+//! and behind the compiler its memory, cost and cycles. `--format cycles` is a table of the cycles of a step for a v6e, by
+//! what they are for, beside the roofline and a JAX program's step. `--against` shows what changed since an earlier dump:
+//! columns of that table, else operation by operation. `--format svg` draws the program as written, folded so that a
+//! person can read it ([`picture`]). A compilation takes minutes: `--from` takes what one has written.
 
+mod cycles;
 mod dump;
 pub mod picture;
 mod programs;
 
 pub use dump::Dump;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
 use engine::Locations;
 use model::Preset;
@@ -61,9 +64,16 @@ struct Arguments {
     /// Tokens of a sequence; slots of a decoding program's cache
     #[arg(long, value_name = "N")]
     seq: Option<usize>,
-    /// Compare with a dump that --format json wrote, operation by operation
+    /// Compare with a dump that --format json wrote
     #[arg(long, value_name = "FILE")]
-    diff: Option<PathBuf>,
+    against: Option<PathBuf>,
+    /// Look at a dump that --format json wrote instead of compiling
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = ["preset", "config", "set", "program", "platform", "stage", "micro_batch", "seq"]
+    )]
+    from: Option<PathBuf>,
 }
 
 /// How far the program has come.
@@ -80,6 +90,7 @@ enum Format {
     Text,
     Svg,
     Json,
+    Cycles,
 }
 
 /// The whole program: the process's command line, messages and exit code.
@@ -94,29 +105,10 @@ pub fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    let run = configuration(arguments)?;
-    let earlier = arguments.diff.as_deref().map(read).transpose()?;
-    ensure!(
-        arguments.format != Format::Svg || (arguments.stage == Stage::Stablehlo && earlier.is_none()),
-        "--format svg draws the program as written: leave out --stage optimized and --diff"
-    );
-    let program = programs::build(&arguments.program, &run, arguments.micro_batch)?;
-    let target = arguments.platform.target()?;
-    let (lowered, forms) = engine::passes::lower(&program, target, run.kernels.choice());
-    let made = match arguments.stage {
-        Stage::Stablehlo => None,
-        Stage::Optimized => Some(Compiler::open(&arguments.platform)?.compile(&lowered)?),
-    };
-    let dump =
-        || Dump::new(&arguments.program, &arguments.platform, &program, &lowered, &forms, made.as_ref());
-    let text = match (earlier, arguments.format) {
-        (Some(earlier), _) => dump().difference(&earlier),
-        (None, Format::Json) => serde_json::to_string_pretty(&dump())? + "\n",
-        (None, Format::Svg) => picture::svg(&program, &arguments.program, &forms),
-        (None, Format::Text) => match made {
-            Some(made) => made.optimized,
-            None => lowered.text(Locations::Print),
-        },
+    let earlier = arguments.against.as_deref().map(read).transpose()?;
+    let text = match &arguments.from {
+        Some(path) => saved(arguments.format, &read(path)?, earlier.as_ref())?,
+        None => built(arguments, earlier.as_ref())?,
     };
     match &arguments.out {
         Some(path) => write_file(&RealDisk, path, |file| file.write_all(text.as_bytes()))
@@ -126,6 +118,49 @@ fn run(arguments: &Arguments) -> Result<()> {
             Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
             written => written.context("writing to standard output"),
         },
+    }
+}
+
+/// What is to be written of a program.
+fn built(arguments: &Arguments, earlier: Option<&Dump>) -> Result<String> {
+    let run = configuration(arguments)?;
+    ensure!(
+        arguments.format != Format::Svg || (arguments.stage == Stage::Stablehlo && earlier.is_none()),
+        "--format svg draws the program as written: leave out --stage optimized and --against"
+    );
+    ensure!(
+        arguments.format != Format::Cycles || arguments.stage == Stage::Optimized,
+        "--format cycles shows what the TPU's compiler estimates: add --platform tpu:v6e:1x1 --stage optimized"
+    );
+    let program = programs::build(&arguments.program, &run, arguments.micro_batch)?;
+    let target = arguments.platform.target()?;
+    let (lowered, forms) = engine::passes::lower(&program, target, run.kernels.choice());
+    let made = match arguments.stage {
+        Stage::Stablehlo => None,
+        Stage::Optimized => Some(Compiler::open(&arguments.platform)?.compile(&lowered)?),
+    };
+    match (arguments.format, &made) {
+        (Format::Svg, _) => Ok(picture::svg(&program, &arguments.program, &forms)),
+        (Format::Text, Some(made)) if earlier.is_none() => Ok(made.optimized.clone()),
+        (Format::Text, None) if earlier.is_none() => Ok(lowered.text(Locations::Print)),
+        (format, made) => {
+            let (name, place) = (&arguments.program, &arguments.platform);
+            saved(format, &Dump::new(name, place, &program, &lowered, &forms, made.as_ref()), earlier)
+        }
+    }
+}
+
+/// What is to be written of a dump.
+fn saved(format: Format, dump: &Dump, earlier: Option<&Dump>) -> Result<String> {
+    match (format, earlier) {
+        (Format::Cycles, earlier) => cycles::table(dump, earlier),
+        (_, Some(earlier)) => Ok(dump.difference(earlier)),
+        (Format::Json, None) => Ok(serde_json::to_string_pretty(dump)? + "\n"),
+        (Format::Text | Format::Svg, None) => {
+            bail!(
+                "--from has figures, no program: say --format cycles or json, or name another dump with --against"
+            )
+        }
     }
 }
 
@@ -149,9 +184,9 @@ fn configuration(arguments: &Arguments) -> Result<RunConfig> {
 }
 
 fn read(path: &Path) -> Result<Dump> {
-    let text = std::fs::read_to_string(path).with_context(|| {
-        format!("reading {}; --diff wants a file that --format json wrote", path.display())
-    })?;
-    serde_json::from_str(&text)
-        .with_context(|| format!("{} is not a dump; write one with --format json --out FILE", path.display()))
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("reading {}; it must be a file that --format json wrote", path.display()))?;
+    serde_json::from_str(&text).with_context(|| {
+        format!("{} is not a dump of this version; write one with --format json --out FILE", path.display())
+    })
 }

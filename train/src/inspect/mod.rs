@@ -1,6 +1,7 @@
 //! Looking at compiled programs without running them: what a compiler says of a program, for a device that is here or
 //! for one that is not. `--plan` and `dump-hlo` stand on it.
 
+pub mod groups;
 pub mod hlo;
 pub mod work;
 
