@@ -58,6 +58,7 @@ impl Plan {
 
 fn plan(scan: &Scan, body: &Func) -> Plan {
     let mut plan = Plan { calls: BTreeMap::new(), written: Vec::new() };
+    let parameter = |value: Value| matches!(body.nodes()[value.node as usize].op, Op::Parameter(_));
     let stacks = &body.params()[scan.carries..scan.carries + scan.stacks];
     for (node, call) in (0u32..).zip(body.nodes()) {
         let Op::CustomCall(CustomCall { in_place: Some(able), .. }) = &call.op else { continue };
@@ -68,8 +69,7 @@ fn plan(scan: &Scan, body: &Func) -> Plan {
         let mut operands = Vec::new();
         for &operand in &able.operands {
             let from = origin(body, call.operands[operand]);
-            let is_parameter = matches!(body.nodes()[from.node as usize].op, Op::Parameter(_));
-            match output_of(from).filter(|_| !is_parameter) {
+            match output_of(from).filter(|_| !parameter(from)) {
                 Some(i) => plan.write(i, from),
                 None if stacks.contains(&from) => {}
                 None => continue,
@@ -88,6 +88,17 @@ fn plan(scan: &Scan, body: &Func) -> Plan {
             plan.calls.insert(node, Places { length: scan.length, operands, results });
         }
     }
+    // What is stacked and read by others too is written once, and read there.
+    let mut readers: HashMap<Value, usize> = HashMap::new();
+    body.nodes().iter().flat_map(|node| &node.operands).for_each(|&value| {
+        *readers.entry(origin(body, value)).or_default() += 1;
+    });
+    for i in scan.carries..body.results().len() {
+        let value = origin(body, body.results()[i]);
+        if !parameter(value) && body.ty(value).rank() > 1 && readers.contains_key(&value) {
+            plan.write(i, value);
+        }
+    }
     plan
 }
 
@@ -100,7 +111,6 @@ fn joined(row: &Type, length: usize) -> Type {
 
 /// Memory that the loop fills before it is read; on the host it is filled with what would be noticed.
 fn unwritten<'f>(builder: &'f Builder<'f>, ty: Type) -> Tensor<'f> {
-    let garbage = vec![f64::NAN; ty.elements()];
     let of = ty.clone();
     let call = CustomCall {
         target: "AllocateBuffer".to_owned(),
@@ -109,7 +119,7 @@ fn unwritten<'f>(builder: &'f Builder<'f>, ty: Type) -> Tensor<'f> {
         results: vec![ty],
         aliases: Vec::new(),
         interpreter: Some(Interpreter(Arc::new(move |_: &[Host]| {
-            vec![Host::from_f64(of.clone(), &garbage)]
+            vec![Host::from_f64(of.clone(), &vec![f64::NAN; of.elements()])]
         }))),
         in_place: None,
     };
@@ -134,6 +144,7 @@ fn scan_in_place<'f>(
     }
     let (carries, stacks) = (scan.carries, scan.carries + scan.stacks);
     let types = body.result_types();
+    let stack_of = |value: Value| (carries..stacks).find(|&i| body.params()[i] == value);
     let mut start = operands[..carries].to_vec();
     let row_of = |value: &Value| body.ty(*value);
     start
@@ -163,6 +174,10 @@ fn scan_in_place<'f>(
                 (Op::Reshape(_) | Op::Named(_), _) if over.contains_key(&origin(&body, node.operands[0])) => {
                     vec![row(over[&origin(&body, node.operands[0])], &node.types[0], *layer)]
                 }
+                (Op::Reshape(_) | Op::Named(_), _) if stack_of(origin(&body, node.operands[0])).is_some() => {
+                    let stack = stack_of(origin(&body, node.operands[0])).expect("asked for above");
+                    vec![row(g.capture(operands[stack]), &node.types[0], *layer)]
+                }
                 (Op::CustomCall(call), Some(places)) => {
                     let able = call.in_place.as_ref().expect("planned for being able");
                     let mut given = vec![layer.reshape([1])];
@@ -181,7 +196,8 @@ fn scan_in_place<'f>(
                     }
                     let value = |&result: &usize| Value { node: index, result: result as u32 };
                     given.extend(places.results.iter().map(|result| over[&value(result)]));
-                    let mut results = g.custom_call((able.call)(places), &given);
+                    let call = (able.call)(places);
+                    let mut results = g.attributed(node.at, || g.custom_call(call, &given));
                     for result in &places.results {
                         // Who reads the row beside its stack reads it there.
                         let stack = results[*result];
@@ -192,11 +208,15 @@ fn scan_in_place<'f>(
                 }
                 (op, _) => {
                     let given: Vec<Tensor<'_>> = node.operands.iter().map(|value| made[value]).collect();
-                    let results = g.attributed(node.at, || g.push(op.clone(), &given));
-                    for (result, tensor) in (0u32..).zip(&results) {
+                    let mut results = g.attributed(node.at, || g.push(op.clone(), &given));
+                    for (result, tensor) in (0u32..).zip(&mut results) {
                         let Some(stack) = over.get_mut(&Value { node: index, result }) else { continue };
                         let rows = stack.reshape([&[scan.length], &tensor.shape()[..]].concat());
-                        *stack = rows.with_row(*layer, *tensor).reshape(stack.shape());
+                        // Behind a barrier: else its other readers would have a copy of their own.
+                        let rows = Tensor::optimization_barrier(&[rows.with_row(*layer, *tensor)])[0];
+                        *stack = rows.reshape(stack.shape());
+                        let ty = tensor.ty();
+                        *tensor = row(*stack, &ty, *layer);
                     }
                     results
                 }

@@ -9,6 +9,7 @@ use crate::folded::{Folded, FoldedBlock};
 use crate::rope::rope_tables;
 use engine::{Builder, DType, Save, ScanOptions, Tensor, Type};
 use kernels::{DiffAttention, HeadNorm, Keys, ROWS, ScaledLinear, SwiGlu, document_starts, rms_scale};
+use serde::{Deserialize, Serialize};
 
 /// Token ids and document segments, `[b, s]` i32 each. Segments do not decrease along a row; a negative one is padding.
 #[derive(Clone, Copy, Debug)]
@@ -20,23 +21,47 @@ pub struct Batch<T> {
 }
 
 /// What a block's backward pass receives instead of computing it again.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Remat {
     /// Only the block's input: the least memory, one more forward pass.
     Full,
-    /// Results of matrix products and of attention; norms, masks and activations are computed again.
+    /// Results of matrix products and of attention, but not the wide ones of SwiGLU: two more products.
+    Lean,
+    /// Results of all matrix products and of attention; norms, masks and activations are computed again.
     #[default]
     Selective,
 }
 
 impl Remat {
-    fn save(self) -> Save {
+    /// Every way, the one that keeps most first.
+    pub const ALL: [Remat; 3] = [Remat::Selective, Remat::Lean, Remat::Full];
+
+    /// Names of what is kept beside a block's input.
+    fn kept(self) -> &'static [&'static str] {
         match self {
-            Remat::Full => Save::Only(Vec::new()),
-            Remat::Selective => Save::Only(
-                ["scale", "qkv", "o", "o2", "rows", "x1", "scale1", "gate", "up"].map(str::to_owned).to_vec(),
-            ),
+            Remat::Full => &[],
+            Remat::Lean => &["scale", "qkv", "o", "o2", "rows", "x1", "scale1"],
+            Remat::Selective => &["scale", "qkv", "o", "o2", "rows", "x1", "scale1", "gate", "up"],
         }
+    }
+
+    fn save(self) -> Save {
+        Save::Only(self.kept().iter().map(|&name| name.to_owned()).collect())
+    }
+
+    /// Bytes of all that the blocks keep of `tokens` tokens. What is one number a row is left out.
+    pub fn kept_bytes(self, config: &Config, tokens: usize) -> usize {
+        let (m, i) = (config.hidden_size, config.intermediate_size);
+        let width = |name: &&str| match *name {
+            "x1" => m,
+            "qkv" => config.query_width() + 2 * config.key_width(),
+            "o" | "o2" => config.output_width(),
+            "gate" | "up" => i,
+            _ => 0,
+        };
+        let columns = m + self.kept().iter().map(width).sum::<usize>();
+        config.num_hidden_layers * tokens * columns * config.dtype.dtype().size()
     }
 }
 

@@ -488,7 +488,9 @@ fn control() -> Vec<Row> {
             c.out(c.x(c.dims::<2>()).with_sharding(Sharding::replicated(2, 1)));
         }),
         row("pin", ALL, Gradient::Exact, |c| {
-            Tensor::pinned([c.x(c.dims::<2>()), c.x(c.dims::<3>())]).map(|x| c.out(x.row_major()));
+            let [a, b] = Tensor::pinned([c.x(c.dims::<2>()), c.x(c.dims::<3>())]);
+            c.out(a.row_major());
+            c.out(b);
         }),
         row("kernel_call", FLOATS, Gradient::Exact, |c| {
             let shape = c.dims::<2>();

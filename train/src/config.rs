@@ -9,7 +9,7 @@ pub use keys::{KEYS, Key, Kind};
 use crate::data::{Order, Packing, RowOptions};
 use crate::schedule::Curve;
 use engine::Type;
-use model::{Compute, Preset};
+use model::{Compute, Preset, Remat};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -31,6 +31,8 @@ pub struct RunConfig {
     pub platform: String,
     /// Which lowering of the fused kernels to use.
     pub kernels: Kernels,
+    /// What the backward pass receives instead of computing it again; automatic: as much as memory holds.
+    pub remat: Option<Remat>,
     /// The architecture.
     pub model: model::Config,
     /// Where tokens come from.

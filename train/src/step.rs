@@ -48,8 +48,18 @@ impl Metric {
         [Metric::Loss, Metric::Main, Metric::Mtp, Metric::GradientNorm, Metric::Applied, Metric::Targets];
 }
 
-/// Tokens of a micro-batch up to which activations are kept: beyond, memory counts for more than one forward pass.
-const SELECTIVE_TOKENS: usize = 4096;
+/// Bytes that the blocks may keep of a micro-batch for the backward pass: what a v6e has beside the state, gradients and
+/// heads of `1b`. Its 8 sequences of 2048 tokens keep 12.4 GiB.
+const KEPT_BYTES: usize = 13 << 30;
+
+impl RunConfig {
+    /// What the backward pass receives: as configured, or as much as there is room for.
+    pub fn remat(&self) -> Remat {
+        let tokens = self.batch.micro * self.batch.seq;
+        let fits = |remat: &Remat| remat.kept_bytes(&self.model, tokens) <= KEPT_BYTES;
+        self.remat.unwrap_or_else(|| Remat::ALL.into_iter().find(fits).unwrap_or(Remat::Full))
+    }
+}
 
 /// The step program of a run.
 pub fn step_of(run: &RunConfig) -> Program {
@@ -61,8 +71,7 @@ pub fn step_of(run: &RunConfig) -> Program {
         clip: run.optimizer.clip,
         first_moment: run.optimizer.first_moment.dtype(),
     };
-    let large = run.batch.micro * run.batch.seq > SELECTIVE_TOKENS;
-    step_program(&run.model, run.batch, adamw, if large { Remat::Full } else { Remat::Selective })
+    step_program(&run.model, run.batch, adamw, run.remat())
 }
 
 /// The step program. Inputs: the state, all of it written over: `params.*` (f32), `m.*` (of `adamw.first_moment`), `v.*`

@@ -1,7 +1,8 @@
 module @custom_call {
   func.func public @main(%stack: tensor<4x8xf32> {tf.aliasing_output = 0 : i32}, %layer: tensor<i32>) -> (tensor<4x8xf32>, tensor<i32>) {
     %0:2 = func.call @in_place.0(%stack, %layer) : (tensor<4x8xf32>, tensor<i32>) -> (tensor<4x8xf32>, tensor<i32>)
-    %1 = stablehlo.custom_call @LayoutConstraint(%0#0) {operand_layouts = [dense<[1, 0]> : tensor<2xindex>], result_layouts = [dense<[1, 0]> : tensor<2xindex>]} : (tensor<4x8xf32>) -> tensor<4x8xf32>
+    %2 = stablehlo.custom_call @LayoutConstraint(%0#0) {operand_layouts = [dense<[1, 0]> : tensor<2xindex>], result_layouts = [dense<[1, 0]> : tensor<2xindex>]} : (tensor<4x8xf32>) -> tensor<4x8xf32>
+    %1 = stablehlo.optimization_barrier %2 : tensor<4x8xf32>
     // stack, layer
     return %1, %0#1 : tensor<4x8xf32>, tensor<i32>
   }

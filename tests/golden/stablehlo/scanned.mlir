@@ -58,36 +58,35 @@ module @scanned {
       %58 = stablehlo.reshape %57 : (tensor<1x8x16xf32>) -> tensor<8x16xf32>
       %59 = stablehlo.dynamic_slice %down, %50, %36, %36, sizes = [1, 16, 8] : (tensor<3x16x8xf32>, tensor<i32>, tensor<i32>, tensor<i32>) -> tensor<1x16x8xf32>
       %60 = stablehlo.reshape %59 : (tensor<1x16x8xf32>) -> tensor<16x8xf32>
-      %61:6 = stablehlo.optimization_barrier %52, %56, %58, %60, %54, %44 : tensor<4x8xf32>, tensor<8x16xf32>, tensor<8x16xf32>, tensor<16x8xf32>, tensor<4x16xf32>, tensor<4x8xf32>
-      %62 = stablehlo.dot_general %61#0, %61#1, contracting_dims = [1] x [0] : (tensor<4x8xf32>, tensor<8x16xf32>) -> tensor<4x16xf32>
-      %63 = stablehlo.logistic %62 : tensor<4x16xf32>
-      %64 = stablehlo.multiply %62, %63 : tensor<4x16xf32>
-      %65 = stablehlo.dot_general %61#0, %61#2, contracting_dims = [1] x [0] : (tensor<4x8xf32>, tensor<8x16xf32>) -> tensor<4x16xf32>
-      %66 = stablehlo.dot_general %61#5, %61#3, contracting_dims = [1] x [1] : (tensor<4x8xf32>, tensor<16x8xf32>) -> tensor<4x16xf32>
-      %67 = stablehlo.dot_general %61#4, %61#5, contracting_dims = [0] x [0] : (tensor<4x16xf32>, tensor<4x8xf32>) -> tensor<16x8xf32>
-      %68 = stablehlo.multiply %66, %65 : tensor<4x16xf32>
-      %69 = stablehlo.multiply %66, %64 : tensor<4x16xf32>
-      %70 = stablehlo.dot_general %69, %61#2, contracting_dims = [1] x [1] : (tensor<4x16xf32>, tensor<8x16xf32>) -> tensor<4x8xf32>
-      %71 = stablehlo.dot_general %61#0, %69, contracting_dims = [0] x [0] : (tensor<4x8xf32>, tensor<4x16xf32>) -> tensor<8x16xf32>
-      %72 = stablehlo.add %61#5, %70 : tensor<4x8xf32>
-      %73 = stablehlo.multiply %68, %63 : tensor<4x16xf32>
-      %74 = stablehlo.multiply %68, %62 : tensor<4x16xf32>
-      %75 = stablehlo.constant dense<0x3F800000> : tensor<4x16xf32>
-      %76 = stablehlo.subtract %75, %63 : tensor<4x16xf32>
-      %77 = stablehlo.multiply %63, %76 : tensor<4x16xf32>
-      %78 = stablehlo.multiply %74, %77 : tensor<4x16xf32>
-      %79 = stablehlo.add %73, %78 : tensor<4x16xf32>
-      %80 = stablehlo.dot_general %79, %61#1, contracting_dims = [1] x [1] : (tensor<4x16xf32>, tensor<8x16xf32>) -> tensor<4x8xf32>
-      %81 = stablehlo.dot_general %61#0, %79, contracting_dims = [0] x [0] : (tensor<4x8xf32>, tensor<4x16xf32>) -> tensor<8x16xf32>
-      %82 = stablehlo.add %72, %80 : tensor<4x8xf32>
-      %83 = stablehlo.reshape %81 : (tensor<8x16xf32>) -> tensor<1x8x16xf32>
-      %84 = stablehlo.dynamic_update_slice %45, %83, %50, %36, %36 : (tensor<3x8x16xf32>, tensor<1x8x16xf32>, tensor<i32>, tensor<i32>, tensor<i32>) -> tensor<3x8x16xf32>
-      %85 = stablehlo.reshape %71 : (tensor<8x16xf32>) -> tensor<1x8x16xf32>
-      %86 = stablehlo.dynamic_update_slice %46, %85, %50, %36, %36 : (tensor<3x8x16xf32>, tensor<1x8x16xf32>, tensor<i32>, tensor<i32>, tensor<i32>) -> tensor<3x8x16xf32>
-      %87 = stablehlo.reshape %67 : (tensor<16x8xf32>) -> tensor<1x16x8xf32>
-      %88 = stablehlo.dynamic_update_slice %47, %87, %50, %36, %36 : (tensor<3x16x8xf32>, tensor<1x16x8xf32>, tensor<i32>, tensor<i32>, tensor<i32>) -> tensor<3x16x8xf32>
-      %89 = stablehlo.add %43, %37 : tensor<i32>
-      stablehlo.return %89, %82, %84, %86, %88 : tensor<i32>, tensor<4x8xf32>, tensor<3x8x16xf32>, tensor<3x8x16xf32>, tensor<3x16x8xf32>
+      %61 = stablehlo.dot_general %52, %56, contracting_dims = [1] x [0] : (tensor<4x8xf32>, tensor<8x16xf32>) -> tensor<4x16xf32>
+      %62 = stablehlo.logistic %61 : tensor<4x16xf32>
+      %63 = stablehlo.multiply %61, %62 : tensor<4x16xf32>
+      %64 = stablehlo.dot_general %52, %58, contracting_dims = [1] x [0] : (tensor<4x8xf32>, tensor<8x16xf32>) -> tensor<4x16xf32>
+      %65 = stablehlo.dot_general %44, %60, contracting_dims = [1] x [1] : (tensor<4x8xf32>, tensor<16x8xf32>) -> tensor<4x16xf32>
+      %66 = stablehlo.dot_general %54, %44, contracting_dims = [0] x [0] : (tensor<4x16xf32>, tensor<4x8xf32>) -> tensor<16x8xf32>
+      %67 = stablehlo.multiply %65, %64 : tensor<4x16xf32>
+      %68 = stablehlo.multiply %65, %63 : tensor<4x16xf32>
+      %69 = stablehlo.dot_general %68, %58, contracting_dims = [1] x [1] : (tensor<4x16xf32>, tensor<8x16xf32>) -> tensor<4x8xf32>
+      %70 = stablehlo.dot_general %52, %68, contracting_dims = [0] x [0] : (tensor<4x8xf32>, tensor<4x16xf32>) -> tensor<8x16xf32>
+      %71 = stablehlo.add %44, %69 : tensor<4x8xf32>
+      %72 = stablehlo.multiply %67, %62 : tensor<4x16xf32>
+      %73 = stablehlo.multiply %67, %61 : tensor<4x16xf32>
+      %74 = stablehlo.constant dense<0x3F800000> : tensor<4x16xf32>
+      %75 = stablehlo.subtract %74, %62 : tensor<4x16xf32>
+      %76 = stablehlo.multiply %62, %75 : tensor<4x16xf32>
+      %77 = stablehlo.multiply %73, %76 : tensor<4x16xf32>
+      %78 = stablehlo.add %72, %77 : tensor<4x16xf32>
+      %79 = stablehlo.dot_general %78, %56, contracting_dims = [1] x [1] : (tensor<4x16xf32>, tensor<8x16xf32>) -> tensor<4x8xf32>
+      %80 = stablehlo.dot_general %52, %78, contracting_dims = [0] x [0] : (tensor<4x8xf32>, tensor<4x16xf32>) -> tensor<8x16xf32>
+      %81 = stablehlo.add %71, %79 : tensor<4x8xf32>
+      %82 = stablehlo.reshape %80 : (tensor<8x16xf32>) -> tensor<1x8x16xf32>
+      %83 = stablehlo.dynamic_update_slice %45, %82, %50, %36, %36 : (tensor<3x8x16xf32>, tensor<1x8x16xf32>, tensor<i32>, tensor<i32>, tensor<i32>) -> tensor<3x8x16xf32>
+      %84 = stablehlo.reshape %70 : (tensor<8x16xf32>) -> tensor<1x8x16xf32>
+      %85 = stablehlo.dynamic_update_slice %46, %84, %50, %36, %36 : (tensor<3x8x16xf32>, tensor<1x8x16xf32>, tensor<i32>, tensor<i32>, tensor<i32>) -> tensor<3x8x16xf32>
+      %86 = stablehlo.reshape %66 : (tensor<16x8xf32>) -> tensor<1x16x8xf32>
+      %87 = stablehlo.dynamic_update_slice %47, %86, %50, %36, %36 : (tensor<3x16x8xf32>, tensor<1x16x8xf32>, tensor<i32>, tensor<i32>, tensor<i32>) -> tensor<3x16x8xf32>
+      %88 = stablehlo.add %43, %37 : tensor<i32>
+      stablehlo.return %88, %81, %83, %85, %87 : tensor<i32>, tensor<4x8xf32>, tensor<3x8x16xf32>, tensor<3x8x16xf32>, tensor<3x16x8xf32>
     }
     // loss, d_gate, d_up, d_down
     return %29, %48#2, %48#3, %48#4 : tensor<f32>, tensor<3x8x16xf32>, tensor<3x8x16xf32>, tensor<3x16x8xf32>

@@ -53,6 +53,7 @@ pub const KEYS: &[Key] = &[
     open("steps", Kind::Count, "optimiser steps of the whole run"),
     key("platform", Kind::Text, "cpu, cuda, tpu or the path of a PJRT plugin"),
     key("kernels", Kind::Text, "auto, reference, portable or native"),
+    open("remat", Kind::Text, "what the backward pass is given: selective (most), lean or full (least)"),
     key("model.hidden_size", Kind::Count, "width of the residual stream"),
     key("model.num_hidden_layers", Kind::Count, "blocks"),
     key("model.num_attention_heads", Kind::Count, "heads; diff_v1 pairs them"),

@@ -15,6 +15,7 @@ pub(super) fn run(preset: Preset) -> RunConfig {
         steps: None,
         platform: "cpu".into(),
         kernels: Kernels::Auto,
+        remat: None,
         model: Config::preset(preset),
         data: Data {
             path: None,
