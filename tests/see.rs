@@ -173,8 +173,8 @@ fn the_figures_of_a_known_program_are_those_of_its_formula() {
     let products = 2 * 2 * TOKENS * WIDTH * HIDDEN;
     assert_eq!(json["ops"]["dot_general"], serde_json::json!({ "count": 2, "runs": 2.0 }));
     assert_eq!(json["flops"]["by_op"]["dot_general"].as_f64().unwrap(), products as f64);
-    // g * sigmoid(g) * u: two products and a sigmoid of each hidden value.
-    assert_eq!(json["flops"]["total"].as_f64().unwrap(), (products + 3 * TOKENS * HIDDEN) as f64);
+    // r (x W) twice, and g * sigmoid(g) * u: four products and a sigmoid of each hidden value.
+    assert_eq!(json["flops"]["total"].as_f64().unwrap(), (products + 5 * TOKENS * HIDDEN) as f64);
     let kernels: Vec<_> = json["kernels"].as_object().unwrap().iter().collect();
     assert!(
         kernels.len() == 1 && kernels[0].0.starts_with("swiglu") && kernels[0].1 == "reference",
@@ -305,7 +305,7 @@ fn what_cannot_be_shown_is_said_in_one_line() {
         (&["--program", "wat"], "wanted step, loss, prefill, decode, or kernel:NAME"),
         (
             &["--program", "kernel:wat"],
-            "diff_attention, diff_attention_backward, linear_cross_entropy, swiglu",
+            "diff_attention, diff_attention_backward, linear_cross_entropy, row_dot, scaled_linear, swiglu",
         ),
         (&["--format", "svg", "--stage", "optimized"], "leave out --stage optimized"),
         (&["--format", "cycles"], "--platform tpu:v6e:1x1 --stage optimized"),

@@ -1,0 +1,196 @@
+//! The step in the forms chosen for speed against the plain one: no accumulation, every layer computed again, kernels as
+//! their references define them. The same mathematics: the same losses, gradients and updates.
+
+use engine::{Array, DType, Host, KernelChoice, Program, Rounding, Target, evaluate, passes};
+use model::folded::fold_program;
+use model::{Attention, Compute, Config, Remat, specs};
+use proptest::prelude::*;
+use tests::{Random, property, run_on_cpu, small_config, uneven_params};
+use train::config::BatchShape;
+use train::step::{AdamW, step_program};
+
+/// A large eps keeps the rounding of gradients near 0 from deciding the sign of a whole update.
+const ADAMW: AdamW =
+    AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-2, weight_decay: 0.1, clip: 1.0, first_moment: DType::F32 };
+
+/// Rows of tokens with documents of different lengths, some of them padded.
+struct Rows {
+    count: usize,
+    seq: usize,
+    ids: Vec<i32>,
+    segments: Vec<i32>,
+}
+
+impl Rows {
+    fn new(config: &Config, count: usize, seq: usize, seed: u64) -> Rows {
+        let mut random = Random::new(seed);
+        let ids = (0..count * seq).map(|_| random.below(config.num_tokens) as i32).collect();
+        let mut segments = Vec::new();
+        for _ in 0..count {
+            let (document, padding) = (1 + random.below(seq), random.below(1 + seq / 4));
+            segments.extend((0..seq).map(|i| if i + padding >= seq { -1 } else { (i / document) as i32 }));
+        }
+        Rows { count, seq, ids, segments }
+    }
+}
+
+/// The state before the first step, in the order of the program's inputs.
+fn beginning(config: &Config) -> Vec<Array> {
+    let array = |host: &Host| Array::from_host(host);
+    let weights: Vec<Array> = uneven_params(config).iter().map(|(_, host)| array(host)).collect();
+    let zeros =
+        || specs(config).into_flat().into_iter().map(|(_, spec)| Array::from_host(&Host::zeros(spec.ty)));
+    let mut state: Vec<Array> = weights.iter().cloned().chain(zeros()).chain(zeros()).collect();
+    state.push(array(&Host::scalar(0i32)));
+    if config.dtype == Compute::Bf16 {
+        state.extend(evaluate(&fold_program(config), &weights, Rounding::EachOp));
+    }
+    state
+}
+
+/// Runs steps of a lowered program; returns the state and all steps' metrics.
+fn run(
+    program: &Program,
+    config: &Config,
+    rows: &Rows,
+    steps: u32,
+    runner: impl Fn(&Program, &[Array]) -> Vec<Array>,
+) -> Vec<Array> {
+    let shape = program.inputs().iter().find(|port| port.name == "ids").unwrap().ty.shape.clone();
+    let (mut state, mut all) = (beginning(config), Vec::new());
+    for number in 0..steps {
+        let hosts = [
+            Host::new(shape.clone(), &rows.ids),
+            Host::new(shape.clone(), &rows.segments),
+            Host::scalar(1e-2f32),
+            Host::scalar(f32::MAX),
+            Host::scalar(number),
+            Host::new([2], &[7u32, 0]),
+        ];
+        state.extend(hosts.iter().map(Array::from_host));
+        state = runner(program, &state);
+        all.push(state.pop().expect("the metrics"));
+    }
+    all.extend(state);
+    all
+}
+
+fn plain(config: &Config, rows: &Rows, adamw: AdamW) -> Program {
+    let shape = BatchShape { accumulation: 1, micro: rows.count, seq: rows.seq };
+    let program = step_program(config, shape, adamw, Remat::Full);
+    passes::lower(&program, Target::Cpu, KernelChoice::Reference).0
+}
+
+fn fast(config: &Config, rows: &Rows, adamw: AdamW, micro: usize, target: Target) -> Program {
+    let shape = BatchShape { accumulation: rows.count / micro, micro, seq: rows.seq };
+    passes::lower(&step_program(config, shape, adamw, Remat::Selective), target, KernelChoice::Auto).0
+}
+
+/// Largest error of an array, as a part of its largest element.
+fn error(found: &Array, wanted: &Array) -> f64 {
+    if !found.ty.dtype.is_float() {
+        return if found.ints() == wanted.ints() { 0.0 } else { f64::INFINITY };
+    }
+    let top = wanted.floats().iter().fold(1e-30, |top: f64, x| top.max(x.abs()));
+    let worst = |worst: f64, x: f64| if x > worst || x.is_nan() { x } else { worst };
+    found.floats().iter().zip(wanted.floats()).map(|(a, b)| (a - b).abs()).fold(0.0, worst) / top
+}
+
+#[track_caller]
+fn equal(name: &str, found: &[Array], wanted: &[Array], tolerance: f64) {
+    assert_eq!(found.len(), wanted.len());
+    let worst = found.iter().zip(wanted).map(|(a, b)| error(a, b)).fold(0.0, f64::max);
+    println!("{name}: {worst:.1e}");
+    assert!(worst < tolerance, "{name}: {worst:e}");
+}
+
+/// Everything that a configuration can switch on.
+fn everything(positions: usize) -> Config {
+    Config { dropout: 0.2, z_loss: 1e-3, attention_logit_cap: 20.0, ..small_config(positions) }
+}
+
+#[test]
+fn five_steps_on_the_cpu() {
+    let config = everything(32);
+    let rows = Rows::new(&config, 8, 32, 1);
+    let wanted = run(&plain(&config, &rows, ADAMW), &config, &rows, 5, |p, args| run_on_cpu(p, args));
+    for micro in [2, 8] {
+        let program = fast(&config, &rows, ADAMW, micro, Target::Cpu);
+        let found = run(&program, &config, &rows, 5, |p, args| run_on_cpu(p, args));
+        equal(&format!("five steps, {micro} rows at a time"), &found, &wanted, 1e-5);
+    }
+}
+
+/// The very program that a v6e gets, on the host: native attention in stacks, products with ones, pins.
+#[test]
+fn the_step_for_a_tpu() {
+    let config = Config {
+        num_hidden_layers: 2,
+        num_attention_heads: 4,
+        num_key_value_heads: 4,
+        head_dim: 128,
+        attention_logit_cap: 0.0,
+        ..everything(256)
+    };
+    let rows = Rows::new(&config, 2, 256, 2);
+    let exact = |program: &Program, args: &[Array]| evaluate(program, args, Rounding::None);
+    let wanted = run(&plain(&config, &rows, ADAMW), &config, &rows, 1, exact);
+    let program = fast(&config, &rows, ADAMW, 1, Target::TpuV6e);
+    let text = program.text(engine::Locations::Omit);
+    assert_eq!(text.matches("@tpu_custom_call").count(), 2, "forward and backward, each once");
+    equal("the step for a TPU", &run(&program, &config, &rows, 1, exact), &wanted, 1e-5);
+}
+
+/// Without rounding nothing is left of the difference.
+#[test]
+fn steps_of_any_shape() {
+    let shapes = (1usize..4, 1usize..3, 1usize..3, 1usize..3, 3usize..10, 1usize..3, 1usize..4);
+    let switches = (any::<bool>(), any::<bool>(), any::<bool>());
+    property(10, &(any::<u64>(), shapes, switches), |(seed, shape, (v2, mtp, dropout))| {
+        let (layers, groups, per_group, half, seq, micro, accumulation) = shape;
+        let heads = groups * per_group;
+        let config = Config {
+            num_hidden_layers: layers,
+            hidden_size: 6,
+            num_attention_heads: if v2 { heads } else { 2 * heads },
+            num_key_value_heads: if v2 { groups } else { 2 * groups },
+            head_dim: 2 * half,
+            intermediate_size: 10,
+            vocab_size: 12,
+            num_tokens: 11,
+            attention: if v2 { Attention::DiffV2 } else { Attention::DiffV1 },
+            mtp_num_tokens: usize::from(mtp),
+            dropout: if dropout { 0.3 } else { 0.0 },
+            ..everything(16)
+        };
+        let rows = Rows::new(&config, micro * accumulation, seq, seed);
+        let exact = |program: &Program, args: &[Array]| evaluate(program, args, Rounding::None);
+        let wanted = run(&plain(&config, &rows, ADAMW), &config, &rows, 1, exact);
+        let found = run(&fast(&config, &rows, ADAMW, micro, Target::Cpu), &config, &rows, 1, exact);
+        equal(&format!("{layers} layers, {accumulation} x {micro} x {seq}"), &found, &wanted, 1e-6);
+    });
+}
+
+/// In bf16 both are as far from the truth.
+#[test]
+fn rounding_to_bf16_costs_the_same() {
+    let config = Config { dropout: 0.0, ..everything(32) };
+    let rows = Rows::new(&config, 8, 32, 3);
+    // Neither clipped nor divided: the first moment is a tenth of the gradient.
+    let adamw = AdamW { clip: 1e9, ..ADAMW };
+    let truth =
+        run(&plain(&config, &rows, adamw), &config, &rows, 1, |p, args| evaluate(p, args, Rounding::None));
+    let config = Config { dtype: Compute::Bf16, ..config };
+    let moments = |program: &Program| -> Vec<f64> {
+        let found = run(program, &config, &rows, 1, |p, args| run_on_cpu(p, args));
+        let count = specs(&config).iter().count();
+        (1 + count..1 + 2 * count).map(|i| error(&found[i], &truth[i])).collect()
+    };
+    let (plain, fast) =
+        (moments(&plain(&config, &rows, adamw)), moments(&fast(&config, &rows, adamw, 2, Target::Cpu)));
+    for (((name, _), plain), fast) in specs(&config).iter().zip(&plain).zip(&fast) {
+        println!("{name:20} plain {plain:.1e} fast {fast:.1e}");
+    }
+    let sum = |errors: &[f64]| errors.iter().sum::<f64>();
+    assert!(sum(&fast) < 1.1 * sum(&plain), "{} and {}", sum(&fast), sum(&plain));
+}
