@@ -7,7 +7,7 @@ use engine::{
 };
 use std::cell::Cell;
 use tests::kernel::{GatedUnit, GradientFrom};
-use tests::{Case, evaluated, gradient_of, lowered, property, run_on_cpu, sample, seeds};
+use tests::{Case, Random, evaluated, gradient_of, lowered, property, run_on_cpu, sample, seeds};
 
 /// Random shapes and values against finite differences; the first ones on the CPU plugin too, which compiles slowly.
 fn check(build: impl for<'f> Fn(&Case<'f>)) {
@@ -422,4 +422,42 @@ fn a_stopped_value_is_a_constant() {
     let x = [3.0, -0.5];
     let found = evaluated(&program, &[Array::from_host(&Host::new([2], &x))]);
     assert_eq!(found[0].floats(), x.map(|x| x + x * x * x));
+}
+
+/// The gradient of a `bf16` matrix that is added to an `f32` sum is not rounded on the way, in loops and outside.
+#[test]
+fn narrow_weights_have_wide_sums() {
+    let (rows, m, layers) = (16, 8, 3);
+    let program = Program::build("wide", |f| {
+        let narrow = |name: &str, shape: &[usize]| f.input(name, Type::new(DType::Bf16, shape));
+        let (x, w, stack) = (narrow("x", &[rows, m]), narrow("w", &[m, m]), narrow("stack", &[layers, m, m]));
+        let sums = [f.input("sum", Type::f32([m, m])), f.input("sums", Type::f32([layers, m, m]))];
+        let (y, _) = f.scan(ScanOptions::over(layers), &[x.matmul(w)], &[stack], |_, y, w| {
+            (vec![y[0].matmul(w[0]) + y[0]], vec![])
+        });
+        let loss = y[0].convert(DType::F32).sum_all();
+        for (name, sum) in ["dw", "d_stack"].into_iter().zip(grad_into(loss, &[w, stack], &sums.map(Some))) {
+            assert_eq!(sum.dtype(), DType::F32);
+            f.output(name, sum);
+        }
+    });
+    let mut random = Random::new(4);
+    let args: Vec<Array> =
+        program.inputs().iter().map(|port| random.array(port.ty.clone(), -1.0, 1.0)).collect();
+    let found = evaluate(&program, &args, Rounding::EachOp);
+    // The last layer's weights: y of the layer before, summed over rows, is the gradient of each column.
+    let narrow = |x: f64| Host::from_f64(Type::new(DType::Bf16, []), &[x]).to_f64()[0];
+    let halves = found[1]
+        .floats()
+        .iter()
+        .zip(args[4].floats())
+        .filter(|(sum, start)| narrow(*sum - *start) != *sum - *start);
+    assert!(halves.count() > layers * m * m / 2, "sums that bf16 cannot hold");
+    let exact = evaluate(&program, &args, Rounding::None);
+    for (found, exact) in found.iter().zip(&exact) {
+        let worst = found.floats().iter().zip(exact.floats()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        let top = exact.floats().iter().fold(0.0, |top: f64, x| top.max(x.abs()));
+        println!("{:.1e}", worst / top);
+        assert!(worst / top < 1e-2, "{worst} of {top}");
+    }
 }

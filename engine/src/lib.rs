@@ -30,6 +30,7 @@
 //! | `ops/` | the operations, one file for each family: shape, gradient, text and meaning of each stand together |
 //! | `grad.rs` | [`grad`] and [`grad_into`]: one walk from the last node to the first |
 //! | `passes.rs` | [`passes::select`], [`passes::fold`], [`passes::verify`] |
+//! | `stacks.rs` | the pass for TPUs that lets kernels in a loop read and write rows of stacks where they lie |
 //! | `text.rs` | the printer |
 //! | `eval.rs` | [`evaluate`]: what a program means, in `f64`; slow, and the oracle of the tests |
 //! | `compiled.rs` | [`Compiled`]: a program on its devices |

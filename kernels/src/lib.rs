@@ -6,6 +6,7 @@
 //! | [`DiffAttention`] | one block of all rows | blocks of rows up to the diagonal | forward and backward, `diff_attention/{forward,backward}.rs` |
 //! | [`SwiGlu`] | plain ops, which XLA fuses | the reference | forward, `swiglu/tiles.rs`; chosen only by name |
 //! | [`ScaledLinear`] | plain ops, which XLA fuses | the reference | none |
+//! | `row_dot`, for [`rms_scale`] and the gradients of scales | a product and a sum | on a TPU a product with ones | none |
 //! | [`LinearCrossEntropy`] | all logits at once | chunks of tokens, loss and gradients in one visit | the portable form |
 //!
 //! A kernel's form is a pure function of its operands' types, the target and `kernels = "auto" | "portable" | "native" |

@@ -1,6 +1,7 @@
 //! One training step as one program: micro-batches accumulated by a scan, gradients clipped, AdamW, all state donated.
 //! Learning rate, seed and step are inputs, so that a schedule compiles nothing again. And the program that measures
 //! the loss of held-out rows.
+#![doc = include_str!("step.md")]
 
 use crate::config::{BatchShape, RunConfig};
 use engine::{DType, Program, ScanOptions, Tensor, Type};
