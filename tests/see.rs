@@ -187,7 +187,8 @@ fn the_figures_of_a_known_program_are_those_of_its_formula() {
     let optimized = [&SWIGLU[..], &["--format", "json", "--stage", "optimized"]].concat();
     let json: Value = serde_json::from_str(&dumped(&optimized)).unwrap();
     let memory = &json["compiled"]["memory"];
-    assert_eq!(memory["arguments"].as_i64().unwrap(), 4 * (TOKENS * WIDTH + 2 * WIDTH * HIDDEN));
+    // x, the scale of its rows, and two matrices.
+    assert_eq!(memory["arguments"].as_i64().unwrap(), 4 * (TOKENS * WIDTH + TOKENS + 2 * WIDTH * HIDDEN));
     let outputs = memory["outputs"].as_i64().unwrap() - 4 * 3 * TOKENS * HIDDEN;
     // A tuple of pointers stands beside the results.
     assert!((0..=64).contains(&outputs), "{memory}");

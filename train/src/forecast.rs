@@ -225,6 +225,8 @@ fn largest_micro_batch(
         tried.push((micro, found));
         Ok(found)
     };
+    // Batches that keep different things for the backward pass do not lie on one line.
+    let kept = |micro: usize| RunConfig { batch: BatchShape { micro, ..run.batch }, ..run.clone() }.remat();
     let mut largest = None;
     match bytes(asked, limit) {
         None => {
@@ -254,10 +256,17 @@ fn largest_micro_batch(
                         let slope = (last.1.saturating_sub(before.1)).max(1) / (last.0 - before.0) as u64;
                         let line = |rows: usize| last.1 + slope * (rows - last.0) as u64;
                         next *= 2;
+                        if [before.0, next].map(kept) != [kept(last.0); 2] {
+                            continue;
+                        }
                         if line(next) > limit + limit / 20 {
                             break;
                         }
-                        while line(2 * next) <= limit && 2 * next <= LARGEST_FACTOR * asked_micro {
+                        let same = |rows: usize| kept(rows) == kept(last.0);
+                        while same(2 * next)
+                            && line(2 * next) <= limit
+                            && 2 * next <= LARGEST_FACTOR * asked_micro
+                        {
                             next *= 2;
                         }
                     }
