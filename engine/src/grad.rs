@@ -94,9 +94,9 @@ pub fn grad<'f>(loss: Tensor<'f>, wrt: &[Tensor<'f>]) -> Vec<Tensor<'f>> {
     gradient(loss, wrt, &vec![None; wrt.len()])
 }
 
-/// [`grad`] added to accumulators where there are any, in place where the op allows it: the gradient of a scanned layer's weights is added
-/// to its slice of the accumulator inside the loop, so that no second set of gradients ever exists. An accumulator may
-/// be of a wider type than its tensor: `f32` sums of the gradients of `bf16` weights.
+/// [`grad`] added to accumulators where there are any, in place where the op allows it: the gradient of a scanned
+/// layer's weights is added to its slice of the accumulator inside the loop, so that no second set of gradients ever
+/// exists. An accumulator may be of a wider type than its tensor: `f32` sums of the gradients of `bf16` weights.
 ///
 /// # Panics
 /// As [`grad`], and if an accumulator has another shape than its tensor or a narrower type.
@@ -259,11 +259,8 @@ pub(crate) fn vjp<'f>(
     }
     let total = |tensor: &Tensor<'f>| {
         let sum = *sums.get(&tensor.value()).filter(|_| touched.contains(&tensor.value()))?;
-        Some(
-            at_end
-                .get(&tensor.value())
-                .map_or(sum, |&start: &Tensor<'f>| start + widened(sum, start.dtype())),
-        )
+        let start: Option<&Tensor<'f>> = at_end.get(&tensor.value());
+        Some(start.map_or(sum, |&start| start + widened(sum, start.dtype())))
     };
     wrt.iter().map(total).collect()
 }

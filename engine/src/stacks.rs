@@ -146,9 +146,8 @@ fn scan_in_place<'f>(
     let types = body.result_types();
     let stack_of = |value: Value| (carries..stacks).find(|&i| body.params()[i] == value);
     let mut start = operands[..carries].to_vec();
-    let row_of = |value: &Value| body.ty(*value);
-    start
-        .extend(plan.written.iter().map(|(_, value)| unwritten(builder, joined(row_of(value), scan.length))));
+    let whole = |value: Value| joined(body.ty(value), scan.length);
+    start.extend(plan.written.iter().map(|(_, value)| unwritten(builder, whole(*value))));
     let mut xs = operands[carries..stacks].to_vec();
     xs.push(builder.iota(Type::new(DType::I32, [scan.length]), 0));
     let options = ScanOptions { length: scan.length, unroll: scan.unroll, direction: scan.direction };
@@ -171,12 +170,13 @@ fn scan_in_place<'f>(
             let results = match (&node.op, plan.calls.get(&index)) {
                 (Op::Parameter(_), _) => continue,
                 // A view of a row is a row under the view's type: what reads it can reach into the stack.
-                (Op::Reshape(_) | Op::Named(_), _) if over.contains_key(&origin(&body, node.operands[0])) => {
-                    vec![row(over[&origin(&body, node.operands[0])], &node.types[0], *layer)]
-                }
-                (Op::Reshape(_) | Op::Named(_), _) if stack_of(origin(&body, node.operands[0])).is_some() => {
-                    let stack = stack_of(origin(&body, node.operands[0])).expect("asked for above");
-                    vec![row(g.capture(operands[stack]), &node.types[0], *layer)]
+                (Op::Reshape(_) | Op::Named(_), _) => {
+                    let from = origin(&body, node.operands[0]);
+                    let read = || stack_of(from).map(|i| g.capture(operands[i]));
+                    match over.get(&from).copied().or_else(read) {
+                        Some(stack) => vec![row(stack, &node.types[0], *layer)],
+                        None => g.attributed(node.at, || g.push(node.op.clone(), &[made[&node.operands[0]]])),
+                    }
                 }
                 (Op::CustomCall(call), Some(places)) => {
                     let able = call.in_place.as_ref().expect("planned for being able");
@@ -189,7 +189,7 @@ fn scan_in_place<'f>(
                                     Some(i) => g.capture(operands[i]),
                                     None => over[&from],
                                 };
-                                stack.reshape(joined(body.ty(*value), scan.length).shape)
+                                stack.reshape(whole(*value).shape)
                             }
                             false => made[value],
                         });

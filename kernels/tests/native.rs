@@ -201,17 +201,8 @@ fn swiglu_is_its_reference() {
 #[test]
 fn attention_works_in_stacks() {
     let (layers, batch, seq, heads, groups, d) = (3, 2, 32, 2, 2, 8);
-    let kernel = DiffAttention {
-        heads,
-        groups,
-        head_dim: d,
-        value_dim: 2 * d,
-        keys: Keys::PerMap,
-        norm: HeadNorm::Rms { eps: 1e-5 },
-        cap: 0.0,
-        rows: ROWS,
-        tiling: Some(Tiling { block: 8, groups: 2, heads: 1 }),
-    };
+    let tiling = Tiling { block: 8, groups: 2, heads: 1 };
+    let kernel = case(heads, groups, d, 0.0, tiling, seq, &[]).kernel;
     let program = Program::build("layers", |f| {
         let (m, w) = (heads * 2 * d, 2 * d * (heads + groups) + 2 * d * groups);
         let x = f.input("x", Type::f32([batch, seq, m]));

@@ -98,7 +98,7 @@ pub fn trunk<'f>(
     let (cos, sin) = rope_tables(config, s);
     let shared =
         Shared { starts: document_starts(batch.segments), rope: [f.constant(&cos), f.constant(&sin)] };
-    let x = embedded(weights, batch.ids).reshape([b * s, config.hidden_size]); // [n, m]
+    let x = weights.embed.gather(batch.ids).reshape([b * s, config.hidden_size]); // [n, m]
     let mut stacks: Vec<Tensor<'f>> = Vec::new();
     weights.layers.clone().map(|_, stack| stacks.push(stack));
     let of_weights = stacks.len();
@@ -210,11 +210,6 @@ fn mlp<'f>(
     hidden[0].einsum("ni,im->nm", weights.down)
 }
 
-/// Rows of the embedding, `[b, s, m]`.
-fn embedded<'f>(weights: &Folded<Tensor<'f>>, ids: Tensor<'f>) -> Tensor<'f> {
-    weights.embed.gather(ids)
-}
-
 /// The hidden state that predicts the token after next: the trunk's state and the next token's embedding, projected and
 /// normed. hidden: `[b, s, m]`; the last position of each row means nothing. Source: SPEC 2.
 pub(crate) fn mtp_hidden<'f>(
@@ -225,7 +220,7 @@ pub(crate) fn mtp_hidden<'f>(
 ) -> Option<Tensor<'f>> {
     let mtp = weights.mtp.as_ref()?;
     let [b, s, m] = hidden.shape()[..] else { unreachable!("[b, s, m]") };
-    let next = embedded(weights, shifted(ids, 1)); // [b, s, m]
+    let next = weights.embed.gather(shifted(ids, 1)); // [b, s, m]
     let joined = Tensor::concatenate(&[hidden, next], 2).reshape([b * s, 2 * m]);
     let z = joined.einsum("nw,wm->nm", mtp.proj);
     Some(rms_norm(z, mtp.norm, config.rms_norm_eps).reshape([b, s, m]))
