@@ -21,6 +21,7 @@ struct Hits {
 }
 
 const STEPS_A_KILL: usize = 60;
+const CHECKPOINT_EVERY: u64 = 5;
 
 /// As many kills as the variable `KILLS` says, 8 without it.
 #[test]
@@ -32,10 +33,10 @@ fn kills_lose_nothing() {
 fn survives(kills: usize) {
     let bench = Bench::new(env!("CARGO_BIN_EXE_trainer"));
     let steps = kills * STEPS_A_KILL;
-    let steps_text = steps.to_string();
+    let (steps_text, every) = (steps.to_string(), format!("checkpoint.every={CHECKPOINT_EVERY}"));
     let args = [
         ["--steps", &steps_text],
-        ["--set", "checkpoint.every=5"],
+        ["--set", &every],
         ["--set", "checkpoint.keep_last=2"],
         ["--set", "validation.every=50"],
     ];
@@ -61,7 +62,10 @@ fn survives(kills: usize) {
         } else {
             wait_for(&mut child, || saved() != before);
             startup = born.elapsed();
-            std::thread::sleep(Duration::from_millis(200).mul_f64(random()));
+            // A few more checkpoints, then anywhere between two: counted, so that a quick machine does not end the run.
+            let far = saved().unwrap_or(0) + CHECKPOINT_EVERY * (4.0 * random()) as u64;
+            wait_for(&mut child, || saved().unwrap_or(0) >= far);
+            std::thread::sleep(Duration::from_millis(20).mul_f64(random()));
         }
         assert!(child.try_wait().unwrap().is_none(), "it ended by itself before kill {kill}: too few steps");
         child.kill().unwrap();

@@ -1,6 +1,8 @@
 //! The native forward kernel: two online softmaxes over key blocks.
 
-use super::tiles::{HIDDEN, InStack, Inputs, Stacks, Step, Tables, Tile, Tiles, each_tile};
+use super::tiles::{
+    HIDDEN, InStack, Inputs, LANES, Stacks, Step, Tables, Tile, Tiles, each_tile, rotated_rows,
+};
 use crate::tile::{Builder, Cost, Frame, Ref, Scalar, TileProgram, Vector, at};
 use engine::{CustomCall, InPlace, Type};
 use std::f64::consts::LN_2;
@@ -170,10 +172,11 @@ impl Forward<'_> {
         k.when(step.is(0), || {
             k.each(k.index(0), k.index(blocks), |i| {
                 let rows = i.block(block);
+                let tables = self.inputs.tables(k, rows, 1.0);
                 for x in 0..tiling.groups {
                     for t in 0..2 {
                         let keys = k.load(self.inputs.k[x], at![0, rows, t * d..(t + 1) * d]);
-                        k.store(self.k, at![x, t, rows, ..], self.inputs.rotated_rows(k, keys, i));
+                        k.store(self.k, at![x, t, rows, ..], rotated_rows(keys, tables));
                     }
                     k.store(self.v, at![x, .., rows], k.load(self.inputs.v[x], at![0, rows, ..]).transpose());
                 }
@@ -181,13 +184,17 @@ impl Forward<'_> {
         });
         k.each(k.index(0), k.index(tiling.heads * blocks), |number| {
             let (head, i) = (number / blocks, number % blocks);
-            for x in 0..tiling.groups {
-                for t in 0..2 {
-                    let columns = (head * 2 + k.index(t)).block(d);
-                    let queries = k.load(self.inputs.q[x], at![0, i.block(block), columns]);
-                    // The scale goes where the backward kernel has it: both round the same numbers.
-                    let queries = self.inputs.rotated_rows(k, queries, i) * self.tiles.scale();
-                    k.store(self.q, at![x, head, t, i.block(block), ..], queries);
+            // As many rows as leave the tables in registers.
+            let height = block.min(LANES);
+            for r in 0..block / height {
+                let rows = (i * (block / height) + k.index(r)).block(height);
+                let tables = self.inputs.tables(k, rows, self.tiles.scale());
+                for x in 0..tiling.groups {
+                    for t in 0..2 {
+                        let columns = (head * 2 + k.index(t)).block(d);
+                        let queries = k.load(self.inputs.q[x], at![0, rows, columns]);
+                        k.store(self.q, at![x, head, t, rows, ..], rotated_rows(queries, tables));
+                    }
                 }
             }
         });
@@ -242,37 +249,46 @@ impl Forward<'_> {
         k.store(map.out, at![.., ..], k.matmul(values, weights, out));
     }
 
-    /// Writes the results of a query block.
+    /// Writes the results of a query block, a register's width of queries at a time: then the difference of the outputs
+    /// stays in registers between its squares and its product (925 -> XXX bundles a block of two heads).
+    ///
+    /// With `u = O1' - lambda (l1 / l2) O2'` of the outputs before division by their sums l, `O = u / l1`.
     fn finish<'k>(&self, k: &'k Builder, tile: Tile<'k>, sums: Sums) {
         let &Tiles { e, eps, narrow, tiling, .. } = self.tiles;
-        let block = tiling.block;
+        let width = tiling.block.min(LANES);
         let lambda = self.inputs.lambda(k);
         for (x, maps) in self.maps.iter().enumerate() {
-            let [(out1, sum1), (out2, sum2)] = [0, 1].map(|t| {
-                let sum = match sums {
-                    Sums::Before => maps[t].sum_before,
-                    Sums::Now => maps[t].sum,
-                };
-                (k.load(maps[t].out, at![.., ..]), k.load(sum, at![.., ..]).sum_rows())
-            });
-            let share = |sum: Vector<'k>| sum.same(1.0) / sum;
-            let o2 = out2 * share(sum2).along(&[e, block]);
-            let out = out1 * share(sum1).along(&[e, block]) - o2 * lambda;
-            let factor = ((out * out).sum_rows() * (1.0 / e as f64) + eps).rsqrt();
-            let y = (out * factor.along(&[e, block])).convert(narrow).transpose();
             let head = tile.head + k.index(x * tiling.heads);
-            let rows = tile.i.block(block);
-            k.store(self.y, at![0, rows, head.block(e)], y);
-            k.store(self.o2, at![0, head, .., rows], o2);
-            for (t, sum) in [sum1, sum2].into_iter().enumerate() {
-                let top = match sums {
-                    Sums::Before => maps[t].top_before,
-                    Sums::Now => maps[t].top,
-                };
-                let lse = (k.load(top, at![.., ..]) + sum.log2()) * LN_2;
-                k.store(self.stats, at![0, head, t..t + 1, rows], lse);
+            for c in 0..tiling.block / width {
+                let lanes = c * width..(c + 1) * width;
+                let rows = (tile.i * (tiling.block / width) + k.index(c)).block(width);
+                let [sum1, sum2] = [0, 1].map(|t| {
+                    let sum = match sums {
+                        Sums::Before => maps[t].sum_before,
+                        Sums::Now => maps[t].sum,
+                    };
+                    k.load(sum, at![.., lanes.clone()]).sum_rows()
+                });
+                let [out1, out2] = [0, 1].map(|t| k.load(maps[t].out, at![.., lanes.clone()]));
+                let share = |sum: Vector<'k>| sum.same(1.0) / sum;
+                let whole = |row: Vector<'k>| row.along(&[e, width]);
+                let (share1, share2) = (share(sum1), share(sum2));
+                k.store(self.o2, at![0, head, .., rows], out2 * whole(share2));
+                let u = out1 - out2 * whole(sum1 * share2 * lambda);
+                let mean = (u * u).sum_rows() * share1 * share1 * (1.0 / e as f64);
+                let factor = (mean + eps).rsqrt();
+                let y = (u * whole(share1 * factor)).convert(narrow).transpose();
+                k.store(self.y, at![0, rows, head.block(e)], y);
+                for (t, sum) in [sum1, sum2].into_iter().enumerate() {
+                    let top = match sums {
+                        Sums::Before => maps[t].top_before,
+                        Sums::Now => maps[t].top,
+                    };
+                    let lse = (k.load(top, at![.., lanes.clone()]) + sum.log2()) * LN_2;
+                    k.store(self.stats, at![0, head, t..t + 1, rows], lse);
+                }
+                k.store(self.stats, at![0, head, 2..3, rows], factor);
             }
-            k.store(self.stats, at![0, head, 2..3, rows], factor);
         }
     }
 }

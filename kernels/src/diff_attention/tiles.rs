@@ -8,7 +8,7 @@
 //! compiler overlap the three (V6E B 2).
 
 use super::{DiffAttention, HeadNorm, Keys};
-use crate::tile::{Builder, Frame, Memory, Order, Ref, Scalar, Vector, at};
+use crate::tile::{Builder, Frame, Memory, Order, Ref, Scalar, Span, Vector, at};
 use engine::{DType, Tensor, Type};
 use std::ops::Range;
 
@@ -70,8 +70,11 @@ impl Stacks {
 /// What a hidden score is: finite, because infinities would meet in a difference.
 pub(super) const HIDDEN: f64 = -1e30;
 
-/// Rows of a tile that are masked at a time: what fits the registers.
-const MASK_ROWS: usize = 128;
+/// A register's width of numbers.
+pub(super) const LANES: usize = 128;
+
+/// Rows of a tile that are masked at a time: as many masks as there are registers for them, for several maps.
+const MASK_ROWS: usize = 64;
 
 impl Tiles {
     /// None if the native form does not cover the kernel.
@@ -273,12 +276,9 @@ impl Inputs {
         k.scalar(self.first_block, &[row * tiles.blocks() + i]).to_index()
     }
 
-    /// Rotates a block `[block, d]` of positions `i`, with tables in rows.
-    pub(super) fn rotated_rows<'k>(&self, k: &'k Builder, x: Vector<'k>, i: Scalar<'k>) -> Vector<'k> {
-        let [block, d] = x.shape()[..] else { unreachable!("[block, d]") };
-        let x = x.convert(DType::F32);
-        let table = |table: Ref| k.load(table, at![i.block(block), ..]);
-        x * table(self.cos) + x.rotate(d / 2) * table(self.sin)
+    /// Cosines and sines of a block of positions, `[rows, d]` each, for [`rotated_rows`]. With tables in rows.
+    pub(super) fn tables<'k>(&self, k: &'k Builder, rows: Span<'k>, factor: f64) -> [Vector<'k>; 2] {
+        [self.cos, self.sin].map(|table| scaled(k.load(table, at![rows, ..]), factor))
     }
 
     /// Rotates a turned block, `[d, block]`, of positions `i`; `sign` 1 or -1 is the direction. With turned tables.
@@ -293,7 +293,6 @@ impl Inputs {
         let [d, block] = x.shape()[..] else { unreachable!("[d, block]") };
         let x = x.convert(DType::F32);
         let (x1, x2) = (x.rows(0..d / 2), x.rows(d / 2..d));
-        let scaled = |x: Vector<'k>, factor: f64| if factor == 1.0 { x } else { x * factor };
         let cos = scaled(k.load(self.cos, at![.., i.block(block)]), factor);
         let sin = scaled(k.load(self.sin, at![.., i.block(block)]), factor * sign);
         [x1 * cos - x2 * sin, x2 * cos + x1 * sin]
@@ -310,31 +309,39 @@ impl Inputs {
         scores: &[(Ref, Option<Ref>)],
     ) {
         let block = tiles.tiling.block;
-        let chunk = block.min(MASK_ROWS);
+        let chunk = block.min(LANES);
         let last_start = k.scalar(self.last_start, &[row * tiles.blocks() + i]).to_index();
-        let document_starts = j.block_start(block).lt(last_start);
-        // A document starts behind the tile's first key, for some of its queries.
-        k.when(document_starts, || {
-            let key = j.block_start(block).to_number();
-            let query = i.block_start(block).to_number();
-            let first = k.load(self.starts, at![0, .., i.block(block)]) - key;
-            let last = k.iota(&[1, block], 1) + (query - key);
+        // A document starts behind the tile's first key, for some of its queries: keys before it are hidden.
+        k.when(j.block_start(block).lt(last_start), || {
+            let height = block.min(MASK_ROWS);
             for c in 0..block / chunk {
-                let rows = k.iota(&[chunk, block], 0) + k.number((c * chunk) as i32);
-                let visible = rows.ge(first.along(&[chunk, block])) & rows.le(last.along(&[chunk, block]));
-                for &(scores, highest) in scores {
-                    let x = k.load(scores, at![c * chunk..(c + 1) * chunk, ..]);
-                    let x = visible.select(x, x.same(HIDDEN));
-                    k.store(scores, at![c * chunk..(c + 1) * chunk, ..], x);
-                    if let Some(highest) = highest {
-                        let x = x.fold_max();
-                        let x = if c == 0 { x } else { x.max(k.load(highest, at![.., ..])) };
-                        k.store(highest, at![.., ..], x);
+                let queries = c * chunk..(c + 1) * chunk;
+                let of_chunk = (i * (block / chunk) + k.index(c)).block(chunk);
+                let first = k.load(self.starts, at![0, .., of_chunk]) - j.block_start(block).to_number();
+                let mut tops: Vec<Option<Vector<'k>>> = vec![None; scores.len()];
+                for r in 0..block / height {
+                    let keys = r * height..(r + 1) * height;
+                    let rows = k.iota(&[height, chunk], 0) + k.number(keys.start as i32);
+                    let visible = rows.ge(first.along(&[height, chunk]));
+                    for (&(scores, highest), top) in scores.iter().zip(&mut tops) {
+                        let x = k.load(scores, at![keys.clone(), queries.clone()]);
+                        let x = visible.select(x, x.same(HIDDEN));
+                        k.store(scores, at![keys.clone(), queries.clone()], x);
+                        if highest.is_some() {
+                            let x = x.fold_max();
+                            *top = Some(top.map_or(x, |top| top.max(x)));
+                        }
+                    }
+                }
+                for (&(_, highest), top) in scores.iter().zip(tops) {
+                    if let (Some(highest), Some(top)) = (highest, top) {
+                        k.store(highest, at![.., queries.clone()], top);
                     }
                 }
             }
         });
-        k.when(i.eq(j) & last_start.le(j.block_start(block)), || {
+        // Keys behind the query are hidden, whatever its document.
+        k.when(i.eq(j), || {
             let triangle = k.iota(&[chunk, chunk], 0).le(k.iota(&[chunk, chunk], 1));
             for &(scores, highest) in scores {
                 for c in 0..block / chunk {
@@ -348,7 +355,7 @@ impl Inputs {
                         k.store(scores, at![queries.end..block, queries.clone()], hidden);
                     }
                     let Some(highest) = highest else { continue };
-                    // Keys before this chunk are visible as they are, those behind it do not count.
+                    // Keys before this chunk are as they were, those behind it do not count.
                     let mut top = x.fold_max();
                     if c > 0 {
                         top = top.max(k.load(scores, at![0..c * chunk, queries.clone()]).fold_max());
@@ -358,6 +365,17 @@ impl Inputs {
             }
         });
     }
+}
+
+/// Rotates a block `[rows, d]` and multiplies it by the tables' factor.
+pub(super) fn rotated_rows<'k>(x: Vector<'k>, [cos, sin]: [Vector<'k>; 2]) -> Vector<'k> {
+    let d = x.shape()[1];
+    let x = x.convert(DType::F32);
+    x * cos + x.rotate(d / 2) * sin
+}
+
+fn scaled(x: Vector<'_>, factor: f64) -> Vector<'_> {
+    if factor == 1.0 { x } else { x * factor }
 }
 
 fn sequence<'k>(
