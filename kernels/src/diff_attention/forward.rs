@@ -46,6 +46,9 @@ impl Map {
     }
 }
 
+/// Rows that are rotated at a time: what leaves their cosines and sines in registers.
+const ROTATED_ROWS: usize = 64;
+
 struct Forward<'t> {
     tiles: &'t Tiles,
     inputs: Inputs,
@@ -127,17 +130,17 @@ impl Forward<'_> {
     fn code<'k>(&self, k: &'k Builder, grid: &[Scalar<'k>]) {
         let row = grid[0].to_index();
         self.rotate(k, grid[2]);
-        for map in self.maps.iter().flatten() {
+        // What the last step leaves is as good as zeros: a query block's first tile lets it decay to nothing.
+        k.when(grid[0].is(0) & grid[1].is(0) & grid[2].is(0), || {
             let b = self.tiles.tiling.block;
-            let fill = |at: Ref, rows: usize, number: f64| {
-                k.store(at, at![.., ..], k.full(Type::f32([rows, b]), number));
-            };
-            fill(map.top, 1, HIDDEN);
-            fill(map.sum, 8, 0.0);
-            fill(map.out, self.tiles.e, 0.0);
-            fill(map.decay, 1, 1.0);
-            fill(map.weights, b, 0.0);
-        }
+            for map in self.maps.iter().flatten() {
+                k.store(map.out, at![.., ..], k.full(Type::f32([self.tiles.e, b]), 0.0));
+                k.store(map.decay, at![.., ..], k.full(Type::f32([1, b]), 1.0));
+                k.store(map.weights, at![.., ..], k.full(Type::f32([b, b]), 0.0));
+                k.store(map.top, at![.., ..], k.full(Type::f32([1, b]), HIDDEN));
+                k.store(map.sum, at![.., ..], k.full(Type::f32([8, b]), 0.0));
+            }
+        });
         let start = Tile::start(k, &self.inputs, self.tiles, row);
         for x in 0..self.maps.len() {
             for t in 0..2 {
@@ -165,33 +168,33 @@ impl Forward<'_> {
         self.finish(k, end, Sums::Now);
     }
 
-    /// Rotates the step's queries, and with a group's first step its keys; turns its values.
+    /// Rotates the step's queries, and with a group's first step its keys; turns its values. In one loop, for the turning
+    /// keeps the lanes' shifters busy and the rotation the arithmetic: 1741 bundles a block instead of 1928.
     fn rotate<'k>(&self, k: &'k Builder, step: Scalar<'k>) {
         let &Tiles { d, tiling, .. } = self.tiles;
-        let (block, blocks) = (tiling.block, self.tiles.blocks());
-        k.when(step.is(0), || {
-            k.each(k.index(0), k.index(blocks), |i| {
+        let block = tiling.block;
+        let height = block.min(ROTATED_ROWS);
+        k.each(k.index(0), k.index(self.tiles.blocks()), |i| {
+            k.when(step.is(0), || {
                 let rows = i.block(block);
-                let tables = self.inputs.tables(k, rows, 1.0);
-                for x in 0..tiling.groups {
-                    for t in 0..2 {
+                for (x, &values) in self.inputs.v.iter().enumerate() {
+                    k.store(self.v, at![x, .., rows], k.load(values, at![0, rows, ..]).transpose());
+                }
+            });
+            for r in 0..block / height {
+                let rows = (i * (block / height) + k.index(r)).block(height);
+                let maps = || (0..tiling.groups).flat_map(|x| [(x, 0), (x, 1)]);
+                k.when(step.is(0), || {
+                    let tables = self.inputs.tables(k, rows, 1.0);
+                    for (x, t) in maps() {
                         let keys = k.load(self.inputs.k[x], at![0, rows, t * d..(t + 1) * d]);
                         k.store(self.k, at![x, t, rows, ..], rotated_rows(keys, tables));
                     }
-                    k.store(self.v, at![x, .., rows], k.load(self.inputs.v[x], at![0, rows, ..]).transpose());
-                }
-            });
-        });
-        k.each(k.index(0), k.index(tiling.heads * blocks), |number| {
-            let (head, i) = (number / blocks, number % blocks);
-            // As many rows as leave the tables in registers.
-            let height = block.min(LANES);
-            for r in 0..block / height {
-                let rows = (i * (block / height) + k.index(r)).block(height);
+                });
                 let tables = self.inputs.tables(k, rows, self.tiles.scale());
-                for x in 0..tiling.groups {
-                    for t in 0..2 {
-                        let columns = (head * 2 + k.index(t)).block(d);
+                for head in 0..tiling.heads {
+                    for (x, t) in maps() {
+                        let columns = (head * 2 + t) * d..(head * 2 + t + 1) * d;
                         let queries = k.load(self.inputs.q[x], at![0, rows, columns]);
                         k.store(self.q, at![x, head, t, rows, ..], rotated_rows(queries, tables));
                     }
@@ -250,7 +253,7 @@ impl Forward<'_> {
     }
 
     /// Writes the results of a query block, a register's width of queries at a time: then the difference of the outputs
-    /// stays in registers between its squares and its product (925 -> XXX bundles a block of two heads).
+    /// stays in registers between its squares and its product (756 bundles a block of two heads instead of 925).
     ///
     /// With `u = O1' - lambda (l1 / l2) O2'` of the outputs before division by their sums l, `O = u / l1`.
     fn finish<'k>(&self, k: &'k Builder, tile: Tile<'k>, sums: Sums) {

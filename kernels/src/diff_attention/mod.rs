@@ -13,7 +13,6 @@ mod tiling;
 
 use crate::wide;
 use engine::{Backward, Builder, Func, Kernel, KernelChoice, Lowering, ShapeError, Target, Tensor, Type};
-use portable::Blocks;
 pub use portable::rotate;
 pub use tiles::Tiling;
 use tiles::{Tables, Tiles};
@@ -178,7 +177,7 @@ impl Kernel for DiffAttention {
     }
 
     fn reference<'f>(&self, args: &[Tensor<'f>]) -> Vec<Tensor<'f>> {
-        portable::forward(self, args, Blocks::one(args[0].dim(1)))
+        portable::forward(self, args, args[0].dim(1))
     }
 
     fn vjp<'f>(
@@ -203,8 +202,9 @@ impl Kernel for DiffAttention {
                 f.custom_call(forward::call(&tiles), &operands)
             }));
         }
-        let how = Blocks::of(self.rows, target);
-        Lowering::Portable(Func::build(args, |_: &Builder<'_>, args| portable::forward(self, args, how)))
+        Lowering::Portable(Func::build(args, |_: &Builder<'_>, args| {
+            portable::forward(self, args, self.rows)
+        }))
     }
 }
 
@@ -222,7 +222,7 @@ impl Kernel for DiffAttentionBackward {
     }
 
     fn reference<'f>(&self, args: &[Tensor<'f>]) -> Vec<Tensor<'f>> {
-        portable::backward(&self.forward, args, Blocks::one(args[0].dim(1)))
+        portable::backward(&self.forward, args, args[0].dim(1))
     }
 
     fn vjp<'f>(&self, _: &[Tensor<'f>], _: &[Tensor<'f>], _: &[Tensor<'f>], _: &[bool]) -> Backward<'f> {
@@ -240,9 +240,8 @@ impl Kernel for DiffAttentionBackward {
                 vec![d_qkv, -d2.sum_all()]
             }));
         }
-        let how = Blocks::of(self.forward.rows, target);
         Lowering::Portable(Func::build(args, |_: &Builder<'_>, args| {
-            portable::backward(&self.forward, args, how)
+            portable::backward(&self.forward, args, self.forward.rows)
         }))
     }
 }

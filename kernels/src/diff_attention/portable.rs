@@ -4,7 +4,7 @@
 
 use super::{DiffAttention, HeadNorm};
 use crate::wide;
-use engine::{Target, Tensor, Type};
+use engine::{ScanOptions, Tensor, Type};
 
 /// The operands of the products, in the narrow type: after the rotation.
 struct Operands<'f> {
@@ -41,15 +41,6 @@ impl<'f> Operands<'f> {
             starts,
         }
     }
-
-    fn list(&self) -> [Tensor<'f>; 5] {
-        [self.q, self.k, self.v, self.lambda, self.starts]
-    }
-
-    fn from_list(list: &[Tensor<'f>]) -> Operands<'f> {
-        let &[q, k, v, lambda, starts] = list else { unreachable!("five of them") };
-        Operands { q, k, v, lambda, starts }
-    }
 }
 
 /// Rotates the two halves of the last axis by the angle of the position, in the tables' type. x: `[b, s, .., d]`; cos and
@@ -64,7 +55,7 @@ pub fn rotate<'f>(x: Tensor<'f>, [cos, sin]: [Tensor<'f>; 2]) -> Tensor<'f> {
     Tensor::concatenate(&[x1 * cos - x2 * sin, x2 * cos + x1 * sin], last).convert(x.dtype())
 }
 
-/// Query rows `rows.0..rows.1` against the keys before `rows.1`.
+/// Some query rows against the first keys.
 struct Block<'f> {
     /// `[b, q, g, r, t, d]`
     q: Tensor<'f>,
@@ -81,16 +72,13 @@ struct Block<'f> {
 }
 
 impl<'f> Block<'f> {
-    fn new(kernel: &DiffAttention, x: &Operands<'f>, rows: (usize, usize)) -> Block<'f> {
-        let (b, queries) = (x.q.dim(0), rows.1 - rows.0);
+    /// `first`: position of the first query, an i32 scalar. x: q, lambda and starts of the rows; k and v of the keys.
+    fn new(kernel: &DiffAttention, first: Tensor<'f>, x: Operands<'f>) -> Block<'f> {
+        let Operands { q, k, v, lambda, starts } = x;
+        let (b, queries) = (q.dim(0), q.dim(1));
         let (g, r, d) = (kernel.groups, kernel.heads / kernel.groups, kernel.head_dim);
-        let q = x.q.slice_axis(1, rows.0, rows.1);
-        let k = x.k.slice_axis(1, 0, rows.1);
-        let v = x.v.slice_axis(1, 0, rows.1);
-        let lambda = x.lambda.slice_axis(1, rows.0, rows.1); // [b, q, h]
         let lambda = lambda.reshape([b, queries, g, r]).transpose(&[0, 2, 1, 3]); // [b, g, q, r]
-        let wide = wide(q.dtype());
-        let scores = q.einsum_as("bqgrtd,bkgtd->bgtqrk", k, wide) * (d as f64).powf(-0.5); // [b, g, t, q, r, k]
+        let scores = q.einsum_as("bqgrtd,bkgtd->bgtqrk", k, wide(q.dtype())) * (d as f64).powf(-0.5);
         let (scores, slope) = match kernel.cap {
             0.0 => (scores, None),
             cap => {
@@ -98,7 +86,7 @@ impl<'f> Block<'f> {
                 (tanh * cap, Some(1.0 - tanh * tanh))
             }
         };
-        let mask = visible(x.starts, rows).broadcast_in_dim(scores.shape(), &[0, 3, 5]);
+        let mask = visible(first, starts, k.dim(1)).broadcast_in_dim(scores.shape(), &[0, 3, 5]);
         Block { q, k, v, lambda, scores: mask.select(scores, f64::NEG_INFINITY), slope }
     }
 
@@ -188,116 +176,155 @@ impl<'f> Block<'f> {
     }
 }
 
-/// `[b, q, k]`: key between the query's start and the query.
-fn visible(starts: Tensor<'_>, rows: (usize, usize)) -> Tensor<'_> {
-    let f = starts.builder();
-    let shape = [starts.dim(0), rows.1 - rows.0, rows.1];
-    let start = starts.slice_axis(1, rows.0, rows.1).broadcast_in_dim(shape, &[0, 1]);
-    let causal = Tensor::lower_triangle(f, rows.1 - rows.0, rows.1, rows.0 as i32);
-    f.iota(Type::i32(shape), 2).ge(start) & causal.broadcast_in_dim(shape, &[1, 2])
+/// `[b, q, k]`: key between the query's start and the query. starts: `[b, q]`, of queries from `first` on.
+fn visible<'f>(first: Tensor<'f>, starts: Tensor<'f>, keys: usize) -> Tensor<'f> {
+    let ty = Type::i32([starts.dim(0), starts.dim(1), keys]);
+    let of_query = |x: Tensor<'f>| x.broadcast_in_dim(ty.shape.clone(), &[0, 1]);
+    let query = first.builder().iota(starts.ty(), 1) + first.along(starts, &[]);
+    let key = first.builder().iota(ty.clone(), 2);
+    key.ge(of_query(starts)) & key.le(of_query(query))
 }
 
-/// Blocks of rows that cover a sequence.
-fn blocks(s: usize, rows: usize) -> impl DoubleEndedIterator<Item = (usize, usize)> {
-    (0..s.div_ceil(rows)).map(move |i| (i * rows, ((i + 1) * rows).min(s)))
-}
+/// Parts of a sequence whose keys are cut off at one place, so that a loop can run over their blocks of rows: of four
+/// parts, the keys behind a block's last row that are multiplied nevertheless are an eighth of all pairs at most.
+const SPANS: usize = 4;
 
-/// How the blocks of a lowering are arranged.
+/// Some blocks of rows, which read the keys up to the last one's end.
 #[derive(Clone, Copy)]
-pub(super) struct Blocks {
+struct Span {
+    first: usize,
+    /// Rows of a block.
     rows: usize,
-    /// Each block starts when the one before it has ended.
-    in_turn: bool,
+    blocks: usize,
 }
 
-impl Blocks {
-    pub(super) fn of(rows: usize, target: Target) -> Blocks {
-        // In turn, for libtpu starts blocks side by side and holds the scores of each: in the 1b step the attention's
-        // part of the temporaries ended at 9.6 GiB, in turn at 8.8. Twice the rows: half as many unrolled blocks to
-        // compile; what that saves is not measured yet.
-        match target {
-            Target::TpuV6e => Blocks { rows: 2 * rows, in_turn: true },
-            Target::Cpu | Target::Cuda => Blocks { rows, in_turn: false },
+impl Span {
+    fn end(self) -> usize {
+        self.first + self.rows * self.blocks
+    }
+
+    /// Spans that cover a sequence, in its order.
+    fn all(seq: usize, rows: usize) -> Vec<Span> {
+        let (whole, rest) = (seq / rows, seq % rows);
+        let blocks = whole.div_ceil(SPANS).max(1);
+        let mut spans: Vec<Span> = (0..whole)
+            .step_by(blocks)
+            .map(|i| Span { first: i * rows, rows, blocks: blocks.min(whole - i) })
+            .collect();
+        if rest > 0 {
+            spans.push(Span { first: whole * rows, rows: rest, blocks: 1 });
         }
+        spans
     }
 
-    pub(super) fn one(s: usize) -> Blocks {
-        Blocks { rows: s, in_turn: false }
-    }
-
-    /// Operands that are there when `after` is, and `after` itself.
-    fn next<'f>(self, x: Operands<'f>, after: &[Tensor<'f>]) -> (Operands<'f>, Vec<Tensor<'f>>) {
-        if !self.in_turn || after.is_empty() {
-            return (x, after.to_vec());
+    /// Runs `body` for every block: it gets the position of the block's first row, the carry, the block's part of `rows`
+    /// (each cut along the axis that is given) and `whole`, and returns the carry and results, which are put together
+    /// along their own axes.
+    fn walk<'f>(
+        self,
+        carry: &[Tensor<'f>],
+        rows: &[(Tensor<'f>, usize)],
+        whole: &[Tensor<'f>],
+        axes: &[usize],
+        body: impl for<'g> FnOnce(Tensor<'g>, &[Tensor<'g>], &[Tensor<'g>], &[Tensor<'g>]) -> [Vec<Tensor<'g>>; 2],
+    ) -> [Vec<Tensor<'f>>; 2] {
+        let f = whole[0].builder();
+        let rows = rows.iter().map(|&(x, axis)| (x.slice_axis(axis, self.first, self.end()), axis));
+        if self.blocks == 1 {
+            let rows: Vec<Tensor<'f>> = rows.map(|(x, _)| x).collect();
+            return body(f.scalar(self.first as i32), carry, &rows, whole);
         }
-        let mut tied = Tensor::optimization_barrier(&[&x.list()[..], after].concat());
-        let after = tied.split_off(x.list().len());
-        (Operands::from_list(&tied), after)
-    }
-}
-
-/// Of args as the kernel has them: y, O2 and the statistics.
-pub(super) fn forward<'f>(kernel: &DiffAttention, args: &[Tensor<'f>], how: Blocks) -> Vec<Tensor<'f>> {
-    let mut x = Operands::new(kernel, args);
-    let mut parts: Vec<[Tensor<'f>; 3]> = Vec::new();
-    for rows in blocks(args[0].dim(1), how.rows) {
-        let last = parts.pop();
-        let (next, after) = how.next(x, last.as_ref().map_or(&[], |last| &last[..]));
-        x = next;
-        parts.extend(<[Tensor<'f>; 3]>::try_from(after).ok());
-        parts.push(Block::new(kernel, &x, rows).forward(kernel.norm));
-    }
-    let join = |i: usize, axis: usize| {
-        Tensor::concatenate(&parts.iter().map(|part| part[i]).collect::<Vec<_>>(), axis)
-    };
-    vec![join(0, 1), join(1, 3), join(2, 3)]
-}
-
-/// Of the backward kernel's args: the cotangents of qkv and lambda.
-pub(super) fn backward<'f>(kernel: &DiffAttention, args: &[Tensor<'f>], how: Blocks) -> Vec<Tensor<'f>> {
-    let mut x = Operands::new(kernel, args);
-    let (y, stats, dy) = (args[5], args[7], args[8]);
-    let (mut dq, mut d_lambda): (Vec<Tensor<'f>>, Vec<Tensor<'f>>) = Default::default();
-    let mut sums: Option<[Tensor<'f>; 2]> = None;
-    // From the last block, whose keys are all keys, so that the sums have their full length at once.
-    for rows in blocks(y.dim(1), how.rows).rev() {
-        let after: Vec<Tensor<'f>> = dq.pop().into_iter().chain(sums.into_iter().flatten()).collect();
-        let (next, after) = how.next(x, &after);
-        x = next;
-        if let [last, dk, dv] = after[..] {
-            dq.push(last);
-            sums = Some([dk, dv]);
-        }
-        let of_rows = |x: Tensor<'f>, axis: usize| x.slice_axis(axis, rows.0, rows.1);
-        let block = Block::new(kernel, &x, rows);
-        let [q, k, v, lambda] = block.backward(kernel.norm, of_rows(y, 1), of_rows(stats, 3), of_rows(dy, 1));
-        dq.push(q);
-        d_lambda.push(lambda);
-        sums = Some(match sums {
-            None => [k, v],
-            Some([dk, dv]) => [add_rows(dk, k), add_rows(dv, v)],
+        let firsts = f.iota(Type::i32([self.blocks]), 0) * self.rows as i32 + self.first as i32;
+        let xs: Vec<Tensor<'f>> =
+            std::iter::once(firsts).chain(rows.map(|(x, axis)| cut(x, axis, self.blocks))).collect();
+        let (carry, results) = f.scan(ScanOptions::over(self.blocks), carry, &xs, |g, carry, x| {
+            let whole: Vec<Tensor<'_>> = whole.iter().map(|&x| g.capture(x)).collect();
+            let [carry, results] = body(x[0], carry, &x[1..], &whole);
+            (carry, results)
         });
+        [carry, results.into_iter().zip(axes).map(|(x, &axis)| join(x, axis)).collect()]
     }
-    dq.reverse();
-    d_lambda.reverse();
-    let [dk, dv] = sums.expect("at least one block");
-    let dk = if kernel.key_maps() == 1 { dk.sum(&[3]) } else { dk };
+}
+
+/// Cuts an axis into blocks and lays those along a new first axis.
+fn cut(x: Tensor<'_>, axis: usize, blocks: usize) -> Tensor<'_> {
+    let mut shape = x.shape();
+    shape[axis] /= blocks;
+    shape.insert(axis, blocks);
+    let mut order: Vec<usize> = (0..shape.len()).collect();
+    order.remove(axis);
+    order.insert(0, axis);
+    x.reshape(shape).transpose(&order)
+}
+
+/// Puts blocks along the first axis together along the axis that is `axis` without it.
+fn join(x: Tensor<'_>, axis: usize) -> Tensor<'_> {
+    let mut order: Vec<usize> = (1..x.rank()).collect();
+    order.insert(axis, 0);
+    let x = x.transpose(&order);
+    let mut shape = x.shape();
+    let blocks = shape.remove(axis);
+    shape[axis] *= blocks;
+    x.reshape(shape)
+}
+
+/// Of args as the kernel has them: y, O2 and the statistics. In blocks of `rows` queries.
+pub(super) fn forward<'f>(kernel: &DiffAttention, args: &[Tensor<'f>], rows: usize) -> Vec<Tensor<'f>> {
+    let x = Operands::new(kernel, args);
+    let axes = [1, 3, 3];
+    let mut parts: Vec<Vec<Tensor<'f>>> = Vec::new();
+    for span in Span::all(args[0].dim(1), rows) {
+        let keys = [x.k, x.v].map(|x| x.slice_axis(1, 0, span.end()));
+        let of_rows = [x.q, x.lambda, x.starts].map(|x| (x, 1));
+        let [_, results] = span.walk(&[], &of_rows, &keys, &axes, |first, _, rows, keys| {
+            let x = Operands { q: rows[0], k: keys[0], v: keys[1], lambda: rows[1], starts: rows[2] };
+            [vec![], Block::new(kernel, first, x).forward(kernel.norm).to_vec()]
+        });
+        parts.push(results);
+    }
+    together(&parts, &axes)
+}
+
+/// Of the backward kernel's args: the cotangents of qkv and lambda. In blocks of `rows` queries.
+pub(super) fn backward<'f>(kernel: &DiffAttention, args: &[Tensor<'f>], rows: usize) -> Vec<Tensor<'f>> {
+    let x = Operands::new(kernel, args);
+    let (y, stats, dy) = (args[5], args[7], args[8]);
     let (b, s) = (y.dim(0), y.dim(1));
+    let mut sums = [x.k, x.v].map(Tensor::zeros_like);
+    let mut parts: Vec<Vec<Tensor<'f>>> = Vec::new();
+    for span in Span::all(s, rows) {
+        let end = span.end();
+        let keys = [x.k, x.v].map(|x| x.slice_axis(1, 0, end));
+        let of_rows = [(x.q, 1), (x.lambda, 1), (x.starts, 1), (y, 1), (stats, 3), (dy, 1)];
+        let seen = sums.map(|sum| sum.slice_axis(1, 0, end));
+        let [seen, results] = span.walk(&seen, &of_rows, &keys, &[1, 1], |first, sums, rows, keys| {
+            let &[q, lambda, starts, y, stats, dy] = rows else { unreachable!("six of them") };
+            let block = Block::new(kernel, first, Operands { q, k: keys[0], v: keys[1], lambda, starts });
+            let [q, k, v, lambda] = block.backward(kernel.norm, y, stats, dy);
+            [vec![sums[0] + k, sums[1] + v], vec![q, lambda]]
+        });
+        parts.push(results);
+        for (sum, seen) in sums.iter_mut().zip(seen) {
+            *sum = Tensor::concatenate(&[seen, sum.slice_axis(1, end, s)], 1);
+        }
+    }
+    let [dk, dv] = sums;
+    let [dq, d_lambda] = together(&parts, &[1, 1])[..] else { unreachable!("two results") };
+    let dk = if kernel.key_maps() == 1 { dk.sum(&[3]) } else { dk };
     let (cos, minus_sin) = (args[1], -args[2]);
     let back = |x: Tensor<'f>, heads: usize, width: usize| {
         let x = x.reshape([b, s, heads, width / heads]);
         rotate(x, [cos, minus_sin]).reshape([b, s, width])
     };
     let [of_q, of_k, of_v] = kernel.widths();
-    let dq = back(Tensor::concatenate(&dq, 1), 2 * kernel.heads, of_q);
+    let dq = back(dq, 2 * kernel.heads, of_q);
     let dk = back(dk, kernel.key_maps() * kernel.groups, of_k);
     let d_qkv = Tensor::concatenate(&[dq, dk, dv.reshape([b, s, of_v])], 2);
-    let d_lambda = Tensor::concatenate(&d_lambda, 1); // [b, s, h]
     vec![d_qkv, if args[3].rank() == 0 { d_lambda.sum_all() } else { d_lambda }]
 }
 
-/// Adds to the first rows (axis 1).
-fn add_rows<'f>(sum: Tensor<'f>, part: Tensor<'f>) -> Tensor<'f> {
-    let (all, some) = (sum.dim(1), part.dim(1));
-    Tensor::concatenate(&[sum.slice_axis(1, 0, some) + part, sum.slice_axis(1, some, all)], 1)
+/// Results of all spans, each put together along its axis.
+fn together<'f>(parts: &[Vec<Tensor<'f>>], axes: &[usize]) -> Vec<Tensor<'f>> {
+    let of_all = |i: usize| parts.iter().map(|part| part[i]).collect::<Vec<_>>();
+    axes.iter().enumerate().map(|(i, &axis)| Tensor::concatenate(&of_all(i), axis)).collect()
 }
