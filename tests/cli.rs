@@ -89,3 +89,25 @@ fn starting_from_checkpoints() {
     }
     assert!(files(&bench.path("trunk")) == before, "the trunk is untouched");
 }
+
+/// The CPU plugin's temporaries come from malloc, which is told about large pages before the process starts.
+#[test]
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn memory_is_taken_in_large_pages_unless_told_otherwise() {
+    let bench = bench();
+    let tunables = |variables: &[(&str, &std::path::Path)]| {
+        let mut run = bench.start_with("run", &["--steps", "100000"], variables);
+        run.wait_for("step 1/");
+        let environment = fs::read(format!("/proc/{}/environ", run.id())).unwrap();
+        run.signal(&["-KILL"]);
+        run.end();
+        fs::remove_dir_all(bench.path("run")).unwrap();
+        let variables = environment.split(|byte| *byte == 0).map(String::from_utf8_lossy);
+        let found: Vec<String> =
+            variables.filter(|v| v.starts_with("GLIBC_TUNABLES=")).map(Into::into).collect();
+        found.join(" and ")
+    };
+    says(&tunables(&[]), &["glibc.malloc.hugetlb=1"]);
+    let own = "glibc.malloc.arena_max=3";
+    assert_eq!(tunables(&[("GLIBC_TUNABLES", own.as_ref())]), format!("GLIBC_TUNABLES={own}"));
+}

@@ -139,6 +139,11 @@ pub struct Started {
 }
 
 impl Started {
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// What it has printed so far.
     pub fn said(&self) -> String {
         fs::read_to_string(&self.said).unwrap()
@@ -157,7 +162,7 @@ impl Started {
 
     /// Sends signals (`-TERM`), one right after the other.
     pub fn signal(&self, signals: &[&str]) {
-        let pid = self.child.id();
+        let pid = self.id();
         let line: Vec<String> = signals.iter().map(|signal| format!("kill {signal} {pid}")).collect();
         assert!(Command::new("sh").args(["-c", &line.join("; ")]).status().unwrap().success());
     }

@@ -11,6 +11,7 @@ pub mod device;
 pub mod forecast;
 pub mod inspect;
 pub mod metrics;
+mod pages;
 mod replay;
 mod resume;
 pub mod run;

@@ -13,6 +13,7 @@ use crate::data::{
 use crate::device::{CodeGeneration, Device, Preparation};
 use crate::forecast::{Forecast, group};
 use crate::metrics::{self, BadStep, Look, Recorder, peak};
+use crate::pages::with_large_pages;
 use crate::replay::{self, replay};
 use crate::resume::{check_same_data, hashes, resume_point, start_state};
 use crate::scaling::{Facts, Plan, plan};
@@ -55,6 +56,7 @@ const PATIENCE: Duration = Duration::from_millis(100);
 
 /// The whole program: the process's command line, messages and exit code.
 pub fn main() -> ExitCode {
+    with_large_pages();
     match run(&Cli::parse()) {
         Ok(Outcome::Finished) => ExitCode::SUCCESS,
         Ok(Outcome::Interrupted) => ExitCode::from(INTERRUPTED),
