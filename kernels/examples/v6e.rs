@@ -1,7 +1,10 @@
 //! What the kernels cost on a TPU v6e, by the static schedule that libtpu makes without one:
-//! `cargo run -p kernels --example v6e [-- NAME...]`.
+//! `cargo run -p kernels --example v6e [-- [--parts] NAME...]`.
 //!
-//! Every case is compiled in a process of its own, because libtpu reads its flags once. A profile unrolls the grid and
+//! With `--parts`, in seconds: the bundles (cycles without waiting) of each stretch of the final schedule and how deep in
+//! loops it lies; times their trips they are the cost, without the time in which a call's first and last block move.
+//!
+//! Without it, a profile. Every case is compiled in a process of its own, because libtpu reads its flags once. A profile unrolls the grid and
 //! simulates every step, which takes a minute or two a case. It does not know values: loop bounds and conditions that
 //! depend on data count as the compiler assumes them, so a kernel with documents counts the masks of both kinds on every
 //! diagonal tile.
@@ -30,13 +33,14 @@ enum Pass {
 /// Names, and the row of the table that a case belongs to.
 fn cases() -> Vec<(String, Case)> {
     let mut cases = Vec::new();
-    let tilings = [(512, 2, 3), (512, 1, 3), (512, 1, 1), (256, 2, 3)];
+    let tilings =
+        [(2048, 512, 2, 3), (2048, 512, 1, 3), (2048, 512, 1, 1), (2048, 256, 2, 3), (8192, 512, 1, 1)];
     for (pass, name) in [(Pass::Forward, "forward"), (Pass::Backward, "backward")] {
-        for (block, groups, heads) in tilings {
+        for (seq, block, groups, heads) in tilings {
             let tiling = Tiling { block, groups, heads };
-            let name = format!("attention-{name}-2048-{block}-{groups}-{heads}");
+            let name = format!("attention-{name}-{seq}-{block}-{groups}-{heads}");
             // As many sequences as a micro-batch has: of fewer, the compiler keeps the arrays in the core's memory.
-            cases.push((name, Case::Attention { pass, batch: 8, seq: 2048, tiling }));
+            cases.push((name, Case::Attention { pass, batch: 8, seq, tiling }));
         }
     }
     for rate in [0.0, 0.1] {
@@ -99,8 +103,15 @@ fn program(case: Case) -> (Program, KernelChoice) {
     }
 }
 
+/// What is asked of the compiler.
+#[derive(Clone, Copy)]
+enum Measure {
+    Profile,
+    Parts,
+}
+
 fn main() {
-    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    let mut wanted: Vec<String> = std::env::args().skip(1).collect();
     let cases = cases();
     if let [flag, name] = &wanted[..]
         && flag == "--compile"
@@ -108,12 +119,14 @@ fn main() {
         let (_, case) = cases.iter().find(|(known, _)| known == name).expect("a case of the parent");
         return compile(*case);
     }
+    let how = if wanted.iter().any(|word| word == "--parts") { Measure::Parts } else { Measure::Profile };
+    wanted.retain(|word| word != "--parts");
     for (name, _) in &cases {
         if wanted.is_empty() || wanted.iter().any(|wanted| name.contains(wanted.as_str())) {
             let folder = std::env::temp_dir().join(format!("pythonlm-v6e-{}-{name}", std::process::id()));
-            std::fs::create_dir_all(&folder).expect("a folder for the profile");
-            measure(name, &folder);
-            std::fs::remove_dir_all(&folder).expect("the profile is removed");
+            std::fs::create_dir_all(&folder).expect("a folder for what the compiler writes");
+            measure(name, &folder, how);
+            std::fs::remove_dir_all(&folder).expect("what the compiler wrote is removed");
         }
     }
 }
@@ -126,12 +139,16 @@ fn compile(case: Case) {
     program.compile_for(&topology, &CompileOptions::single()).unwrap_or_else(|error| panic!("{error}"));
 }
 
-/// Compiles a case in a child process and prints the cycles of its operations, largest first.
-fn measure(name: &str, folder: &Path) {
+/// Compiles a case in a child process and prints what it costs.
+fn measure(name: &str, folder: &Path, how: Measure) {
     let start = Instant::now();
+    let flags = match how {
+        Measure::Profile => format!("--xla_jf_dump_static_llo_profile_to={}", folder.display()),
+        Measure::Parts => format!("--xla_jf_dump_to={} --xla_jf_dump_llo_text=true", folder.display()),
+    };
     let child = Command::new(std::env::current_exe().expect("this program"))
         .args(["--compile", name])
-        .env("LIBTPU_INIT_ARGS", format!("--xla_jf_dump_static_llo_profile_to={}", folder.display()))
+        .env("LIBTPU_INIT_ARGS", flags)
         .output()
         .expect("a child process");
     if !child.status.success() {
@@ -139,9 +156,25 @@ fn measure(name: &str, folder: &Path) {
         let first = complaint.lines().find(|line| line.contains("PJRT")).unwrap_or("no reason given");
         println!("{name}: compiled to its schedule, then refused: {first}");
     }
+    match how {
+        Measure::Profile => print_profile(name, folder),
+        Measure::Parts => print_parts(name, folder),
+    }
+    println!("{name}: {:.0} s", start.elapsed().as_secs_f64());
+}
+
+fn texts(folder: &Path) -> impl Iterator<Item = (String, String)> {
+    let entries = std::fs::read_dir(folder).expect("the folder is there").flatten();
+    entries.map(|entry| {
+        let text = std::fs::read_to_string(entry.path()).expect("a text");
+        (entry.file_name().to_string_lossy().into_owned(), text)
+    })
+}
+
+/// The cycles of a program's operations, largest first.
+fn print_profile(name: &str, folder: &Path) {
     let mut operations = Vec::new();
-    for entry in std::fs::read_dir(folder).expect("the profile's folder").flatten() {
-        let text = std::fs::read_to_string(entry.path()).expect("a profile");
+    for (_, text) in texts(folder) {
         let after = |key: &str| text.split(key).nth(1).and_then(|rest| rest.lines().next());
         let operation = after("hlo_op_name: ").unwrap_or("?").trim_matches('"').to_owned();
         let cycles = after("estimated_cycles: ").and_then(|cycles| cycles.trim().parse::<u64>().ok());
@@ -151,6 +184,37 @@ fn measure(name: &str, folder: &Path) {
     let total: u64 = operations.iter().map(|(cycles, _)| cycles).sum();
     let largest: Vec<String> =
         operations.iter().take(4).map(|(cycles, name)| format!("{name} {cycles}")).collect();
-    let seconds = start.elapsed().as_secs_f64();
-    println!("{name:48} {total:>9} cycles ({}), {seconds:.0} s", largest.join(", "));
+    println!("{name:48} {total:>9} cycles ({})", largest.join(", "));
+}
+
+/// Stretches of the largest operation's final schedule between the heads of loops and the branches: a line is a bundle,
+/// `0x1a LB: >> { .. }`, with a sign for each loop around it and letters where a loop begins or branches meet.
+fn print_parts(name: &str, folder: &Path) {
+    let schedule = texts(folder)
+        .filter(|(file, _)| file.ends_with("final_bundles.txt"))
+        .map(|(_, text)| text)
+        .max_by_key(String::len)
+        .expect("a schedule");
+    let bundle = |line: &str| {
+        let (head, body) = line.split_once('{')?;
+        let (address, rest) = head.trim().split_once(char::is_whitespace)?;
+        let hex = address.strip_prefix("0x").unwrap_or(address);
+        usize::from_str_radix(hex, 16).ok()?;
+        let begins = rest.trim_start().starts_with(|c: char| c.is_ascii_uppercase());
+        Some((begins, rest.matches('>').count(), body.contains("sbr.rel")))
+    };
+    let mut parts: Vec<(usize, usize)> = vec![(0, 0)];
+    for (begins, depth, branches) in schedule.lines().filter_map(bundle) {
+        if begins {
+            parts.push((0, 0));
+        }
+        let (deepest, bundles) = parts.last_mut().expect("there is a first part");
+        (*deepest, *bundles) = (depth.max(*deepest), *bundles + 1);
+        if branches {
+            parts.push((0, 0));
+        }
+    }
+    for (depth, bundles) in parts.into_iter().filter(|(_, bundles)| *bundles > 100) {
+        println!("{name:48} {bundles:>9} bundles in {depth} loops");
+    }
 }

@@ -1,14 +1,21 @@
 //! Which tiles the native form uses: a pure function of the shapes.
 //!
-//! Static cycles of one layer and sequence of `1b` (6 heads, 2 groups, 2048 positions) by libtpu 0.0.52, 2026-11-22,
-//! `cargo run -p kernels --example v6e attention`; what the profile takes for conditions that depend on documents is its own
-//! affair, so the parts of the final schedule times their trips are given as well (without documents inside a tile):
+//! One layer and sequence of `1b` (6 heads, 2 groups) by libtpu 0.0.52, 2026-11-23, `cargo run -p kernels --example v6e --
+//! --parts attention`: bundles of the final schedule times their trips, without documents and without what moves before
+//! the first block and behind the last (about 3,400 forward and 5,300 backward, an eighth of a batch of 8).
 //!
-//! | tiles | pass | profile | parts |
-//! |---|---|---|---|
-//! | 512, 2 groups, 3 heads | forward | 104,201 (an eighth of a batch of 8) | about 100,000 |
-//! | 512, 2 groups, 3 heads | backward | not finished in 20 minutes | about 157,000 |
-//! | 512, 1 group, 3 heads | forward | 5 % more than the pair, each alone | |
+//! | positions | block, groups, heads | forward | a tile | backward | a tile |
+//! |---|---|---|---|---|---|
+//! | 2048 | **512, 2, 3** | 93,600 | 2320 for 2 heads | 156,300 | 3887 for 2 heads |
+//! | 2048 | 512, 1, 3 | 100,800 | 1253 | 163,600 | 2037 |
+//! | 2048 | 512, 1, 1 | 105,600 | 1253 | 170,700 | 2033 |
+//! | 2048 | 256, 2, 3 | 102,600 | 752 for 2 heads | 165,200 | 1176 for 2 heads |
+//! | 8192 | **512, 1, 1** | 1,122,000 | 1253 | 1,822,000 | 2037 |
+//!
+//! A tile in which a document begins takes 381 bundles a head more forward and 366 backward; tiles before a query's
+//! document are skipped. The profile, which simulates the whole grid with its transfers and takes conditions that depend
+//! on documents for what it likes, says 799,643 cycles for 8 sequences forward, 99,955 each (2048; 512, 2, 3); that of the
+//! backward kernel did not finish in 20 minutes.
 
 use super::{DiffAttention, Tiling};
 
