@@ -130,7 +130,8 @@ impl Forward<'_> {
     fn code<'k>(&self, k: &'k Builder, grid: &[Scalar<'k>]) {
         let row = grid[0].to_index();
         self.rotate(k, grid[2]);
-        // What the last step leaves is as good as zeros: a query block's first tile lets it decay to nothing.
+        // What the last step leaves is as good as zeros: a query block's first tile lets it decay to nothing. Only NaN stays,
+        // and spreads to the sequences behind; a training step with NaN is not applied anyway.
         k.when(grid[0].is(0) & grid[1].is(0) & grid[2].is(0), || {
             let b = self.tiles.tiling.block;
             for map in self.maps.iter().flatten() {
