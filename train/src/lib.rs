@@ -10,6 +10,7 @@ pub mod data;
 pub mod device;
 pub mod forecast;
 pub mod inspect;
+mod mapped;
 pub mod metrics;
 mod pages;
 mod replay;

@@ -17,8 +17,9 @@ pub(crate) fn with_large_pages() {
         use std::os::unix::process::CommandExt;
         let mut arguments = std::env::args_os();
         let name = arguments.next().unwrap_or_default();
-        // Comes back only if it cannot be done: then the run is a little slower.
         let mut command = std::process::Command::new(program);
-        let _error = command.arg0(name).args(arguments).env("GLIBC_TUNABLES", TUNABLES).exec();
+        // Comes back only if it cannot be done.
+        let error = command.arg0(name).args(arguments).env("GLIBC_TUNABLES", TUNABLES).exec();
+        eprintln!("warning: goes on without large pages, a little slower: starting again failed: {error}");
     }
 }

@@ -2,6 +2,7 @@
 //! Eight bytes of header length, the header as JSON padded with spaces to a multiple of eight, then the data.
 
 use super::CheckpointError;
+use crate::mapped;
 use engine::{DType, Type};
 use memmap2::Mmap;
 use safetensors::tensor::{Dtype, Metadata, SafeTensors};
@@ -87,10 +88,7 @@ impl TensorFile {
     /// If it cannot be opened or is no valid safetensors file.
     pub fn open(path: &Path) -> Result<TensorFile, CheckpointError> {
         let file = File::open(path).map_err(CheckpointError::read("opening", path))?;
-        // SAFETY: the mapping is read-only, and files of checkpoints are never written in place: `atomic` replaces
-        // them under a new inode. Someone else truncating the file meanwhile would end the process with SIGBUS.
-        #[allow(unsafe_code)]
-        let map = unsafe { Mmap::map(&file) }.map_err(CheckpointError::read("mapping", path))?;
+        let map = mapped::map(&file).map_err(CheckpointError::read("mapping", path))?;
         let (header, metadata) = SafeTensors::read_metadata(&map)
             .map_err(|error| CheckpointError::NotTensors { path: path.into(), reason: error.to_string() })?;
         Ok(TensorFile { path: path.into(), map, metadata, data: 8 + header })

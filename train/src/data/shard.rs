@@ -1,6 +1,7 @@
 //! Reading Parquet shards through a memory map, a range of rows at a time. Whatever the file holds, reading it ends in rows
 //! or in an error: the decoder may panic on hostile input, and that is caught here.
 
+use crate::mapped;
 use std::fs::File;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -223,15 +224,12 @@ pub(super) fn row_group_range(group: &RowGroupMetaData) -> Range<usize> {
 }
 
 /// Maps a file into memory.
-#[allow(unsafe_code)]
 pub(super) fn map(path: &Path) -> Result<Bytes> {
     let file = File::open(path).map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => DataError::MissingShard(path.to_owned()),
         _ => DataError::io("open", path, e),
     })?;
-    // SAFETY: the map is read-only. Shards are only ever replaced by renaming another file over them, which leaves the mapped
-    // file as it is; a foreign program that shortens the file in place would end this process with SIGBUS, not corrupt it.
-    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| DataError::io("map", path, e))?;
+    let map = mapped::map(&file).map_err(|e| DataError::io("map", path, e))?;
     Ok(Bytes::from_owner(map))
 }
 
