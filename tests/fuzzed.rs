@@ -1,5 +1,5 @@
-//! The corpus of inputs that once were worth remembering, and a second of new ones for each reader. For longer:
-//! `cargo run -p tests --bin fuzz -- --minutes 10`.
+//! The corpus of inputs that once were worth remembering, and a second of new ones for each reader. For longer, and guided by
+//! coverage: `fuzz/`.
 
 use std::time::Duration;
 use tests::fuzz::TARGETS;

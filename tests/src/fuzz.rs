@@ -49,12 +49,16 @@ pub struct Finding {
 }
 
 impl Target {
+    /// The target of this name.
+    pub fn named(name: &str) -> Option<&'static Target> {
+        TARGETS.iter().find(|target| target.name == name)
+    }
+
     /// Feeds mutations for a time; how many, or the first finding. Equal seeds feed equal inputs.
     pub fn fuzz(&self, seed: u64, time: Duration) -> Result<u64, Finding> {
         let start = Instant::now();
         let folder = TempDir::new().unwrap();
-        let mut pool = (self.seeds)();
-        pool.extend(self.corpus().into_iter().map(|(_, input)| input));
+        let pool = self.known();
         let mut random = Random::new(seed);
         let mut executions = 0;
         while start.elapsed() < time {
@@ -65,18 +69,17 @@ impl Target {
         Ok(executions)
     }
 
-    /// Feeds the seeds and the corpus as they are.
+    /// Feeds the known inputs as they are.
     pub fn replay(&self) -> Result<usize, Finding> {
         let folder = TempDir::new().unwrap();
-        let seeds = (self.seeds)();
-        let inputs: Vec<_> =
-            seeds.into_iter().chain(self.corpus().into_iter().map(|(_, input)| input)).collect();
+        let inputs = self.known();
         let count = inputs.len();
         inputs.into_iter().try_for_each(|input| self.feed(folder.path(), input))?;
         Ok(count)
     }
 
-    fn feed(&self, folder: &Path, input: Vec<u8>) -> Result<(), Finding> {
+    /// Feeds one input; the folder is empty or holds what the last call left.
+    pub fn feed(&self, folder: &Path, input: Vec<u8>) -> Result<(), Finding> {
         catch_unwind(AssertUnwindSafe(|| (self.run)(folder, &input))).map_err(|panic| {
             let text = panic.downcast_ref::<String>().cloned();
             let message = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
@@ -84,11 +87,13 @@ impl Target {
         })
     }
 
-    fn corpus(&self) -> Vec<(PathBuf, Vec<u8>)> {
+    /// The inputs to start from, and those of the corpus.
+    pub fn known(&self) -> Vec<Vec<u8>> {
         let entries = fs::read_dir(golden("fuzz").join(self.name)).into_iter().flatten();
         let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
         paths.sort();
-        paths.into_iter().map(|path| (path.clone(), fs::read(path).unwrap())).collect()
+        let corpus = paths.into_iter().map(|path| fs::read(path).unwrap());
+        (self.seeds)().into_iter().chain(corpus).collect()
     }
 }
 
