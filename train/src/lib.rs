@@ -12,7 +12,7 @@ pub mod forecast;
 pub mod inspect;
 mod mapped;
 pub mod metrics;
-mod pages;
+pub mod program;
 mod replay;
 mod resume;
 pub mod run;

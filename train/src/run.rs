@@ -13,7 +13,7 @@ use crate::data::{
 use crate::device::{CodeGeneration, Device, Preparation};
 use crate::forecast::{Forecast, group};
 use crate::metrics::{self, BadStep, Look, Recorder, peak};
-use crate::pages::with_large_pages;
+use crate::program::{exit_code, with_large_pages};
 use crate::replay::{self, replay};
 use crate::resume::{check_same_data, hashes, resume_point, start_state};
 use crate::scaling::{Facts, Plan, plan};
@@ -57,19 +57,16 @@ const PATIENCE: Duration = Duration::from_millis(100);
 /// The whole program: the process's command line, messages and exit code.
 pub fn main() -> ExitCode {
     with_large_pages();
-    match run(&Cli::parse()) {
-        Ok(Outcome::Finished) => ExitCode::SUCCESS,
-        Ok(Outcome::Interrupted) => ExitCode::from(INTERRUPTED),
+    exit_code(match run(&Cli::parse()) {
+        Ok(Outcome::Finished) => Ok(ExitCode::SUCCESS),
+        Ok(Outcome::Interrupted) => Ok(ExitCode::from(INTERRUPTED)),
         // While data are prepared: what is done of it is kept.
         Err(error) if matches!(error.downcast_ref(), Some(DataError::Interrupted)) => {
             eprintln!("stopped: {error:#}");
-            ExitCode::from(INTERRUPTED)
+            Ok(ExitCode::from(INTERRUPTED))
         }
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+        Err(error) => Err(error),
+    })
 }
 
 /// Runs what the command line asks for.

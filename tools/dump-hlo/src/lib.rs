@@ -29,6 +29,7 @@ use train::atomic::{RealDisk, write_file};
 use train::cli::Cli;
 use train::config::{Override, RunConfig, Source};
 use train::inspect::{Compiler, Place};
+use train::program::exit_code;
 
 /// Look at a program: its text, its figures, what changed, or a picture of it.
 #[derive(Parser)]
@@ -95,13 +96,7 @@ enum Format {
 
 /// The whole program: the process's command line, messages and exit code.
 pub fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(run(&Arguments::parse()).map(|()| ExitCode::SUCCESS))
 }
 
 fn run(arguments: &Arguments) -> Result<()> {

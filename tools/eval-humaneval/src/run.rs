@@ -23,6 +23,7 @@ use std::process::ExitCode;
 use std::thread;
 use train::atomic::{RealDisk, write_file};
 use train::checkpoint::{Manifest, State, files, steps};
+use train::program::{exit_code, with_large_pages};
 
 /// Runs the program.
 pub fn main() -> ExitCode {
@@ -30,13 +31,8 @@ pub fn main() -> ExitCode {
     if let Some(code) = sandbox::become_child(&arguments) {
         return code;
     }
-    match run(&Arguments::parse()) {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    with_large_pages();
+    exit_code(run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> Result<ExitCode> {

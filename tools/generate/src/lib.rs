@@ -9,6 +9,7 @@ use std::io::{self, IsTerminal, Read, Write};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use train::program::{exit_code, with_large_pages};
 
 /// Continue Python source with a checkpoint. Without --prompt or --prompt-file, the prompt is read from standard input.
 /// Text is printed as it comes; speed is reported on standard error.
@@ -74,15 +75,12 @@ const NEW_TOKENS: usize = 256;
 
 /// The whole program: the process's command line, messages and exit code.
 pub fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+    with_large_pages();
+    exit_code(match run(&Arguments::parse()) {
         // The reader has seen enough.
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+        Err(error) if is_broken_pipe(&error) => Ok(ExitCode::SUCCESS),
+        result => result.map(|()| ExitCode::SUCCESS),
+    })
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use train::data::{DataError, PrepareOptions, PrepareProgress, PrepareSummary, TokenizerSource, prepare};
+use train::program::exit_code;
 
 /// Turn Python source into Parquet shards that `train --data DIR` reads.
 #[derive(Parser)]
@@ -45,13 +46,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(run(Arguments::parse()).map(|()| ExitCode::SUCCESS).map_err(Into::into))
 }
 
 fn run(arguments: Arguments) -> Result<(), DataError> {

@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use train::checkpoint::files;
 use train::data::Tokenizer;
 use train::device::Device;
+use train::program::{exit_code, with_large_pages};
 
 /// Score token ids or text with a checkpoint. For each line of ids, or each file of text, one line of JSON on standard
 /// output: {"logprobs": [of each next token], "mtp_logprobs": [of the token after it], "loss": nats}. A summary goes to
@@ -56,13 +57,8 @@ struct Scored<'a> {
 
 /// The whole program: the process's command line, messages and exit code.
 pub fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    with_large_pages();
+    exit_code(run(&Arguments::parse()).map(|()| ExitCode::SUCCESS))
 }
 
 fn run(arguments: &Arguments) -> Result<()> {

@@ -1,4 +1,7 @@
-//! Large pages for the memory that the CPU plugin takes from malloc.
+//! How programs begin and end: large pages for the memory that the CPU plugin takes from malloc, and the exit code.
+
+use anyhow::Result;
+use std::process::ExitCode;
 
 /// glibc's names for: large pages for large blocks, and one heap for all threads.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
@@ -8,8 +11,8 @@ const TUNABLES: &str = "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1";
 ///
 /// The CPU plugin allocates a step's temporaries at every step, hundreds of megabytes that the system hands out page by
 /// page; glibc asks for large pages only if its environment says so before the process starts. Steps of preset `bench` and
-/// `tiny` take about a tenth less time, and one heap saves 50 to 80 MiB of what threads keep for themselves.
-pub(crate) fn with_large_pages() {
+/// `tiny` take about a tenth less time, so do new tokens, and one heap saves 50 to 80 MiB of what threads keep for themselves.
+pub fn with_large_pages() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     if std::env::var_os("GLIBC_TUNABLES").is_none()
         && let Ok(program) = std::env::current_exe()
@@ -22,4 +25,12 @@ pub(crate) fn with_large_pages() {
         let error = command.arg0(name).args(arguments).env("GLIBC_TUNABLES", TUNABLES).exec();
         eprintln!("warning: goes on without large pages, a little slower: starting again failed: {error}");
     }
+}
+
+/// The exit code of a program, after its error, if there is one, was written to standard error.
+pub fn exit_code(result: Result<ExitCode>) -> ExitCode {
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
 }
