@@ -9,7 +9,8 @@ mod wheel;
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
-use std::{env, fs, panic, process};
+use std::process::{self, Command};
+use std::{env, fs, panic};
 use wheel::Wheel;
 
 /// What `pjrt_c_api.h` uses of the C library, for a 64-bit target.
@@ -43,7 +44,14 @@ fn main() {
 fn generate() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let header = header()?;
-    find_libclang()?;
+    if let Some(folder) = missing_libclang()? {
+        // bindgen looks for it in the environment, and only that of a child can be set safely.
+        if env::var_os("LIBCLANG_PATH").is_some_and(|given| given == folder) {
+            return Err(format!("the libclang in {} cannot be loaded", folder.display()).into());
+        }
+        let child = Command::new(env::current_exe()?).env("LIBCLANG_PATH", folder).status()?;
+        process::exit(child.code().unwrap_or(1));
+    }
     let stubs = out.join("stubs");
     fs::create_dir_all(&stubs)?;
     for (name, text) in STUBS {
@@ -80,15 +88,15 @@ fn header() -> Result<PathBuf, Box<dyn Error>> {
     })
 }
 
-/// Makes sure that bindgen can load libclang.
-fn find_libclang() -> Result<(), Box<dyn Error>> {
+/// The folder of a libclang that was fetched, if bindgen can load none as it is.
+fn missing_libclang() -> Result<Option<PathBuf>, Box<dyn Error>> {
     // bindgen has no other way to ask than a call that panics when there is none.
     let hook = panic::take_hook();
     panic::set_hook(Box::new(|_| ()));
     let found = panic::catch_unwind(bindgen::clang_version).is_ok();
     panic::set_hook(hook);
     if found {
-        return Ok(());
+        return Ok(None);
     }
     let arch = env::consts::ARCH;
     let (file, sha256) = match arch {
@@ -109,9 +117,7 @@ fn find_libclang() -> Result<(), Box<dyn Error>> {
     let wheel = Wheel { package: "libclang", version: "18.1.1", file, sha256 };
     let library = unpack(&wheel, "libclang-18.1.1.data/platlib/clang/native/libclang.so")
         .map_err(|error| format!("{error}\nor install libclang with the system's package manager"))?;
-    // SAFETY: a build script has one thread here.
-    unsafe { env::set_var("LIBCLANG_PATH", library.parent().unwrap_or(Path::new("."))) };
-    Ok(())
+    Ok(library.parent().map(Path::to_path_buf))
 }
 
 fn unpack(wheel: &Wheel, member: &str) -> Result<PathBuf, Box<dyn Error>> {
