@@ -1,9 +1,10 @@
 //! Fused operations. Each folder or file holds one kernel: attributes, reference, gradient, rules, portable form, and for
-//! attention and SwiGLU the native form of the TPU.
+//! both attentions and SwiGLU the native form of the TPU.
 //!
 //! | kernel | reference | portable form | native form (TPU v6e) |
 //! |---|---|---|---|
 //! | [`DiffAttention`] | one block of all rows | blocks of rows up to the diagonal | forward and backward, `diff_attention/{forward,backward}.rs` |
+//! | [`CachedAttention`] | plain ops | small products row by row, for XLA's CPU code | `cached_attention/native.rs` |
 //! | [`SwiGlu`] | plain ops, which XLA fuses | the reference | forward, `swiglu/tiles.rs`; chosen only by name |
 //! | [`ScaledLinear`] | plain ops, which XLA fuses | the reference | none |
 //! | `row_dot`, for [`rms_scale`] and the gradients of scales | a product and a sum | on a TPU a product with ones | none |
@@ -17,6 +18,7 @@
 //! that share keys and values, `r` heads of a group, `t` the two maps, `d` width of a query or key, `e` width of a
 //! value, `n` tokens, `m` model width, `i` hidden width of the MLP, `v` vocabulary.
 
+mod cached_attention;
 mod cross_entropy;
 mod diff_attention;
 mod dropout;
@@ -25,6 +27,7 @@ mod scaled_linear;
 mod swiglu;
 pub mod tile;
 
+pub use cached_attention::CachedAttention;
 pub use cross_entropy::{Gradients, LinearCrossEntropy};
 pub use diff_attention::{DiffAttention, HeadNorm, Keys, ROWS, Tiling, document_starts, rotate};
 pub use dropout::dropout_mask;

@@ -4,9 +4,10 @@ use engine::{
     Array, DType, Host, KernelChoice, Locations, Program, Rounding, ScanOptions, Target, Type, evaluate,
     grad, passes,
 };
-use kernels::{DiffAttention, HeadNorm, Keys, ROWS, SwiGlu, Tiling};
+use kernels::{CachedAttention, DiffAttention, HeadNorm, Keys, ROWS, SwiGlu, Tiling};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use std::fmt::Debug;
 use std::ops::Range;
 
 /// Numbers that look random.
@@ -133,7 +134,7 @@ fn cases(blocks: [usize; 2], widths: [usize; 2], scales: Range<f64>) -> impl Str
 }
 
 /// Runs so many cases, the same at every run: how near bf16 comes is a matter of chance.
-fn each_case(count: u32, cases: impl Strategy<Value = Case>, check: impl Fn(&Case)) {
+fn each_case<C: Debug>(count: u32, cases: impl Strategy<Value = C>, check: impl Fn(&C)) {
     let config = Config { failure_persistence: None, ..Config::with_cases(count) };
     let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
     runner
@@ -220,6 +221,125 @@ fn attention_in_bf16_is_as_near_as_the_plain_form_anywhere() {
             let limit = if name == "d_lambda" { 0.125 } else { 2f64.powi(-7).max(3.0 * plain) };
             assert!(native < limit, "{name}: {native:e}, the plain form {plain:e}");
         }
+    });
+}
+
+/// New tokens of some rows against a cache, of which the slots up to the last token are filled.
+#[derive(Clone, Debug)]
+struct Cached {
+    kernel: CachedAttention,
+    rows: usize,
+    tokens: usize,
+    groups: usize,
+    heads_of_group: usize,
+    keys: Keys,
+    head_dim: usize,
+    slots: usize,
+    /// That of the first new token.
+    slot: usize,
+    lambda_per_token: bool,
+    scale: f64,
+    seed: u64,
+}
+
+fn cached(widths: [usize; 2], scales: Range<f64>) -> impl Strategy<Value = Cached> {
+    let sizes = (1usize..=3, 1usize..=3, 1usize..=2, 1usize..=4, prop::sample::select(widths.to_vec()));
+    let slots = (prop::sample::select(vec![8usize, 16, 32]), 1usize..=4, any::<prop::sample::Index>());
+    let keys = prop_oneof![Just(Keys::PerMap), Just(Keys::Shared)];
+    let norm = prop_oneof![Just(HeadNorm::Rms { eps: 1e-5 }), Just(HeadNorm::None)];
+    let forms = (keys, norm, prop_oneof![Just(0.0), Just(3.0)], any::<bool>());
+    (sizes, slots, forms, scales, any::<u64>()).prop_map(
+        |((rows, tokens, groups, heads_of_group, head_dim), slots, forms, scale, seed)| {
+            let ((block, blocks, slot), (keys, norm, cap, lambda_per_token)) = (slots, forms);
+            let slots = block * blocks;
+            Cached {
+                kernel: CachedAttention { norm, cap, block: Some(block) },
+                rows,
+                tokens,
+                groups,
+                heads_of_group,
+                keys,
+                head_dim,
+                slots,
+                slot: slot.index(slots - tokens + 1),
+                lambda_per_token,
+                scale,
+                seed,
+            }
+        },
+    )
+}
+
+impl Cached {
+    fn program(&self, dtype: DType) -> Program {
+        let &Cached { rows: b, tokens: n, groups: g, heads_of_group: r, head_dim: d, slots, .. } = self;
+        let maps = if self.keys == Keys::PerMap { 2 } else { 1 };
+        Program::build("cached", |f| {
+            let q = f.input("q", Type::new(dtype, [b, n, g * r, 2, d]));
+            let keys = f.input("keys", Type::new(dtype, [b * g * maps, d, slots]));
+            let values = f.input("values", Type::new(dtype, [b * g * 2, slots, maps * d / 2]));
+            let visible = f.input("visible", Type::new(DType::Bool, [b, slots]));
+            let slot = f.input("slot", Type::scalar(DType::I32));
+            let of_tokens = if self.lambda_per_token { vec![b, n, g * r] } else { vec![] };
+            let lambda = f.input("lambda", Type::f32(of_tokens));
+            f.output("y", f.kernel(self.kernel.clone(), &[q, keys, values, visible, slot, lambda])[0]);
+        })
+    }
+
+    /// A third of the slots are hidden, but no token from itself.
+    fn arguments(&self, program: &Program) -> Vec<Array> {
+        let mut noise = Noise(self.seed);
+        let own = self.slot..self.slot + self.tokens;
+        let ports = program.inputs().iter();
+        ports
+            .map(|port| {
+                let ty = port.ty.clone();
+                let numbers = match &port.name[..] {
+                    "visible" => {
+                        let visible = |i: usize| own.contains(&(i % self.slots)) || noise.next() < 1.0 / 3.0;
+                        (0..ty.elements()).map(visible).map(|visible| f64::from(u8::from(visible))).collect()
+                    }
+                    "slot" => vec![self.slot as f64],
+                    _ => return noise.array(ty, self.scale),
+                };
+                Array::from_host(&Host::from_f64(ty, &numbers))
+            })
+            .collect()
+    }
+
+    fn errors(&self, dtype: DType) -> Errors {
+        let given = self.program(dtype);
+        println!("{self:?}");
+        let args = self.arguments(&given);
+        let truth = evaluate(&given, &args, Rounding::None);
+        let plain = evaluate(&given, &args, Rounding::EachOp);
+        let (native, forms) = passes::lower(&given, Target::TpuV6e, KernelChoice::Native);
+        assert!(forms.iter().all(|(_, form)| *form == passes::Form::Native), "{forms:?}");
+        let found = evaluate(&native, &args, Rounding::None);
+        let [native, plain] = [found, plain].map(|x| error(&x[0], &truth[0], 0.0));
+        println!("{dtype} y {native:.1e} plain {plain:.1e}");
+        Errors { name: "y".to_owned(), native, plain }
+    }
+}
+
+#[test]
+fn cached_attention_is_its_reference() {
+    each_case(96, cached([8, 16], 0.1..3.0), |case| {
+        let Errors { native, .. } = case.errors(DType::F32);
+        assert!(native < 1e-5, "{native:e}");
+    });
+}
+
+/// As [`attention_in_bf16_is_as_near_as_the_plain_form_anywhere`]; without large logits to 2^-7.
+#[test]
+fn cached_attention_in_bf16_is_near_the_truth() {
+    each_case(48, cached([32, 64], 0.1..1.0), |case| {
+        let Errors { native, .. } = case.errors(DType::Bf16);
+        assert!(native < 2f64.powi(-7), "{native:e}");
+    });
+    each_case(48, cached([32, 64], 1.0..3.0), |case| {
+        let Errors { native, plain, .. } = case.errors(DType::Bf16);
+        assert!(native < 2f64.powi(-7).max(3.0 * plain), "{native:e}, the plain form {plain:e}");
     });
 }
 

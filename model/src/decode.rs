@@ -24,7 +24,7 @@ pub use weights::{Layer, Second, Weights, prepare_program, weight_types};
 use crate::config::{Attention, Config, Yarn};
 use crate::loss::capped;
 use engine::{Builder, DType, Program, Tensor, Type};
-use kernels::rotate;
+use kernels::{CachedAttention, HeadNorm, rotate};
 use sample::Draws;
 
 /// Keys and values of all layers, and which slots each row sees. They lie exactly as the products read them: for another
@@ -121,18 +121,12 @@ fn forward<'f>(
     mut cache: Cache<Tensor<'f>>,
     tokens: Tokens<'f>,
 ) -> (Tensor<'f>, Cache<Tensor<'f>>) {
-    let f = tokens.ids.builder();
-    let [b, n] = tokens.ids.shape()[..] else { panic!("ids {} are not [b, n]", tokens.ids.ty()) };
-    let seen = Type::i32([n, cache.visible.dim(1)]);
-    let seen = f.iota(seen.clone(), 1).le(f.iota(seen.clone(), 0) + tokens.slot); // [n, slots]
-    let shape = [b, n, cache.visible.dim(1)];
-    let mask = cache.visible.broadcast_in_dim(shape, &[0, 2]) & seen.broadcast_in_dim(shape, &[1, 2]);
     let tables = tables.map(|table| table.gather(tokens.positions)); // [b, n, d/2]
     let mut x = weights.embed.gather(tokens.ids); // [b, n, m]
     for (l, layer) in weights.layers.iter().enumerate() {
         let kv = [&mut cache.keys[l], &mut cache.values[l]];
         let normed = rms_norm(x, layer.input_norm, config.rms_norm_eps);
-        x = x + attention(config, layer, normed, tables, kv, mask, tokens.slot);
+        x = x + attention(config, layer, normed, tables, kv, [cache.visible, tokens.slot]);
         x = x + mlp(layer, rms_norm(x, layer.post_norm, config.rms_norm_eps));
     }
     (rms_norm(x, weights.norm, config.rms_norm_eps), cache)
@@ -155,21 +149,19 @@ fn project<'f>(x: Tensor<'f>, w: Tensor<'f>) -> Tensor<'f> {
 }
 
 /// Differential attention between its projections. x: `[b, n, m]`, normed; kv: the layer's keys and values, which get
-/// the new ones at `slot`; mask: `[b, n, slots]`.
+/// the new ones at `slot`; visible: `[b, slots]`.
 fn attention<'f>(
     config: &Config,
     layer: &Layer<Tensor<'f>>,
     x: Tensor<'f>,
     tables: [Tensor<'f>; 2],
     [keys, values]: [&mut Tensor<'f>; 2],
-    mask: Tensor<'f>,
-    slot: Tensor<'f>,
+    [visible, slot]: [Tensor<'f>; 2],
 ) -> Tensor<'f> {
     let [b, n, _] = x.shape()[..] else { unreachable!("[b, n, m]") };
-    let (slots, d, e) = (keys.dim(2), keys.dim(1), 2 * values.dim(2));
+    let (d, e) = (keys.dim(1), 2 * values.dim(2));
     let (heads, g, maps) =
         (config.output_width() / e, values.dim(0) / (2 * b), keys.dim(0) * 2 / values.dim(0));
-    let r = heads / g;
     let qkv = project(x, layer.qkv); // [b, n, q + k + v (+ h)]
     let (q, k) = (config.query_width(), config.key_width());
     let part = |start: usize, width: usize| qkv.slice_axis(2, start, start + width);
@@ -180,54 +172,19 @@ fn attention<'f>(
     let v_new = part(q + k, k).reshape([b, n, g, 2, e / 2]).transpose(&[0, 2, 3, 1, 4]); // [b, g, 2, n, e/2]
     *values = values.dynamic_update_slice(v_new.reshape([b * g * 2, n, e / 2]), &[zero, slot, zero]);
 
-    let q = rotate(part(0, q).reshape([b, n, heads, 2, d]), tables).reshape([b, n, g, r, 2, d]);
-    // Maps with keys of their own are apart, maps that share them stand side by side.
-    let q = q.transpose(&[0, 2, 4, 1, 3, 5]).reshape([b * g * maps, 2 / maps * n * r, d]);
-    let scores = products(q, *keys) * (d as f64).powf(-0.5); // [b*g*maps, .., slots]
-    let scores = scores.reshape([b, g, 2, n, r, slots]);
-    let cap = config.attention_logit_cap;
-    let scores = if cap > 0.0 { (scores * (1.0 / cap)).tanh() * cap } else { scores };
-    // Not -inf: the rows of padding before a prompt see nothing, and must not become NaN.
-    let scores = mask.along(scores, &[0, 3, 5]).select(scores, f64::from(f32::MIN));
-    let top = scores.reduce_max(&[5]);
-    let p = (scores - top.along(scores, &[0, 1, 2, 3, 4])).exp();
-    let p = p / p.sum(&[5]).along(p, &[0, 1, 2, 3, 4]);
-    let map = |t: usize| p.slice_axis(2, t, t + 1).reshape([b, g, n, r, slots]);
-    let (p1, p2) = (map(0), map(1));
-    let lambda = match layer.head_norm {
-        Some([lambda, _]) => lambda.broadcast_in_dim(p2.shape(), &[]),
-        None => {
-            let lambda = part(qkv.dim(2) - heads, heads).convert(DType::F32).logistic(); // [b, n, h]
-            lambda.reshape([b, n, g, r]).transpose(&[0, 2, 1, 3]).along(p2, &[0, 1, 2, 3])
-        }
+    let q = rotate(part(0, q).reshape([b, n, heads, 2, d]), tables); // [b, n, h, 2, d]
+    let (lambda, norm) = match layer.head_norm {
+        Some([lambda, _]) => (lambda, HeadNorm::Rms { eps: config.subln_eps }),
+        // [b, n, h]
+        None => (part(qkv.dim(2) - heads, heads).convert(DType::F32).logistic(), HeadNorm::None),
     };
-    let a = (p1 - lambda * p2).convert(x.dtype()); // subtracted before it is rounded: the difference cancels
-    let a = a.broadcast_in_dim([b, g, 2, n, r, slots], &[0, 1, 3, 4, 5]).reshape([b * g * 2, n * r, slots]);
-    let out = products(a, *values).reshape([b, g, 2, n, r, e / 2]);
-    let out = out.transpose(&[0, 3, 1, 4, 2, 5]).reshape([b, n, heads, e]);
+    let kernel = CachedAttention { norm, cap: config.attention_logit_cap, block: None };
+    let out = x.builder().kernel(kernel, &[q, *keys, *values, visible, slot, lambda])[0]; // [b, n, h, e]
     let out = match layer.head_norm {
-        Some([_, weight]) => rms_norm(out, weight, config.subln_eps),
+        Some([_, weight]) => out * weight.along(out, &[3]),
         None => out,
     };
     project(out.convert(x.dtype()).reshape([b, n, config.output_width()]), layer.o)
-}
-
-/// Rows up to which a product is done row by row.
-const FEW: usize = 8;
-
-/// `[x, q, k] x [x, k, w] -> [x, q, w]`, f32. A few rows are done one by one: XLA's CPU code for a vector times a matrix
-/// reads the matrix as it lies, that for two matrices repacks the larger one first, which takes longer than reading it
-/// for every row.
-fn products<'f>(a: Tensor<'f>, b: Tensor<'f>) -> Tensor<'f> {
-    let [x, q, k] = a.shape()[..] else { unreachable!("[x, q, k]") };
-    if q > FEW {
-        return a.einsum_as("xqk,xkw->xqw", b, DType::F32);
-    }
-    let row = |i: usize| {
-        let row = a.slice_axis(1, i, i + 1).reshape([x, k]);
-        row.einsum_as("xk,xkw->xw", b, DType::F32).reshape([x, 1, b.dim(2)])
-    };
-    Tensor::concatenate(&(0..q).map(row).collect::<Vec<Tensor<'f>>>(), 1)
 }
 
 /// SwiGLU between its projections. x: `[b, n, m]`, normed.

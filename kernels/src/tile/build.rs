@@ -486,11 +486,11 @@ impl<'k> Vector<'k> {
         let (&[m, n], DType::F32) = (&ty.shape[..], ty.dtype) else { panic!("tile {op:?}: {ty}") };
         // Eight rows are one register: they are combined last, and only once.
         let eight = if m % 8 == 0 && m > 8 {
-            self.reshape(&[m / 8, 8, n]).with(Op::Reduce(op), Type::f32([8, n]))
+            self.reshape(&[m / 8, 8, n]).with(Op::Reduce(op, 0), Type::f32([8, n]))
         } else {
             self
         };
-        eight.with(Op::Reduce(op), Type::f32([n])).reshape(&[1, n])
+        eight.with(Op::Reduce(op, 0), Type::f32([n])).reshape(&[1, n])
     }
 
     /// Sum over the rows of `[m, n]`: `[1, n]`.
@@ -506,11 +506,30 @@ impl<'k> Vector<'k> {
     }
 
     #[track_caller]
+    fn reduce_columns(self, op: Reduce) -> Vector<'k> {
+        let ty = self.ty();
+        let (&[m, _], DType::F32) = (&ty.shape[..], ty.dtype) else { panic!("tile {op:?}: {ty}") };
+        self.with(Op::Reduce(op, 1), Type::f32([m])).reshape(&[m, 1])
+    }
+
+    /// Sum over the columns of `[m, n]`: `[m, 1]`.
+    #[track_caller]
+    pub fn sum_columns(self) -> Vector<'k> {
+        self.reduce_columns(Reduce::Sum)
+    }
+
+    /// Largest over the columns of `[m, n]`: `[m, 1]`.
+    #[track_caller]
+    pub fn max_columns(self) -> Vector<'k> {
+        self.reduce_columns(Reduce::Max)
+    }
+
+    #[track_caller]
     fn fold(self, op: Reduce) -> Vector<'k> {
         let ty = self.ty();
         let [m, n] = ty.shape[..] else { panic!("tile {op:?}: {ty}") };
         assert!(m % 8 == 0, "tile: {ty} is not made of registers of 8 rows");
-        self.reshape(&[m / 8, 8, n]).with(Op::Reduce(op), Type::f32([8, n]))
+        self.reshape(&[m / 8, 8, n]).with(Op::Reduce(op, 0), Type::f32([8, n]))
     }
 
     /// Rows `i`, `i + 8`, `i + 16` ... summed: `[8, n]`. Registers hold 8 rows, so no data moves between lanes.

@@ -352,18 +352,23 @@ impl<'r> Run<'r> {
                 }
                 Tile::of_floats(ty, sum)
             }
-            Op::Reduce(reduce) => {
+            Op::Reduce(reduce, axis) => {
                 let x = first();
-                let mut rows = x.floats().chunks_exact(n);
-                let mut result = rows.next().expect("at least one row").to_vec();
-                for row in rows {
-                    for (result, &x) in result.iter_mut().zip(row) {
-                        *result = match reduce {
-                            Reduce::Sum => *result + x,
-                            Reduce::Max if x.is_nan() => x,
-                            Reduce::Max => result.max(x),
-                        };
+                let (extent, inner) = (x.ty.shape[*axis], x.ty.shape[axis + 1..].iter().product());
+                let mut result = Vec::with_capacity(n);
+                for outer in x.floats().chunks_exact(extent * inner) {
+                    let mut slices = outer.chunks_exact(inner);
+                    let mut sums = slices.next().expect("at least one").to_vec();
+                    for slice in slices {
+                        for (sum, &x) in sums.iter_mut().zip(slice) {
+                            *sum = match reduce {
+                                Reduce::Sum => *sum + x,
+                                Reduce::Max if x.is_nan() => x,
+                                Reduce::Max => sum.max(x),
+                            };
+                        }
                     }
+                    result.extend(sums);
                 }
                 Tile::of_floats(ty, result)
             }

@@ -269,8 +269,8 @@ enum Op {
     Unary(Unary),
     /// Operands: a `[m, k]`, b `[k, n]` or `[n, k]`, and what is added to the product.
     Matmul(Rhs),
-    /// Over the first axis, which disappears.
-    Reduce(Reduce),
+    /// Over the axis, which disappears.
+    Reduce(Reduce, usize),
     /// To the result's shape: a scalar, or a vector with extents of 1.
     Broadcast,
     /// The same elements in another shape.

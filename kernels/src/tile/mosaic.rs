@@ -257,7 +257,7 @@ impl Printer<'_> {
                 );
                 "tpu.matmul"
             }
-            Op::Reduce(reduce) => {
+            Op::Reduce(reduce, axis) => {
                 let (kind, start) = match reduce {
                     Reduce::Sum => ("add", 0.0),
                     Reduce::Max => ("maximumf", f64::NEG_INFINITY),
@@ -270,7 +270,7 @@ impl Printer<'_> {
                 );
                 names.push(format!("%start{id}"));
                 types.push(ty_text);
-                attributes = format!("kind = #vector.kind<{kind}>, reduction_dims = array<i64: 0>");
+                attributes = format!("kind = #vector.kind<{kind}>, reduction_dims = array<i64: {axis}>");
                 "vector.multi_reduction"
             }
             Op::Broadcast => "vector.broadcast",

@@ -1,0 +1,111 @@
+//! Differential attention of a few new tokens against a cache of keys and values: the form that decoding needs. Source:
+//! arXiv 2410.05258 eq. 1-3 with a cache; the maths is that of [`DiffAttention`](crate::DiffAttention) behind the rotation.
+//!
+//! A token reads the whole cache for a handful of products, so the time is that of the cache's bytes: 4 KiB a slot for
+//! each row and layer of `1b`.
+
+mod native;
+mod portable;
+
+use crate::{HeadNorm, wide};
+use engine::{Backward, DType, Func, Kernel, KernelChoice, Lowering, ShapeError, Target, Tensor, Type};
+use native::Tiles;
+
+/// Arguments: queries `[b, n, h, 2, d]` of n new tokens, rotated; keys `[b*g*2, d, slots]`, rotated and with those of the
+/// new tokens, or `[b*g, d, slots]` where the two maps share them; values `[b*g*2, slots, e/2]`, in two halves of their
+/// width; visible `[b, slots]` bool, which slots a row sees; slot, i32, that of the first new token; and lambda, `[]` or
+/// `[b, n, h]` f32. Token i sees the visible slots up to `slot + i`. One that sees none gets some finite result.
+///
+/// Result: `[b, n, h, e]` f32, which is small and which the norm's weight multiplies.
+#[derive(Clone, Debug)]
+pub struct CachedAttention {
+    /// The norm behind the heads.
+    pub norm: HeadNorm,
+    /// Soft cap of the logits, `cap tanh(x / cap)`; 0 is off.
+    pub cap: f64,
+    /// Slots of one block of the native form; None leaves the choice to the table.
+    pub block: Option<usize>,
+}
+
+/// Extents, by the crate's axis letters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Sizes {
+    b: usize,
+    n: usize,
+    g: usize,
+    /// Heads of a group.
+    r: usize,
+    d: usize,
+    e: usize,
+    slots: usize,
+    /// Maps with keys of their own: 2, or 1 where they share them.
+    key_maps: usize,
+}
+
+impl CachedAttention {
+    fn sizes(args: &[Type]) -> Result<Sizes, ShapeError> {
+        let complain = |wanted: String| Err(ShapeError(format!("wants {wanted}")));
+        let [q, keys, values, visible, slot, lambda] = args else {
+            return complain("queries, keys, values, visible, slot and lambda".to_owned());
+        };
+        let (&[b, n, h, 2, d], &[of_keys, key_width, slots], &[of_values, value_slots, half]) =
+            (&q.shape[..], &keys.shape[..], &values.shape[..])
+        else {
+            return complain(
+                "queries [b, n, h, 2, d], keys [b*g*2, d, slots], values [b*g*2, slots, e/2]".to_owned(),
+            );
+        };
+        let g = of_values / (2 * b).max(1);
+        if g == 0 || of_values != 2 * b * g || h % g != 0 {
+            return Err(ShapeError(format!("values {values} are not of groups of {b} rows and {h} heads")));
+        }
+        let key_maps = of_keys / (b * g);
+        if !(1..=2).contains(&key_maps) || *keys != q.with_shape([b * g * key_maps, d, slots]) {
+            return complain(format!("keys {} or one for both maps", q.with_shape([b * g * 2, d, slots])));
+        }
+        if key_width != d || value_slots != slots || values.dtype != q.dtype || !q.dtype.is_float() {
+            return complain(format!("values {}", q.with_shape([b * g * 2, slots, half])));
+        }
+        if *visible != Type::new(DType::Bool, [b, slots]) || *slot != Type::scalar(DType::I32) {
+            return complain(format!("visible bool[{b},{slots}] and a slot i32[]"));
+        }
+        let wide = wide(q.dtype);
+        if lambda.dtype != wide || !(lambda.rank() == 0 || lambda.shape == [b, n, h]) {
+            return complain(format!("lambda {wide}[] or {wide}[{b},{n},{h}]"));
+        }
+        Ok(Sizes { b, n, g, r: h / g, d, e: 2 * half, slots, key_maps })
+    }
+}
+
+impl Kernel for CachedAttention {
+    fn name(&self) -> String {
+        let CachedAttention { norm, cap, block } = self;
+        format!("cached_attention(norm={norm:?}, cap={cap}, block={block:?})")
+    }
+
+    fn infer(&self, args: &[Type]) -> Result<Vec<Type>, ShapeError> {
+        let Sizes { b, n, g, r, e, .. } = CachedAttention::sizes(args)?;
+        Ok(vec![Type::new(wide(args[0].dtype), [b, n, g * r, e])])
+    }
+
+    fn reference<'f>(&self, args: &[Tensor<'f>]) -> Vec<Tensor<'f>> {
+        vec![portable::attention(self, args, portable::product)]
+    }
+
+    fn vjp<'f>(&self, _: &[Tensor<'f>], _: &[Tensor<'f>], _: &[Tensor<'f>], _: &[bool]) -> Backward<'f> {
+        Backward::OfReference("nothing is trained through a cache")
+    }
+
+    fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering {
+        let wanted = target == Target::TpuV6e && matches!(choice, KernelChoice::Auto | KernelChoice::Native);
+        match Tiles::new(self, args).filter(|_| wanted) {
+            Some(tiles) => Lowering::Native(Func::build(args, |f, args| {
+                let y = f.custom_call(tiles.program().custom_call(), &tiles.operands(args));
+                vec![tiles.result(y[0])]
+            })),
+            None => Lowering::Portable(Func::build(args, |_, args| {
+                vec![portable::attention(self, args, portable::product_by_rows)]
+            })),
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! The native form: one pass over the cache's blocks, with two online softmaxes for each group of heads.
+//!
+//! The queries of a group are one matrix: heads and tokens of the first map, then those of the second, each map's rows
+//! filled up to whole registers. Where the maps have keys of their own, these lie below one another in the cache, and the
+//! queries stand in the blocks of a diagonal: then both maps' scores are one product, whose depth fills the matrix unit.
+//! Scores lie with slots along lanes. Blocks behind the last filled slot are neither fetched nor computed.
+
+use super::{CachedAttention, Sizes};
+use crate::HeadNorm;
+use crate::tile::{Builder, Cost, Frame, Order, Ref, Scalar, TileProgram, at};
+use engine::{DType, Tensor, Type};
+use std::f64::consts::LOG2_E;
+
+/// What is done to a hidden score: finite, because infinities would meet in a difference.
+const HIDDEN: f64 = -1e30;
+
+/// Queries of a map, `n r`, that the native form takes at most: more are worth a kernel that keeps the cache's blocks for
+/// several of them.
+const MOST_QUERIES: usize = 16;
+
+/// Rows of a register.
+const SUBLANES: usize = 8;
+
+/// A kernel's shapes and block.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tiles {
+    sizes: Sizes,
+    norm: HeadNorm,
+    cap: f64,
+    narrow: DType,
+    /// Slots of a block.
+    block: usize,
+    /// Rows of a map's queries: `n r`, filled up to whole registers.
+    rows: usize,
+}
+
+/// Memory of the kernel. Of one sequence, and of one block of slots.
+struct Memory {
+    /// Block of the last slot that a token sees, `[1]`.
+    last_block: Ref,
+    /// Last slot that each query sees, `[2 rows, 1]`.
+    last_slot: Ref,
+    /// The slot's own number where it is visible, the largest number where it is not, `[1, 1, block]`.
+    places: Ref,
+    /// `[1, g, rows, 1]`
+    lambda: Ref,
+    /// `[1, g, 2 rows, maps d]`
+    q: Ref,
+    /// `[g, maps d, block]`
+    keys: Ref,
+    /// `[2 g, block, e/2]`
+    values: Ref,
+    /// `[1, g, 2, rows, e/2]`
+    y: Ref,
+    /// Scratch: the largest score so far and the sum of weights, `[g, 2 rows, 1]` each, and the output so far, in two
+    /// halves of its width, `[g, 2, 2 rows, e/2]`.
+    top: Ref,
+    sum: Ref,
+    out: Ref,
+}
+
+impl Tiles {
+    /// args: those of the kernel. None if the native form does not cover them.
+    pub(super) fn new(kernel: &CachedAttention, args: &[Type]) -> Option<Tiles> {
+        let sizes = CachedAttention::sizes(args).ok()?;
+        let block = kernel.block.or_else(|| choose(sizes))?;
+        let narrow = args[0].dtype;
+        let covered = sizes.slots.is_multiple_of(block)
+            && sizes.n * sizes.r <= MOST_QUERIES
+            && matches!(narrow, DType::Bf16 | DType::F32);
+        let rows = (sizes.n * sizes.r).next_multiple_of(SUBLANES);
+        covered.then_some(Tiles { sizes, norm: kernel.norm, cap: kernel.cap, narrow, block, rows })
+    }
+
+    /// The operands of [`Tiles::program`], from the kernel's arguments.
+    pub(super) fn operands<'f>(&self, args: &[Tensor<'f>]) -> Vec<Tensor<'f>> {
+        let &[q, keys, values, visible, slot, lambda] = args else { unreachable!("checked when called") };
+        let f = q.builder();
+        let Sizes { b, n, g, r, d, slots, key_maps, .. } = self.sizes;
+        let filling = self.rows - n * r;
+        let q = q.reshape([b, n, g, r, 2, d]).transpose(&[0, 2, 4, 1, 3, 5]).reshape([b, g, 2, n * r, d]);
+        let q = q.pad(0.0, &[0; 5], &[0, 0, 0, filling, 0]);
+        let q = match key_maps {
+            1 => q,
+            _ => {
+                let map = |t: usize| q.slice_axis(2, t, t + 1);
+                let first = map(0).pad(0.0, &[0; 5], &[0, 0, 0, 0, d]);
+                Tensor::concatenate(&[first, map(1).pad(0.0, &[0, 0, 0, 0, d], &[0; 5])], 2)
+            }
+        };
+        let token = f.iota(Type::i32([2, self.rows]), 1) / r as i32;
+        let place = f.iota(Type::i32([b, slots]), 1);
+        let lambda = match lambda.rank() {
+            0 => lambda.broadcast_in_dim([b, g, n * r], &[]),
+            _ => lambda.reshape([b, n, g, r]).transpose(&[0, 2, 1, 3]).reshape([b, g, n * r]),
+        };
+        vec![
+            ((slot + (n - 1) as i32) / self.block as i32).reshape([1]),
+            (token + slot.along(token, &[])).reshape([2 * self.rows, 1]),
+            visible.select(place, place.full_like(f64::from(i32::MAX))).reshape([b, 1, slots]),
+            lambda.pad(0.0, &[0; 3], &[0, 0, filling]).reshape([b, g, self.rows, 1]),
+            q.reshape([b, g, 2 * self.rows, key_maps * d]),
+            keys.reshape([b * g, key_maps * d, slots]),
+            values,
+        ]
+    }
+
+    /// The kernel's result, from that of [`Tiles::program`].
+    pub(super) fn result<'f>(&self, y: Tensor<'f>) -> Tensor<'f> {
+        let Sizes { b, n, g, r, e, .. } = self.sizes;
+        let y = y.slice_axis(3, 0, n * r).reshape([b, g, 2, n, r, e / 2]);
+        y.transpose(&[0, 3, 1, 4, 2, 5]).reshape([b, n, g * r, e])
+    }
+
+    /// Operands: the last block, last slots, places, lambda, queries, keys, values. Result: y `[b, g, 2, rows, e/2]` f32.
+    pub(super) fn program(&self) -> TileProgram {
+        let &Tiles { sizes, narrow, block, rows, .. } = self;
+        let Sizes { b, n, g, r, d, e, slots, key_maps } = sizes;
+        let steps = slots / block;
+        let mut frame = Frame::new("cached_attention", &[(b, Order::InTurn), (steps, Order::InTurn)]);
+        let last_block = frame.prefetched(1);
+        let memory = Memory {
+            last_block,
+            last_slot: frame.whole(Type::i32([2 * rows, 1]), crate::tile::Memory::Vector),
+            places: frame.input(Type::i32([b, 1, slots]), &[1, 1, block], move |k, grid| {
+                vec![grid[0], k.number(0), filled(k, last_block, grid[1])]
+            }),
+            lambda: frame.input(Type::f32([b, g, rows, 1]), &[1, g, rows, 1], of_sequence),
+            q: frame.input(
+                Type::new(narrow, [b, g, 2 * rows, key_maps * d]),
+                &[1, g, 2 * rows, key_maps * d],
+                of_sequence,
+            ),
+            keys: frame.input(
+                Type::new(narrow, [b * g, key_maps * d, slots]),
+                &[g, key_maps * d, block],
+                move |k, grid| vec![grid[0], k.number(0), filled(k, last_block, grid[1])],
+            ),
+            values: frame.input(
+                Type::new(narrow, [b * g * 2, slots, e / 2]),
+                &[2 * g, block, e / 2],
+                move |k, grid| vec![grid[0], filled(k, last_block, grid[1]), k.number(0)],
+            ),
+            y: frame.output(Type::f32([b, g, 2, rows, e / 2]), &[1, g, 2, rows, e / 2], |k, grid| {
+                vec![grid[0], k.number(0), k.number(0), k.number(0), k.number(0)]
+            }),
+            top: frame.scratch(Type::f32([g, 2 * rows, 1])),
+            sum: frame.scratch(Type::f32([g, 2 * rows, 1])),
+            out: frame.scratch(Type::f32([g, 2, 2 * rows, e / 2])),
+        };
+        let scores = b * g * r * n * 2 * slots;
+        frame.cost(Cost {
+            flops: (2 * scores * (d + e)) as u64,
+            transcendentals: scores as u64,
+            bytes: (b * g * slots * (key_maps * d + e) * narrow.size()) as u64,
+        });
+        frame.build(|k, grid| self.code(k, grid[1], &memory))
+    }
+
+    fn code<'k>(&self, k: &'k Builder, j: Scalar<'k>, memory: &Memory) {
+        let last = k.scalar(memory.last_block, &[k.index(0)]);
+        let groups = 0..self.sizes.g;
+        k.when(j.is(0), || {
+            let shape = [self.sizes.g, 2 * self.rows, 1];
+            k.store(memory.top, at![.., .., ..], k.full(Type::f32(shape), HIDDEN));
+            k.store(memory.sum, at![.., .., ..], k.full(Type::f32(shape), 0.0));
+            let shape = [self.sizes.g, 2, 2 * self.rows, self.sizes.e / 2];
+            k.store(memory.out, at![.., .., .., ..], k.full(Type::f32(shape), 0.0));
+        });
+        k.when(j.le(last), || groups.clone().for_each(|x| self.attend(k, memory, x)));
+        k.when(j.eq(last), || groups.for_each(|x| self.finish(k, memory, x)));
+    }
+
+    /// Adds a block of slots to what group `x` has seen.
+    fn attend<'k>(&self, k: &'k Builder, memory: &Memory, x: usize) {
+        let shape = [2 * self.rows, self.block];
+        let half = [2 * self.rows, self.sizes.e / 2];
+        let nothing = k.full(Type::f32(shape), 0.0);
+        let q = k.load(memory.q, at![0, x, .., ..]);
+        // In powers of two.
+        let scores = k.matmul(q, k.load(memory.keys, at![x, .., ..]), nothing);
+        let scores = scores * (LOG2_E / (self.sizes.d as f64).sqrt());
+        let scores = match self.cap * LOG2_E {
+            0.0 => scores,
+            cap => (scores * (1.0 / cap)).tanh() * cap,
+        };
+        let places = k.load(memory.places, at![0, .., ..]).along(&shape);
+        let visible = places.le(k.load(memory.last_slot, at![.., ..]).along(&shape));
+        let scores = visible.select(scores, scores.same(HIDDEN));
+        let before = k.load(memory.top, at![x, .., ..]);
+        let top = before.max(scores.max_columns());
+        let decay = (before - top).exp2();
+        let weights = (scores - top.along(&shape)).exp2();
+        k.store(memory.top, at![x, .., ..], top);
+        let sum = k.load(memory.sum, at![x, .., ..]);
+        k.store(memory.sum, at![x, .., ..], sum * decay + weights.sum_columns());
+        let weights = weights.convert(self.narrow);
+        for h in 0..2 {
+            let out = k.load(memory.out, at![x, h, .., ..]) * decay.along(&half);
+            let values = k.load(memory.values, at![2 * x + h, .., ..]);
+            k.store(memory.out, at![x, h, .., ..], k.matmul(weights, values, out));
+        }
+    }
+
+    /// Writes what group `x` has seen: `O = O1 / l1 - lambda O2 / l2` of the outputs and sums so far.
+    fn finish<'k>(&self, k: &'k Builder, memory: &Memory, x: usize) {
+        let half = [self.rows, self.sizes.e / 2];
+        let sum = k.load(memory.sum, at![x, .., ..]);
+        let share = sum.same(1.0) / sum;
+        let lambda = k.load(memory.lambda, at![0, x, .., ..]);
+        let maps = [0..self.rows, self.rows..2 * self.rows];
+        let out = [0, 1].map(|h| {
+            let out = k.load(memory.out, at![x, h, .., ..]);
+            let [out1, out2] = maps.clone().map(|map| out.rows(map.clone()) * share.rows(map).along(&half));
+            out1 - out2 * lambda.along(&half)
+        });
+        let factor = match self.norm {
+            HeadNorm::Rms { eps } => {
+                let [squares1, squares2] = out.map(|out| (out * out).sum_columns());
+                ((squares1 + squares2) * (1.0 / self.sizes.e as f64) + eps).rsqrt()
+            }
+            HeadNorm::None => lambda.same(1.0),
+        };
+        for (h, out) in out.into_iter().enumerate() {
+            k.store(memory.y, at![0, x, h, .., ..], out * factor.along(&half));
+        }
+    }
+}
+
+/// The block of a sequence's rows of `[b, g, .., ..]`.
+fn of_sequence<'k>(k: &'k Builder, grid: &[Scalar<'k>]) -> Vec<Scalar<'k>> {
+    vec![grid[0], k.number(0), k.number(0), k.number(0)]
+}
+
+/// Block `j`, or the last one with a filled slot: what stays in place is not fetched again.
+fn filled<'k>(k: &'k Builder, last_block: Ref, j: Scalar<'k>) -> Scalar<'k> {
+    let last = k.scalar(last_block, &[k.index(0)]);
+    j.le(last).choose(j, last)
+}
+
+/// Slots of a block: a pure function of the shapes. None if the cache is not made of blocks that the hardware likes.
+fn choose(sizes: Sizes) -> Option<usize> {
+    let block = [512, 256].into_iter().find(|&block| sizes.slots.is_multiple_of(block))?;
+    (sizes.d == 128).then_some(block)
+}
