@@ -125,23 +125,29 @@ fn forward<'f>(
     let mut x = weights.embed.gather(tokens.ids); // [b, n, m]
     for (l, layer) in weights.layers.iter().enumerate() {
         let kv = [&mut cache.keys[l], &mut cache.values[l]];
-        let normed = rms_norm(x, layer.input_norm, config.rms_norm_eps);
+        let normed = normalized(x, config.rms_norm_eps).convert(x.dtype());
         x = x + attention(config, layer, normed, tables, kv, [cache.visible, tokens.slot]);
-        x = x + mlp(layer, rms_norm(x, layer.post_norm, config.rms_norm_eps));
+        x = x + mlp(layer, normalized(x, config.rms_norm_eps).convert(x.dtype()));
     }
     (rms_norm(x, weights.norm, config.rms_norm_eps), cache)
 }
 
-/// `w x / sqrt(mean(x^2) + eps)` over the last axis, in f32; the result has x's type. The sum of squares is a product, which
-/// XLA's CPU code does in one pass; a sum over that many it cuts into two.
-fn rms_norm<'f>(x: Tensor<'f>, w: Tensor<'f>, eps: f64) -> Tensor<'f> {
+/// `x / sqrt(mean(x^2) + eps)` over the last axis, f32. The sum of squares is a product, which XLA's CPU code does in one
+/// pass; a sum over that many it cuts into two.
+fn normalized(x: Tensor<'_>, eps: f64) -> Tensor<'_> {
     let last = x.rank() - 1;
     let others: Vec<usize> = (0..last).collect();
     let wide = x.convert(DType::F32);
     let rows = wide.reshape([wide.ty().elements() / x.dim(last), x.dim(last)]);
     let squares = rows.einsum("xm,xm->x", rows).reshape(&x.shape()[..last]);
     let scale = (squares * (1.0 / x.dim(last) as f64) + eps).rsqrt();
-    (wide * scale.along(wide, &others) * w.along(wide, &[last])).convert(x.dtype())
+    wide * scale.along(wide, &others)
+}
+
+/// A norm with its weight; the result has x's type.
+fn rms_norm<'f>(x: Tensor<'f>, w: Tensor<'f>, eps: f64) -> Tensor<'f> {
+    let y = normalized(x, eps);
+    (y * w.along(y, &[x.rank() - 1])).convert(x.dtype())
 }
 
 fn project<'f>(x: Tensor<'f>, w: Tensor<'f>) -> Tensor<'f> {
@@ -173,17 +179,13 @@ fn attention<'f>(
     *values = values.dynamic_update_slice(v_new.reshape([b * g * 2, n, e / 2]), &[zero, slot, zero]);
 
     let q = rotate(part(0, q).reshape([b, n, heads, 2, d]), tables); // [b, n, h, 2, d]
-    let (lambda, norm) = match layer.head_norm {
-        Some([lambda, _]) => (lambda, HeadNorm::Rms { eps: config.subln_eps }),
+    let (lambda, norm) = match layer.lambda {
+        Some(lambda) => (lambda, HeadNorm::Rms { eps: config.subln_eps }),
         // [b, n, h]
         None => (part(qkv.dim(2) - heads, heads).convert(DType::F32).logistic(), HeadNorm::None),
     };
     let kernel = CachedAttention { norm, cap: config.attention_logit_cap, block: None };
     let out = x.builder().kernel(kernel, &[q, *keys, *values, visible, slot, lambda])[0]; // [b, n, h, e]
-    let out = match layer.head_norm {
-        Some([_, weight]) => out * weight.along(out, &[3]),
-        None => out,
-    };
     project(out.convert(x.dtype()).reshape([b, n, config.output_width()]), layer.o)
 }
 

@@ -1,10 +1,11 @@
 //! [`Weights`]: the parameters in the form in which decoding reads them.
 
 use crate::config::{Attention, Config};
-use crate::params::{Block, Diff, Params, specs};
+use crate::folded::fold;
+use crate::params::{Params, specs};
 use engine::{DType, Program, Tensor, Type};
 
-/// The parameters, layer by layer and in the compute type. A token reads every matrix once, so each lies in one piece
+/// The parameters as a training step reads them, [`Folded`](crate::Folded), layer by layer. A token reads every matrix once, so each lies in one piece
 /// (a slice of a stack would be copied first), matrices that read the same vector lie side by side in one, and all are
 /// `[in, out]`: XLA's CPU code for a vector times such a matrix runs at the memory's speed.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,17 +25,13 @@ pub struct Weights<T> {
 /// One block.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Layer<T> {
-    /// Norm before attention, `[D]` f32.
-    pub input_norm: T,
-    /// Query, key and value projections, and lambda's in `diff_v2`: `[D, Q + 2*K*d (+ H)]`.
+    /// Query, key and value projections, and lambda's in `diff_v2`, behind the norm: `[D, Q + 2*K*d (+ H)]`.
     pub qkv: T,
-    /// Lambda, a scalar, and the head norm's weight with its fixed factor, `[2d]`; both f32. Only `diff_v1` has them.
-    pub head_norm: Option<[T; 2]>,
-    /// Output projection, `[H*d, D]`.
+    /// Lambda, an f32 scalar, of `diff_v1`.
+    pub lambda: Option<T>,
+    /// Output projection behind the heads' norm, `[H*d, D]`.
     pub o: T,
-    /// Norm before the MLP, `[D]` f32.
-    pub post_norm: T,
-    /// SwiGLU's gate and up projections, `[D, 2*I]`.
+    /// SwiGLU's gate and up projections behind the norm, `[D, 2*I]`.
     pub gate_up: T,
     /// SwiGLU's down projection, `[I, D]`.
     pub down: T,
@@ -64,13 +61,9 @@ impl<T> Weights<T> {
                 .map(|(l, layer): (usize, Layer<T>)| {
                     let mut f = |name: &str, leaf| f(&format!("layers.{l}.{name}"), leaf);
                     Layer {
-                        input_norm: f("input_norm", layer.input_norm),
                         qkv: f("qkv", layer.qkv),
-                        head_norm: layer
-                            .head_norm
-                            .map(|[lambda, weight]| [f("lambda", lambda), f("head_norm", weight)]),
+                        lambda: layer.lambda.map(|lambda| f("lambda", lambda)),
                         o: f("o", layer.o),
-                        post_norm: f("post_norm", layer.post_norm),
                         gate_up: f("gate_up", layer.gate_up),
                         down: f("down", layer.down),
                     }
@@ -99,19 +92,14 @@ pub fn weight_types(config: &Config) -> Weights<Type> {
     let (d_model, inner, vocabulary) = (config.hidden_size, config.intermediate_size, config.vocab_size);
     let matrix = |rows, columns| Type::new(dtype, [rows, columns]);
     let vector = |width| Type::f32([width]);
-    let lambda = match config.attention {
-        Attention::DiffV1 => 0,
-        Attention::DiffV2 => config.num_attention_heads,
+    let (lambda, lambda_width) = match config.attention {
+        Attention::DiffV1 => (Some(Type::scalar(DType::F32)), 0),
+        Attention::DiffV2 => (None, config.num_attention_heads),
     };
     let layer = Layer {
-        input_norm: vector(d_model),
-        qkv: matrix(d_model, config.query_width() + 2 * config.key_width() + lambda),
-        head_norm: match config.attention {
-            Attention::DiffV1 => Some([Type::scalar(DType::F32), vector(2 * config.head_dim)]),
-            Attention::DiffV2 => None,
-        },
+        qkv: matrix(d_model, config.query_width() + 2 * config.key_width() + lambda_width),
+        lambda,
         o: matrix(config.output_width(), d_model),
-        post_norm: vector(d_model),
         gate_up: matrix(d_model, 2 * inner),
         down: matrix(inner, d_model),
     };
@@ -141,43 +129,27 @@ pub fn prepare_program(config: &Config) -> Program {
 }
 
 fn prepared<'f>(config: &Config, params: &Params<Tensor<'f>>) -> Weights<Tensor<'f>> {
-    let dtype = config.dtype.dtype();
-    let narrow = |w: Tensor<'f>| w.convert(dtype);
-    let side_by_side = |parts: &[Tensor<'f>]| narrow(Tensor::concatenate(parts, 1));
+    let folded = fold(config, params);
     let layer = |l: usize| {
-        let p: Block<Tensor<'f>> = params.layers.as_ref().map(|_, stack| {
-            let shape = stack.shape();
-            stack.slice_axis(0, l, l + 1).reshape(&shape[1..])
-        });
-        let (lambda, head_norm) = match p.diff {
-            Diff::V1 { lambda_q1, lambda_k1, lambda_q2, lambda_k2, subln } => {
-                let dot = |a: Tensor<'f>, b: Tensor<'f>| (a * b).sum(&[0]).exp();
-                let lambda_init = config.lambda_init(l);
-                let lambda = dot(lambda_q1, lambda_k1) - dot(lambda_q2, lambda_k2) + lambda_init;
-                (None, Some([lambda, subln * (1.0 - lambda_init)]))
-            }
-            Diff::V2 { lambda_proj } => (Some(lambda_proj), None),
+        let of = |stack: Tensor<'f>| stack.slice_axis(0, l, l + 1).reshape(&stack.shape()[1..]);
+        let side_by_side = |parts: [Tensor<'f>; 2]| Tensor::concatenate(&parts.map(of), 1);
+        let stacks = folded.layers.clone();
+        let (qkv, lambda) = match config.attention {
+            Attention::DiffV1 => (of(stacks.qkv), Some(of(stacks.lambda))),
+            Attention::DiffV2 => (side_by_side([stacks.qkv, stacks.lambda]), None),
         };
-        let parts: Vec<Tensor<'f>> = [p.q, p.k, p.v].into_iter().chain(lambda).collect();
-        Layer {
-            input_norm: p.input_norm,
-            qkv: side_by_side(&parts),
-            head_norm,
-            o: narrow(p.o),
-            post_norm: p.post_norm,
-            gate_up: side_by_side(&[p.gate, p.up]),
-            down: narrow(p.down),
-        }
+        let gate_up = side_by_side([stacks.gate, stacks.up]);
+        Layer { qkv, lambda, o: of(stacks.o), gate_up, down: of(stacks.down) }
     };
     Weights {
-        embed: narrow(params.embed),
-        head: narrow(params.embed).transpose(&[1, 0]),
+        embed: folded.embed,
+        head: folded.embed.transpose(&[1, 0]),
         layers: (0..config.num_hidden_layers).map(layer).collect(),
-        norm: params.norm,
-        second: params.mtp.as_ref().map(|mtp| Second {
-            proj: narrow(mtp.proj),
+        norm: folded.norm,
+        second: folded.mtp.as_ref().map(|mtp| Second {
+            proj: mtp.proj,
             norm: mtp.norm,
-            head: narrow(mtp.lm_head).transpose(&[1, 0]),
+            head: mtp.lm_head.transpose(&[1, 0]),
         }),
     }
 }
