@@ -3,9 +3,12 @@
 use engine::passes::{self, Form};
 use engine::pjrt::CompileOptions;
 use engine::{
-    Backward, CustomCall, Kernel, KernelChoice, Lowering, Program, Save, ShapeError, Sharding, Target,
-    Tensor, Type, grad,
+    Backward, CustomCall, DType, Kernel, KernelChoice, Locations, Lowering, Program, Save, ShapeError,
+    Sharding, Target, Tensor, Type, grad,
 };
+use kernels::{CachedAttention, HeadNorm};
+use model::decode::{Drafts, Sampler, Shape, cache_types, tokens_program};
+use model::{Config, Preset};
 use tests::{Mlp, mlp_step, residual_mlp, tpu};
 
 fn scanned(mlp: Mlp) -> Program {
@@ -155,4 +158,67 @@ fn a_native_kernel_compiles_in_place_with_its_gradient() {
     let optimized = executable.optimized_program().unwrap().code;
     let calls = optimized.windows(15).filter(|window| window == b"tpu_custom_call").count();
     assert!(calls >= 2, "{calls} calls of the forward and the backward kernel");
+}
+
+/// A layer of `1b`, in both forms of attention: queries of so many new tokens against a cache.
+fn cached_attention(key_maps: usize, tokens: usize, slots: usize) -> Program {
+    let (b, h, d) = (8, 12 / key_maps, 128);
+    let (groups, e) = (4 / key_maps, key_maps * d);
+    let bf16 = |shape: [usize; 3]| Type::new(DType::Bf16, shape);
+    Program::build("cached", |f| {
+        let q = f.input("q", Type::new(DType::Bf16, [b, tokens, h, 2, d]));
+        let keys = f.input("keys", bf16([b * groups * key_maps, d, slots]));
+        let values = f.input("values", bf16([b * groups * 2, slots, e / 2]));
+        let visible = f.input("visible", Type::new(DType::Bool, [b, slots]));
+        let slot = f.input("slot", Type::scalar(DType::I32));
+        let (norm, of_tokens) = match key_maps {
+            1 => (HeadNorm::None, vec![b, tokens, h]),
+            _ => (HeadNorm::Rms { eps: 1e-5 }, vec![]),
+        };
+        let lambda = f.input("lambda", Type::f32(of_tokens));
+        let kernel = CachedAttention { norm, cap: 0.0, block: None };
+        f.output("y", f.kernel(kernel, &[q, keys, values, visible, slot, lambda])[0]);
+    })
+}
+
+#[test]
+fn attention_to_a_cache_compiles() {
+    let form = |program: &Program, choice| passes::lower(program, Target::TpuV6e, choice).1[0].1;
+    for (tokens, slots) in [(1, 2048), (2, 2048), (1, 8192), (2, 8192), (1, 256), (2, 1280)] {
+        for key_maps in [2, 1] {
+            let program = cached_attention(key_maps, tokens, slots);
+            assert_eq!(form(&program, KernelChoice::Auto), Form::Native);
+            let (native, _) = passes::lower(&program, Target::TpuV6e, KernelChoice::Auto);
+            native.compile_for(&tpu("v6e:1x1"), &CompileOptions::single()).unwrap();
+        }
+    }
+    let program = cached_attention(2, 1, 2048);
+    assert_eq!(form(&program, KernelChoice::Portable), Form::Portable);
+    assert_eq!(form(&program, KernelChoice::Reference), Form::Reference);
+    // A chunk of a prompt, and a cache that is not made of blocks.
+    assert_eq!(form(&cached_attention(2, 64, 2048), KernelChoice::Auto), Form::Portable);
+    assert_eq!(form(&cached_attention(2, 1, 2000), KernelChoice::Auto), Form::Portable);
+}
+
+/// Decoding reads the cache through the kernel and writes it in place: nothing of its size is copied.
+#[test]
+fn decoding_compiles_with_its_cache_in_place() {
+    let config =
+        Config { num_hidden_layers: 2, vocab_size: 4096, num_tokens: 4096, ..Config::preset(Preset::OneB) };
+    let shape = Shape { rows: 8, slots: 2048 };
+    for drafts in [Drafts::Off, Drafts::SecondHead] {
+        let program = tokens_program(&config, shape, Sampler::Greedy, drafts);
+        let (program, _) = passes::lower(&program, Target::TpuV6e, KernelChoice::Auto);
+        assert_eq!(program.text(Locations::Omit).matches("@tpu_custom_call").count(), 1, "one function");
+        let executable = program.compile_for(&tpu("v6e:1x1"), &program.options()).unwrap();
+        let memory = executable.memory_use().unwrap();
+        println!("{drafts:?} on v6e:1x1: {memory}");
+        let (mut whole, mut largest) = (0, 0);
+        cache_types(&config, shape).map(|_, ty| {
+            whole += ty.bytes() as i64;
+            largest = largest.max(ty.bytes() as i64);
+        });
+        assert!(memory.aliased >= whole, "{memory}");
+        assert!(memory.temporaries < largest, "{memory}");
+    }
 }

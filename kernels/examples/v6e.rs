@@ -12,7 +12,7 @@
 use engine::pjrt::{CompileOptions, Topology};
 use engine::plugin::Platform;
 use engine::{DType, KernelChoice, Program, Target, Type, grad, passes};
-use kernels::{DiffAttention, HeadNorm, Keys, ROWS, SwiGlu, Tiling};
+use kernels::{CachedAttention, DiffAttention, HeadNorm, Keys, ROWS, SwiGlu, Tiling, rotate};
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
@@ -21,6 +21,7 @@ use std::time::Instant;
 #[derive(Clone, Copy)]
 enum Case {
     Attention { pass: Pass, batch: usize, seq: usize, tiling: Tiling },
+    Cached { tokens: usize, slots: usize, block: usize, choice: KernelChoice },
     SwiGlu { rate: f64, choice: KernelChoice },
 }
 
@@ -42,6 +43,16 @@ fn cases() -> Vec<(String, Case)> {
             // As many sequences as a micro-batch has: of fewer, the compiler keeps the arrays in the core's memory.
             cases.push((name, Case::Attention { pass, batch: 8, seq, tiling }));
         }
+    }
+    for (tokens, slots) in [(1, 2048), (2, 2048), (1, 8192), (2, 8192)] {
+        for block in [256, 512, 1024, 2048] {
+            let choice = KernelChoice::Native;
+            let name = format!("cached-{tokens}-{slots}-{block}");
+            cases.push((name, Case::Cached { tokens, slots, block, choice }));
+        }
+        let choice = KernelChoice::Portable;
+        cases
+            .push((format!("cached-{tokens}-{slots}-xla"), Case::Cached { tokens, slots, block: 0, choice }));
     }
     for rate in [0.0, 0.1] {
         for (choice, name) in [(KernelChoice::Native, "native"), (KernelChoice::Portable, "xla")] {
@@ -83,6 +94,22 @@ fn program(case: Case) -> (Program, KernelChoice) {
                 grads.into_iter().enumerate().for_each(|(i, x)| f.output(&format!("d{i}"), x));
             });
             (program, KernelChoice::Native)
+        }
+        Case::Cached { tokens, slots, block, choice } => {
+            let (b, d, e) = (8, 128, 256);
+            let program = Program::build("cached", |f| {
+                let q = f.input("q", bf16(vec![b, tokens, 6, 2, d]));
+                let q = rotate(q, ["cos", "sin"].map(|name| f.input(name, Type::f32([b, tokens, d / 2]))));
+                let keys = f.input("keys", bf16(vec![b * 4, d, slots]));
+                let values = f.input("values", bf16(vec![b * 4, slots, e / 2]));
+                let visible = f.input("visible", Type::new(DType::Bool, [b, slots]));
+                let slot = f.input("slot", Type::scalar(DType::I32));
+                let lambda = f.input("lambda", Type::scalar(DType::F32));
+                let kernel =
+                    CachedAttention { norm: HeadNorm::Rms { eps: 1e-5 }, cap: 0.0, block: Some(block) };
+                f.output("y", f.kernel(kernel, &[q, keys, values, visible, slot, lambda])[0]);
+            });
+            (program, choice)
         }
         Case::SwiGlu { rate, choice } => {
             let (n, m, i) = (16384, 1536, 4096);

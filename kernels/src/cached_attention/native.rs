@@ -18,8 +18,9 @@ const HIDDEN: f64 = -1e30;
 /// several of them.
 const MOST_QUERIES: usize = 16;
 
-/// Rows of a register.
+/// Rows and columns of a register.
 const SUBLANES: usize = 8;
+const LANES: usize = 128;
 
 /// A kernel's shapes and block.
 #[derive(Clone, Copy, Debug)]
@@ -48,8 +49,8 @@ struct Memory {
     q: Ref,
     /// `[g, maps d, block]`
     keys: Ref,
-    /// `[2 g, block, e/2]`
-    values: Ref,
+    /// Of each group the halves, `[1, block, e/2]`: of one piece each, which makes the plainest transfers.
+    values: Vec<Ref>,
     /// `[1, g, 2, rows, e/2]`
     y: Ref,
     /// Scratch: the largest score so far and the sum of weights, `[g, 2 rows, 1]` each, and the output so far, in two
@@ -94,15 +95,16 @@ impl Tiles {
             0 => lambda.broadcast_in_dim([b, g, n * r], &[]),
             _ => lambda.reshape([b, n, g, r]).transpose(&[0, 2, 1, 3]).reshape([b, g, n * r]),
         };
-        vec![
+        let mut operands = vec![
             ((slot + (n - 1) as i32) / self.block as i32).reshape([1]),
             (token + slot.along(token, &[])).reshape([2 * self.rows, 1]),
             visible.select(place, place.full_like(f64::from(i32::MAX))).reshape([b, 1, slots]),
             lambda.pad(0.0, &[0; 3], &[0, 0, filling]).reshape([b, g, self.rows, 1]),
             q.reshape([b, g, 2 * self.rows, key_maps * d]),
             keys.reshape([b * g, key_maps * d, slots]),
-            values,
-        ]
+        ];
+        operands.extend(vec![values; 2 * g]);
+        operands
     }
 
     /// The kernel's result, from that of [`Tiles::program`].
@@ -112,42 +114,42 @@ impl Tiles {
         y.transpose(&[0, 3, 1, 4, 2, 5]).reshape([b, n, g * r, e])
     }
 
-    /// Operands: the last block, last slots, places, lambda, queries, keys, values. Result: y `[b, g, 2, rows, e/2]` f32.
+    /// Operands: the last block, last slots, places, lambda, queries, keys, and values for each of their windows. Result: y `[b, g, 2, rows, e/2]` f32.
     pub(super) fn program(&self) -> TileProgram {
         let &Tiles { sizes, narrow, block, rows, .. } = self;
         let Sizes { b, n, g, r, d, e, slots, key_maps } = sizes;
         let steps = slots / block;
         let mut frame = Frame::new("cached_attention", &[(b, Order::InTurn), (steps, Order::InTurn)]);
         let last_block = frame.prefetched(1);
-        let memory = Memory {
-            last_block,
-            last_slot: frame.whole(Type::i32([2 * rows, 1]), crate::tile::Memory::Vector),
-            places: frame.input(Type::i32([b, 1, slots]), &[1, 1, block], move |k, grid| {
-                vec![grid[0], k.number(0), filled(k, last_block, grid[1])]
-            }),
-            lambda: frame.input(Type::f32([b, g, rows, 1]), &[1, g, rows, 1], of_sequence),
-            q: frame.input(
-                Type::new(narrow, [b, g, 2 * rows, key_maps * d]),
-                &[1, g, 2 * rows, key_maps * d],
-                of_sequence,
-            ),
-            keys: frame.input(
-                Type::new(narrow, [b * g, key_maps * d, slots]),
-                &[g, key_maps * d, block],
-                move |k, grid| vec![grid[0], k.number(0), filled(k, last_block, grid[1])],
-            ),
-            values: frame.input(
-                Type::new(narrow, [b * g * 2, slots, e / 2]),
-                &[2 * g, block, e / 2],
-                move |k, grid| vec![grid[0], filled(k, last_block, grid[1]), k.number(0)],
-            ),
-            y: frame.output(Type::f32([b, g, 2, rows, e / 2]), &[1, g, 2, rows, e / 2], |k, grid| {
-                vec![grid[0], k.number(0), k.number(0), k.number(0), k.number(0)]
-            }),
-            top: frame.scratch(Type::f32([g, 2 * rows, 1])),
-            sum: frame.scratch(Type::f32([g, 2 * rows, 1])),
-            out: frame.scratch(Type::f32([g, 2, 2 * rows, e / 2])),
-        };
+        let last_slot = frame.whole(Type::i32([2 * rows, 1]), crate::tile::Memory::Vector);
+        let places = frame.input(Type::i32([b, 1, slots]), &[1, 1, block], |k, grid| {
+            vec![grid[0], k.number(0), filled(k, last_block, grid[1])]
+        });
+        let lambda = frame.input(Type::f32([b, g, rows, 1]), &[1, g, rows, 1], of_sequence);
+        let depth = key_maps * d;
+        let q = Type::new(narrow, [b, g, 2 * rows, depth]);
+        let q = frame.input(q, &[1, g, 2 * rows, depth], of_sequence);
+        let keys = Type::new(narrow, [b * g, depth, slots]);
+        let keys = frame.input(keys, &[g, depth, block], |k, grid| {
+            vec![grid[0], k.number(0), filled(k, last_block, grid[1])]
+        });
+        frame.left_in_place();
+        let values = Type::new(narrow, [b * g * 2, slots, e / 2]);
+        let values = (0..2 * g).map(|i| {
+            let half = frame.input(values.clone(), &[1, block, e / 2], |k, grid| {
+                let place = grid[0] * (2 * g) + k.number(i as i32);
+                vec![place, filled(k, last_block, grid[1]), k.number(0)]
+            });
+            frame.left_in_place();
+            half
+        });
+        let values = values.collect();
+        let y = frame.output(Type::f32([b, g, 2, rows, e / 2]), &[1, g, 2, rows, e / 2], |k, grid| {
+            vec![grid[0], k.number(0), k.number(0), k.number(0), k.number(0)]
+        });
+        let [top, sum] = [(); 2].map(|()| frame.scratch(Type::f32([g, 2 * rows, 1])));
+        let out = frame.scratch(Type::f32([g, 2, 2 * rows, e / 2]));
+        let memory = Memory { last_block, last_slot, places, lambda, q, keys, values, y, top, sum, out };
         let scores = b * g * r * n * 2 * slots;
         frame.cost(Cost {
             flops: (2 * scores * (d + e)) as u64,
@@ -197,7 +199,7 @@ impl Tiles {
         let weights = weights.convert(self.narrow);
         for h in 0..2 {
             let out = k.load(memory.out, at![x, h, .., ..]) * decay.along(&half);
-            let values = k.load(memory.values, at![2 * x + h, .., ..]);
+            let values = k.load(memory.values[2 * x + h], at![0, .., ..]);
             k.store(memory.out, at![x, h, .., ..], k.matmul(weights, values, out));
         }
     }
@@ -227,7 +229,7 @@ impl Tiles {
     }
 }
 
-/// The block of a sequence's rows of `[b, g, .., ..]`.
+/// A sequence's part of `[b, .., .., ..]`.
 fn of_sequence<'k>(k: &'k Builder, grid: &[Scalar<'k>]) -> Vec<Scalar<'k>> {
     vec![grid[0], k.number(0), k.number(0), k.number(0)]
 }
@@ -238,8 +240,12 @@ fn filled<'k>(k: &'k Builder, last_block: Ref, j: Scalar<'k>) -> Scalar<'k> {
     j.le(last).choose(j, last)
 }
 
+/// The most slots of a block.
+const LONGEST: usize = 1024;
+
 /// Slots of a block: a pure function of the shapes. None if the cache is not made of blocks that the hardware likes.
 fn choose(sizes: Sizes) -> Option<usize> {
-    let block = [512, 256].into_iter().find(|&block| sizes.slots.is_multiple_of(block))?;
-    (sizes.d == 128).then_some(block)
+    // Rows of the queries and of the keys' blocks are made of whole registers.
+    let whole = (1..=LONGEST / LANES).rev().map(|registers| registers * LANES);
+    whole.filter(|_| sizes.d == LANES).find(|&block| sizes.slots.is_multiple_of(block))
 }

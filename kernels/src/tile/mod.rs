@@ -78,6 +78,8 @@ pub struct Frame {
     outputs: Vec<(Ref, Window)>,
     /// Outputs that are written over operands, and these operands, which come behind all others.
     over: Vec<(usize, Ref)>,
+    /// Inputs that the compiler leaves in the chip's memory.
+    left: Vec<usize>,
     scratch: Vec<Ref>,
     cost: Cost,
 }
@@ -93,6 +95,7 @@ impl Frame {
             inputs: Vec::new(),
             outputs: Vec::new(),
             over: Vec::new(),
+            left: Vec::new(),
             scratch: Vec::new(),
             cost: Cost::default(),
         }
@@ -169,6 +172,12 @@ impl Frame {
         let output = self.outputs.len() - 1;
         let operand = self.reference(self.outputs[output].1.array.clone(), Memory::Any);
         self.over.push((output, operand));
+    }
+
+    /// Says that the newest input stays in the chip's memory. Otherwise the compiler may move it whole into vector memory
+    /// ahead of the call, and if it changes it there, back: for an array of which little is read or written, too much.
+    pub fn left_in_place(&mut self) {
+        self.left.push(self.inputs.len() - 1);
     }
 
     /// Vector memory that keeps its contents from step to step. It starts as garbage.

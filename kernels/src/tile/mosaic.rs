@@ -23,9 +23,13 @@ impl TileProgram {
         let body = BASE64_STANDARD.encode(self.mosaic());
         let cost = self.frame.cost;
         let limit = self.vector_memory() + SPILL;
+        // Color 0 is the chip's memory.
+        let left = (self.frame.left.iter())
+            .map(|input| format!("{{\"operand_index\":{},\"color\":0}}", self.frame.prefetch.len() + input));
+        let left = left.collect::<Vec<_>>().join(",");
         let backend_config = format!(
             "{{\"custom_call_config\":{{\"body\":\"{body}\",\"serialization_format\":1,\"needs_layout_passes\":true,\
-             \"cost_estimate\":{{\"flops\":{},\"transcendentals\":{},\"bytes_accessed\":{}}}}},\
+             \"input_memory_space_colors\":[{left}],\"cost_estimate\":{{\"flops\":{},\"transcendentals\":{},\"bytes_accessed\":{}}}}},\
              \"scoped_memory_configs\":[{{\"memory_space\":1,\"offset\":0,\"size\":{limit}}}]}}",
             cost.flops, cost.transcendentals, cost.bytes,
         );
