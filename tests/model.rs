@@ -5,10 +5,13 @@ use engine::{Array, Compiled, DType, Host, Program, Rounding, Tensor, Type, eval
 use model::dropout::{Masks, Site};
 use model::folded::unfold_gradients;
 use model::loss::{Counts, gradients, losses};
-use model::{Attention, Batch, Config, Dropout, Params, Remat, Yarn, fold, specs, token_log_probs};
+use model::{
+    Attention, Batch, Config, Dropout, Params, Preset, Remat, Yarn, fold, initial_params, specs,
+    token_log_probs,
+};
 use tests::{cpu, lowered, numbers, small_config, uneven_params};
 use train::config::BatchShape;
-use train::step::{AdamW, Metric, step_program};
+use train::step::{AdamW, Metric, step_program, validation_program};
 
 fn config() -> Config {
     small_config(64)
@@ -33,6 +36,29 @@ fn compile(program: &Program) -> Compiled {
 fn tokens(count: usize, seed: u32) -> Vec<i32> {
     let token = |i: u32| (engine::random::threefry2x32([seed, 1], [i, 0])[0] % EOS as u32) as i32;
     (0..count as u32).map(token).collect()
+}
+
+/// A head whose logits are N(0, s^2) loses `ln V + s^2 / 2` nats a token; ours have s = 0.02 sqrt(D). Source: SPEC 0.
+/// `PRESET=1b cargo test -p tests --test model initial -- --nocapture` tries that one, which takes 15 GiB and minutes.
+#[test]
+fn initial_losses_are_those_of_random_logits() {
+    let preset: Preset = std::env::var("PRESET").map_or(Preset::Tiny, |name| name.parse().unwrap());
+    let config = Config::preset(preset);
+    let shape = BatchShape { micro: 1, accumulation: 1, seq: 512 };
+    let token = |i: u32| engine::random::threefry2x32([7, 7], [i, 0])[0] as usize % config.num_tokens;
+    let ids: Vec<i32> = (0..shape.seq as u32).map(|i| token(i) as i32).collect();
+    let params = initial_params(&config, 3).into_flat();
+    let mut args: Vec<Host> = params.into_iter().map(|(_, host)| host).collect();
+    args.extend([Host::new([1, shape.seq], &ids), Host::zeros(Type::i32([1, shape.seq]))]);
+    let sums = compile(&validation_program(&config, shape)).call(&args).unwrap()[0].to_f64();
+    let s = 0.02 * (config.hidden_size as f64).sqrt();
+    let predicted = (config.num_tokens as f64).ln() + s * s / 2.0;
+    for (head, loss, count) in [("first", sums[0], sums[1]), ("second", sums[2], sums[3])] {
+        let loss = loss / count;
+        println!("{}: {head} head {loss:.4}, predicted {predicted:.4}", preset.name());
+        let three_sigma = 3.0 * s / count.sqrt();
+        assert!((loss - predicted).abs() < three_sigma, "{loss} is not {predicted} within {three_sigma}");
+    }
 }
 
 /// Log-probabilities of both heads: `[b][s - 1]` and `[b][s - 2]`.
