@@ -5,8 +5,8 @@ use engine::{
     Array, DType, Host, Kernel, KernelChoice, Program, Rounding, Target, Tensor, Type, evaluate, grad, passes,
 };
 use kernels::{
-    DiffAttention, Gradients, HeadNorm, Keys, LinearCrossEntropy, ScaledLinear, SwiGlu, document_starts,
-    dropout_mask,
+    CachedAttention, DiffAttention, Gradients, HeadNorm, Keys, LinearCrossEntropy, ScaledLinear, SwiGlu,
+    document_starts, dropout_mask,
 };
 use proptest::prelude::*;
 use serde_json::Value;
@@ -308,6 +308,113 @@ fn attention_on_the_cpu() {
     property(2, &attentions(), |case| {
         check_attention(Attention { s: 13, ..case }, DType::Bf16, 2f64.powi(-7), true);
     });
+}
+
+/// Both maps apart, keys and values of each head cut out of the cache, and nothing of what is hidden.
+fn naive_cached<'f>(kernel: &CachedAttention, args: &[Tensor<'f>]) -> Vec<Tensor<'f>> {
+    let &[q, keys, values, visible, slot, lambda] = args else { unreachable!() };
+    let f = q.builder();
+    let [b, n, h, _, d] = q.shape()[..] else { unreachable!() };
+    let (slots, e, dtype) = (keys.dim(2), 2 * values.dim(2), wide(q.dtype()));
+    let [q, keys, values] = [q, keys, values].map(|x| x.convert(dtype));
+    let g = values.dim(0) / (2 * b);
+    let maps = keys.dim(0) / (b * g);
+    let ty = Type::i32([b, n, slots]);
+    let last = f.iota(ty.clone(), 1) + slot.broadcast_in_dim([b, n, slots], &[]);
+    let seen = f.iota(ty, 2).le(last) & visible.broadcast_in_dim([b, n, slots], &[0, 2]);
+    let mut outputs = Vec::new();
+    for head in 0..h {
+        let group = head / (h / g);
+        let halves = values.reshape([b, g, 2, slots, e / 2]).slice_axis(1, group, group + 1);
+        let v = halves.reshape([b, 2, slots, e / 2]).transpose(&[0, 2, 1, 3]).reshape([b, slots, e]);
+        let map = |t: usize| {
+            let own = t.min(maps - 1);
+            let k = keys.reshape([b, g, maps, d, slots]).slice_axis(1, group, group + 1);
+            let k = k.slice_axis(2, own, own + 1).reshape([b, d, slots]);
+            let q = q.slice_axis(2, head, head + 1).slice_axis(3, t, t + 1).reshape([b, n, d]);
+            let z = q.einsum("bnd,bds->bns", k) * (d as f64).powf(-0.5);
+            let z = if kernel.cap > 0.0 { (z * (1.0 / kernel.cap)).tanh() * kernel.cap } else { z };
+            let p = seen.select(z.exp(), 0.0);
+            (p / p.sum(&[2]).along(p, &[0, 1])).einsum("bns,bse->bne", v)
+        };
+        let (o1, o2) = (map(0), map(1));
+        let lambda = match lambda.rank() {
+            0 => lambda.broadcast_in_dim([b, n], &[]),
+            _ => lambda.slice_axis(2, head, head + 1).reshape([b, n]),
+        };
+        let o = o1 - lambda.along(o2, &[0, 1]) * o2;
+        let o = match kernel.norm {
+            HeadNorm::Rms { eps } => o * ((o * o).mean(&[2]) + eps).rsqrt().along(o, &[0, 1]),
+            HeadNorm::None => o,
+        };
+        outputs.push(o.reshape([b, n, 1, e]));
+    }
+    vec![Tensor::concatenate(&outputs, 2)]
+}
+
+#[derive(Clone, Debug)]
+struct Cached {
+    seed: u64,
+    b: usize,
+    n: usize,
+    g: usize,
+    r: usize,
+    slots: usize,
+    slot: usize,
+    keys: Keys,
+    per_token: bool,
+    kernel: CachedAttention,
+}
+
+/// One or two new tokens, or so many that products are not done row by row.
+fn caches() -> impl Strategy<Value = Cached> {
+    let n = prop_oneof![Just(1usize), Just(2), Just(5), Just(11)];
+    let sizes = (1usize..3, n, 1usize..3, 1usize..4, 0usize..12, 0usize..6);
+    let cap = prop_oneof![Just(0.0), Just(2.0)];
+    let keys = prop_oneof![Just(Keys::PerMap), Just(Keys::Shared)];
+    let norm = prop_oneof![Just(HeadNorm::None), Just(HeadNorm::Rms { eps: 1e-2 })];
+    let forms = (cap, keys, norm, any::<bool>());
+    (any::<u64>(), sizes, forms).prop_map(
+        |(seed, (b, n, g, r, slot, unfilled), (cap, keys, norm, per_token))| {
+            let kernel = CachedAttention { norm, cap, block: None };
+            Cached { seed, b, n, g, r, slots: slot + n + unfilled, slot, keys, per_token, kernel }
+        },
+    )
+}
+
+fn check_cached(case: Cached, dtype: DType, tolerance: f64, on_cpu: bool) {
+    let Cached { seed, b, n, g, r, slots, slot, keys, per_token, kernel } = case;
+    let (d, half) = (4, 3);
+    let maps = if keys == Keys::PerMap { 2 } else { 1 };
+    let mut random = Random::new(!seed);
+    let own = slot..slot + n;
+    // A token sees itself, whatever holes there are.
+    let visible =
+        (0..b * slots).map(|i| f64::from(u8::from(own.contains(&(i % slots)) || random.below(3) > 0)));
+    let naive = kernel.clone();
+    Check {
+        types: vec![
+            Type::new(dtype, [b, n, g * r, 2, d]),
+            Type::new(dtype, [b * g * maps, d, slots]),
+            Type::new(dtype, [b * g * 2, slots, half]),
+            Type::new(DType::Bool, [b, slots]),
+            Type::scalar(DType::I32),
+            Type::new(wide(dtype), if per_token { vec![b, n, g * r] } else { vec![] }),
+        ],
+        given: vec![(3, visible.collect()), (4, vec![slot as f64])],
+        wrt: vec![0, 1, 2, 5],
+        results: 1,
+        kernel,
+        naive: function(move |args| naive_cached(&naive, args)),
+    }
+    .run(seed, tolerance, on_cpu);
+}
+
+#[test]
+fn attention_to_a_cache_is_the_naive_one() {
+    property(24, &caches(), |case| check_cached(case, DType::F64, 1e-11, false));
+    property(3, &caches(), |case| check_cached(case, DType::F32, 1e-5, true));
+    property(3, &caches(), |case| check_cached(case, DType::Bf16, 2f64.powi(-6), true));
 }
 
 fn check_swiglu(seed: u64, [n, m, i]: [usize; 3], rate: f64, dtype: DType, tolerance: f64, on_cpu: bool) {

@@ -2,7 +2,8 @@
 //! `cargo run -p kernels --example v6e [-- [--parts] NAME...]`.
 //!
 //! With `--parts`, in seconds: the bundles (cycles without waiting) of each stretch of the final schedule and how deep in
-//! loops it lies; times their trips they are the cost, without the time in which a call's first and last block move.
+//! loops it lies; times their trips they are the cost, without the time in which a call's first and last block move. And
+//! the vector memory that the compiler gave out, to windows, scratch and spilled registers.
 //!
 //! Without it, a profile. Every case is compiled in a process of its own, because libtpu reads its flags once. A profile unrolls the grid and
 //! simulates every step, which takes a minute or two a case. It does not know values: loop bounds and conditions that
@@ -20,9 +21,22 @@ use std::time::Instant;
 /// What a case compiles.
 #[derive(Clone, Copy)]
 enum Case {
-    Attention { pass: Pass, batch: usize, seq: usize, tiling: Tiling },
-    Cached { tokens: usize, slots: usize, block: usize, choice: KernelChoice },
-    SwiGlu { rate: f64, choice: KernelChoice },
+    Attention {
+        pass: Pass,
+        batch: usize,
+        seq: usize,
+        tiling: Tiling,
+    },
+    /// In blocks of so many slots, or as XLA has it.
+    Cached {
+        tokens: usize,
+        slots: usize,
+        block: Option<usize>,
+    },
+    SwiGlu {
+        rate: f64,
+        choice: KernelChoice,
+    },
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -45,14 +59,10 @@ fn cases() -> Vec<(String, Case)> {
         }
     }
     for (tokens, slots) in [(1, 2048), (2, 2048), (1, 8192), (2, 8192)] {
-        for block in [256, 512, 1024, 2048] {
-            let choice = KernelChoice::Native;
-            let name = format!("cached-{tokens}-{slots}-{block}");
-            cases.push((name, Case::Cached { tokens, slots, block, choice }));
+        for block in [Some(512), Some(1024), Some(2048), None] {
+            let how = block.map_or("xla".to_owned(), |block| block.to_string());
+            cases.push((format!("cached-{tokens}-{slots}-{how}"), Case::Cached { tokens, slots, block }));
         }
-        let choice = KernelChoice::Portable;
-        cases
-            .push((format!("cached-{tokens}-{slots}-xla"), Case::Cached { tokens, slots, block: 0, choice }));
     }
     for rate in [0.0, 0.1] {
         for (choice, name) in [(KernelChoice::Native, "native"), (KernelChoice::Portable, "xla")] {
@@ -95,7 +105,7 @@ fn program(case: Case) -> (Program, KernelChoice) {
             });
             (program, KernelChoice::Native)
         }
-        Case::Cached { tokens, slots, block, choice } => {
+        Case::Cached { tokens, slots, block } => {
             let (b, d, e) = (8, 128, 256);
             let program = Program::build("cached", |f| {
                 let q = f.input("q", bf16(vec![b, tokens, 6, 2, d]));
@@ -105,11 +115,10 @@ fn program(case: Case) -> (Program, KernelChoice) {
                 let visible = f.input("visible", Type::new(DType::Bool, [b, slots]));
                 let slot = f.input("slot", Type::scalar(DType::I32));
                 let lambda = f.input("lambda", Type::scalar(DType::F32));
-                let kernel =
-                    CachedAttention { norm: HeadNorm::Rms { eps: 1e-5 }, cap: 0.0, block: Some(block) };
+                let kernel = CachedAttention { norm: HeadNorm::Rms { eps: 1e-5 }, cap: 0.0, block };
                 f.output("y", f.kernel(kernel, &[q, keys, values, visible, slot, lambda])[0]);
             });
-            (program, choice)
+            (program, if block.is_some() { KernelChoice::Native } else { KernelChoice::Portable })
         }
         Case::SwiGlu { rate, choice } => {
             let (n, m, i) = (16384, 1536, 4096);
@@ -214,14 +223,35 @@ fn print_profile(name: &str, folder: &Path) {
     println!("{name:48} {total:>9} cycles ({})", largest.join(", "));
 }
 
+/// Ends of the names of files: the final schedule, but not its analysis; and the last listing with allocations.
+const SCHEDULE: &str = "-final_bundles.txt";
+const ALLOCATED: &str = "-post-delay-converter.txt";
+
+/// Where an allocation ends: `#allocation3 [shape = .., space=vmem, size = 0x4000, offset = 0x8000, ..`.
+fn end_in_vector_memory(line: &str) -> Option<usize> {
+    let (_, place) = line.trim_start().strip_prefix("#allocation")?.split_once("space=vmem, size = ")?;
+    let (size, offset) = place.split_once(", offset = ")?;
+    let number = |text: &str| match text.strip_prefix("0x") {
+        Some(hex) => usize::from_str_radix(hex, 16).ok(),
+        None => text.parse().ok(),
+    };
+    Some(number(size)? + number(offset.split(',').next()?)?)
+}
+
 /// Stretches of the largest operation's final schedule between the heads of loops and the branches: a line is a bundle,
 /// `0x1a LB: >> { .. }`, with a sign for each loop around it and letters where a loop begins or branches meet.
 fn print_parts(name: &str, folder: &Path) {
-    let schedule = texts(folder)
-        .filter(|(file, _)| file.ends_with("final_bundles.txt"))
-        .map(|(_, text)| text)
-        .max_by_key(String::len)
+    let (file, schedule) = texts(folder)
+        .filter(|(file, _)| file.ends_with(SCHEDULE))
+        .max_by_key(|(_, text)| text.len())
         .expect("a schedule");
+    // `1795402615886239923-name.1-72-final_bundles.txt`: program, operation, stage.
+    let operation = file.rsplitn(3, '-').nth(2).expect("three parts");
+    let (_, last) = texts(folder)
+        .find(|(file, _)| file.starts_with(&format!("{operation}-")) && file.ends_with(ALLOCATED))
+        .expect("what the schedule was made of");
+    let memory = last.lines().filter_map(end_in_vector_memory).max().unwrap_or(0);
+    println!("{name:48} {:>9} KiB of vector memory", memory >> 10);
     let bundle = |line: &str| {
         let (head, body) = line.split_once('{')?;
         let (address, rest) = head.trim().split_once(char::is_whitespace)?;

@@ -13,8 +13,9 @@ use native::Tiles;
 
 /// Arguments: queries `[b, n, h, 2, d]` of n new tokens, rotated; keys `[b*g*2, d, slots]`, rotated and with those of the
 /// new tokens, or `[b*g, d, slots]` where the two maps share them; values `[b*g*2, slots, e/2]`, in two halves of their
-/// width; visible `[b, slots]` bool, which slots a row sees; slot, i32, that of the first new token; and lambda, `[]` or
-/// `[b, n, h]` f32. Token i sees the visible slots up to `slot + i`. One that sees none gets some finite result.
+/// width; visible `[b, slots]` bool, which slots a row sees; slot, i32, that of the first new token, at most `slots - n`;
+/// and lambda, `[]` or `[b, n, h]` f32. Token i sees the visible slots up to `slot + i`. One that sees none gets some
+/// finite result.
 ///
 /// Result: `[b, n, h, e]` f32, which is small and which the norm's weight multiplies.
 #[derive(Clone, Debug)]

@@ -7,15 +7,14 @@
 
 use super::{CachedAttention, Sizes};
 use crate::HeadNorm;
-use crate::tile::{Builder, Cost, Frame, Order, Ref, Scalar, TileProgram, at};
+use crate::tile::{Builder, Cost, Frame, Memory, Order, Ref, Scalar, TileProgram, at};
 use engine::{DType, Tensor, Type};
 use std::f64::consts::LOG2_E;
 
 /// What is done to a hidden score: finite, because infinities would meet in a difference.
 const HIDDEN: f64 = -1e30;
 
-/// Queries of a map, `n r`, that the native form takes at most: more are worth a kernel that keeps the cache's blocks for
-/// several of them.
+/// Queries of a map, `n r`, that the native form takes at most: scores of more do not stay in registers.
 const MOST_QUERIES: usize = 16;
 
 /// Rows and columns of a register.
@@ -35,8 +34,8 @@ pub(super) struct Tiles {
     rows: usize,
 }
 
-/// Memory of the kernel. Of one sequence, and of one block of slots.
-struct Memory {
+/// What the kernel addresses: blocks of one sequence and some of its slots, and scratch.
+struct Refs {
     /// Block of the last slot that a token sees, `[1]`.
     last_block: Ref,
     /// Last slot that each query sees, `[2 rows, 1]`.
@@ -114,14 +113,15 @@ impl Tiles {
         y.transpose(&[0, 3, 1, 4, 2, 5]).reshape([b, n, g * r, e])
     }
 
-    /// Operands: the last block, last slots, places, lambda, queries, keys, and values for each of their windows. Result: y `[b, g, 2, rows, e/2]` f32.
+    /// Operands: the last block, last slots, places, lambda, queries, keys, and values for each of their windows. Result:
+    /// y `[b, g, 2, rows, e/2]` f32.
     pub(super) fn program(&self) -> TileProgram {
         let &Tiles { sizes, narrow, block, rows, .. } = self;
         let Sizes { b, n, g, r, d, e, slots, key_maps } = sizes;
         let steps = slots / block;
         let mut frame = Frame::new("cached_attention", &[(b, Order::InTurn), (steps, Order::InTurn)]);
         let last_block = frame.prefetched(1);
-        let last_slot = frame.whole(Type::i32([2 * rows, 1]), crate::tile::Memory::Vector);
+        let last_slot = frame.whole(Type::i32([2 * rows, 1]), Memory::Vector);
         let places = frame.input(Type::i32([b, 1, slots]), &[1, 1, block], |k, grid| {
             vec![grid[0], k.number(0), filled(k, last_block, grid[1])]
         });
@@ -149,70 +149,70 @@ impl Tiles {
         });
         let [top, sum] = [(); 2].map(|()| frame.scratch(Type::f32([g, 2 * rows, 1])));
         let out = frame.scratch(Type::f32([g, 2, 2 * rows, e / 2]));
-        let memory = Memory { last_block, last_slot, places, lambda, q, keys, values, y, top, sum, out };
+        let refs = Refs { last_block, last_slot, places, lambda, q, keys, values, y, top, sum, out };
         let scores = b * g * r * n * 2 * slots;
         frame.cost(Cost {
             flops: (2 * scores * (d + e)) as u64,
             transcendentals: scores as u64,
             bytes: (b * g * slots * (key_maps * d + e) * narrow.size()) as u64,
         });
-        frame.build(|k, grid| self.code(k, grid[1], &memory))
+        frame.build(|k, grid| self.code(k, grid[1], &refs))
     }
 
-    fn code<'k>(&self, k: &'k Builder, j: Scalar<'k>, memory: &Memory) {
-        let last = k.scalar(memory.last_block, &[k.index(0)]);
+    fn code<'k>(&self, k: &'k Builder, j: Scalar<'k>, refs: &Refs) {
+        let last = k.scalar(refs.last_block, &[k.index(0)]);
         let groups = 0..self.sizes.g;
         k.when(j.is(0), || {
             let shape = [self.sizes.g, 2 * self.rows, 1];
-            k.store(memory.top, at![.., .., ..], k.full(Type::f32(shape), HIDDEN));
-            k.store(memory.sum, at![.., .., ..], k.full(Type::f32(shape), 0.0));
+            k.store(refs.top, at![.., .., ..], k.full(Type::f32(shape), HIDDEN));
+            k.store(refs.sum, at![.., .., ..], k.full(Type::f32(shape), 0.0));
             let shape = [self.sizes.g, 2, 2 * self.rows, self.sizes.e / 2];
-            k.store(memory.out, at![.., .., .., ..], k.full(Type::f32(shape), 0.0));
+            k.store(refs.out, at![.., .., .., ..], k.full(Type::f32(shape), 0.0));
         });
-        k.when(j.le(last), || groups.clone().for_each(|x| self.attend(k, memory, x)));
-        k.when(j.eq(last), || groups.for_each(|x| self.finish(k, memory, x)));
+        k.when(j.le(last), || groups.clone().for_each(|x| self.attend(k, refs, x)));
+        k.when(j.eq(last), || groups.for_each(|x| self.finish(k, refs, x)));
     }
 
     /// Adds a block of slots to what group `x` has seen.
-    fn attend<'k>(&self, k: &'k Builder, memory: &Memory, x: usize) {
+    fn attend(&self, k: &Builder, refs: &Refs, x: usize) {
         let shape = [2 * self.rows, self.block];
         let half = [2 * self.rows, self.sizes.e / 2];
         let nothing = k.full(Type::f32(shape), 0.0);
-        let q = k.load(memory.q, at![0, x, .., ..]);
+        let q = k.load(refs.q, at![0, x, .., ..]);
         // In powers of two.
-        let scores = k.matmul(q, k.load(memory.keys, at![x, .., ..]), nothing);
+        let scores = k.matmul(q, k.load(refs.keys, at![x, .., ..]), nothing);
         let scores = scores * (LOG2_E / (self.sizes.d as f64).sqrt());
         let scores = match self.cap * LOG2_E {
             0.0 => scores,
             cap => (scores * (1.0 / cap)).tanh() * cap,
         };
-        let places = k.load(memory.places, at![0, .., ..]).along(&shape);
-        let visible = places.le(k.load(memory.last_slot, at![.., ..]).along(&shape));
+        let places = k.load(refs.places, at![0, .., ..]).along(&shape);
+        let visible = places.le(k.load(refs.last_slot, at![.., ..]).along(&shape));
         let scores = visible.select(scores, scores.same(HIDDEN));
-        let before = k.load(memory.top, at![x, .., ..]);
+        let before = k.load(refs.top, at![x, .., ..]);
         let top = before.max(scores.max_columns());
         let decay = (before - top).exp2();
         let weights = (scores - top.along(&shape)).exp2();
-        k.store(memory.top, at![x, .., ..], top);
-        let sum = k.load(memory.sum, at![x, .., ..]);
-        k.store(memory.sum, at![x, .., ..], sum * decay + weights.sum_columns());
+        k.store(refs.top, at![x, .., ..], top);
+        let sum = k.load(refs.sum, at![x, .., ..]);
+        k.store(refs.sum, at![x, .., ..], sum * decay + weights.sum_columns());
         let weights = weights.convert(self.narrow);
         for h in 0..2 {
-            let out = k.load(memory.out, at![x, h, .., ..]) * decay.along(&half);
-            let values = k.load(memory.values[2 * x + h], at![0, .., ..]);
-            k.store(memory.out, at![x, h, .., ..], k.matmul(weights, values, out));
+            let out = k.load(refs.out, at![x, h, .., ..]) * decay.along(&half);
+            let values = k.load(refs.values[2 * x + h], at![0, .., ..]);
+            k.store(refs.out, at![x, h, .., ..], k.matmul(weights, values, out));
         }
     }
 
     /// Writes what group `x` has seen: `O = O1 / l1 - lambda O2 / l2` of the outputs and sums so far.
-    fn finish<'k>(&self, k: &'k Builder, memory: &Memory, x: usize) {
+    fn finish(&self, k: &Builder, refs: &Refs, x: usize) {
         let half = [self.rows, self.sizes.e / 2];
-        let sum = k.load(memory.sum, at![x, .., ..]);
+        let sum = k.load(refs.sum, at![x, .., ..]);
         let share = sum.same(1.0) / sum;
-        let lambda = k.load(memory.lambda, at![0, x, .., ..]);
+        let lambda = k.load(refs.lambda, at![0, x, .., ..]);
         let maps = [0..self.rows, self.rows..2 * self.rows];
         let out = [0, 1].map(|h| {
-            let out = k.load(memory.out, at![x, h, .., ..]);
+            let out = k.load(refs.out, at![x, h, .., ..]);
             let [out1, out2] = maps.clone().map(|map| out.rows(map.clone()) * share.rows(map).along(&half));
             out1 - out2 * lambda.along(&half)
         });
@@ -224,7 +224,7 @@ impl Tiles {
             HeadNorm::None => lambda.same(1.0),
         };
         for (h, out) in out.into_iter().enumerate() {
-            k.store(memory.y, at![0, x, h, .., ..], out * factor.along(&half));
+            k.store(refs.y, at![0, x, h, .., ..], out * factor.along(&half));
         }
     }
 }

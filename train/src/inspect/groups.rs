@@ -34,7 +34,8 @@ pub enum Group {
 }
 
 /// Places whose lines tell the group.
-const PLACES: [(&str, Group); 4] = [
+const PLACES: [(&str, Group); 5] = [
+    ("kernels/src/cached_attention/", Group::Attention),
     ("kernels/src/diff_attention/", Group::Attention),
     ("kernels/src/cross_entropy.rs", Group::Vocabulary),
     ("model/src/loss.rs", Group::Vocabulary),
