@@ -15,13 +15,13 @@
 //! its interpreter: evaluating a program that was lowered for a TPU runs the very kernels that the TPU would get.
 //!
 //! What the native forms cost on a v6e, beside XLA's operations for the same maths: 8 sequences of 2048 in a layer of `1b`,
-//! thousands of cycles by libtpu 0.0.52 without a TPU, 2026-11-23. P: static profile, which counts a kernel's transfers and
-//! not XLA's; B: bundles of the schedule times their trips; E: the compiler's estimate times the trips, which overstates
-//! elementwise work 2-4 times.
+//! thousands of cycles by libtpu 0.0.52 without a TPU, 2026-11-23. P: static profile with what prepares the operands, which
+//! counts a kernel's transfers and not XLA's; B: bundles of the kernel's schedule times their trips; E: the compiler's
+//! estimate times the trips, which overstates elementwise work 2-4 times.
 //!
 //! | | native | XLA | vector memory of the kernel, KiB |
 //! |---|---|---|---|
-//! | attention forward | 800 P | 13,100 E | 65,620 |
+//! | attention forward | 810 P | 13,100 E | 65,620 |
 //! | attention backward | 1,250 B | 16,200 E | 107,016 |
 //! | SwiGLU, products of 16384 rows | 891 P | 852 P | 19,664 |
 //! | SwiGLU with dropout | 1,062 P | 940 P | 22,268 |
