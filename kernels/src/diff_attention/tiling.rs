@@ -4,13 +4,16 @@
 //! --parts attention`: bundles of the final schedule times their trips, without documents and without what moves before
 //! the first block and behind the last (about 3,400 forward and 5,300 backward, an eighth of a batch of 8).
 //!
-//! | positions | block, groups, heads | forward | a tile | backward | a tile |
-//! |---|---|---|---|---|---|
-//! | 2048 | **512, 2, 3** | 93,600 | 2320 for 2 heads | 156,300 | 3887 for 2 heads |
-//! | 2048 | 512, 1, 3 | 100,800 | 1253 | 163,600 | 2037 |
-//! | 2048 | 512, 1, 1 | 105,600 | 1253 | 170,700 | 2033 |
-//! | 2048 | 256, 2, 3 | 102,600 | 752 for 2 heads | 165,200 | 1176 for 2 heads |
-//! | 8192 | **512, 1, 1** | 1,122,000 | 1253 | 1,822,000 | 2037 |
+//! | positions | block, groups, heads | forward | a tile | MiB | backward | a tile | MiB |
+//! |---|---|---|---|---|---|---|---|
+//! | 2048 | **512, 2, 3** | 93,600 | 2320 for 2 heads | 64 | 156,300 | 3887 for 2 heads | 105 |
+//! | 2048 | 512, 1, 3 | 100,800 | 1253 | 33 | 163,600 | 2037 | 54 |
+//! | 2048 | 512, 1, 1 | 105,600 | 1253 | 18 | 170,700 | 2033 | 31 |
+//! | 2048 | 256, 2, 3 | 102,600 | 752 for 2 heads | 58 | 165,200 | 1176 for 2 heads | 96 |
+//! | 8192 | **512, 1, 1** | 1,122,000 | 1253 | 57 | 1,822,000 | 2037 | 104 |
+//!
+//! MiB are of vector memory. XLA's operations for the portable form take 1,640,000 cycles forward and 2,030,000 backward by
+//! the compiler's own estimate, which overstates elementwise work 2-4 times (2048; an eighth of 8 sequences).
 //!
 //! A tile in which a document begins takes 381 bundles a head more forward and 366 backward; tiles before a query's
 //! document are skipped. The profile, which simulates the whole grid with its transfers and takes conditions that depend
