@@ -116,15 +116,18 @@ pub fn step_program(config: &Config, shape: BatchShape, adamw: AdamW, remat: Rem
         let mut updated = Vec::new();
         for (name, ((((p, m), v), g), spec)) in state {
             let g = g * scale;
-            let new_m = m.convert(DType::F32) * adamw.beta1 + g * (1.0 - adamw.beta1);
-            let new_v = v * adamw.beta2 + g * g * (1.0 - adamw.beta2);
+            let m32 = m.convert(DType::F32);
+            // What leaves the program is what the update reads: of an unselected new moment, which XLA computes a second
+            // time in the update, the old one would have to stay, in a copy.
+            let new_m = applied.select(m32 * adamw.beta1 + g * (1.0 - adamw.beta1), m32);
+            let new_v = applied.select(v * adamw.beta2 + g * g * (1.0 - adamw.beta2), v);
             let update = new_m / c1 / ((new_v / c2).sqrt() + adamw.eps);
             let update = match spec.decay {
                 Decay::Yes => update + p * adamw.weight_decay,
                 Decay::No => update,
             };
-            let pairs = [(p - update * learning_rate, p), (new_m.convert(m.dtype()), m), (new_v, v)];
-            updated.push((name, pairs.map(|(new, old)| (applied.select(new, old), old))));
+            let new_p = applied.select(p - update * learning_rate, p);
+            updated.push((name, [(new_p, p), (new_m.convert(m.dtype()), m), (new_v, v)]));
         }
         for (group, part) in ["params", "m", "v"].into_iter().enumerate() {
             for (name, pairs) in &updated {
