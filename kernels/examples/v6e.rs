@@ -5,10 +5,10 @@
 //! loops it lies; times their trips they are the cost, without the time in which a call's first and last block move. And
 //! the vector memory that the compiler gave out, to windows, scratch and spilled registers.
 //!
-//! Without it, a profile. Every case is compiled in a process of its own, because libtpu reads its flags once. A profile unrolls the grid and
-//! simulates every step, which takes a minute or two a case. It does not know values: loop bounds and conditions that
-//! depend on data count as the compiler assumes them, so a kernel with documents counts the masks of both kinds on every
-//! diagonal tile.
+//! Without it, a profile. Every case is compiled in a process of its own, because libtpu reads its flags once. A profile
+//! unrolls the grid and simulates every step, which takes a minute or two a case. It does not know values: loop bounds and
+//! conditions that depend on data count as the compiler assumes them, so a kernel with documents counts the masks of both
+//! kinds on every diagonal tile.
 
 use engine::pjrt::{CompileOptions, Topology};
 use engine::plugin::Platform;

@@ -5,9 +5,10 @@ use crate::folded::fold;
 use crate::params::{Params, specs};
 use engine::{DType, Program, Tensor, Type};
 
-/// The parameters as a training step reads them, [`Folded`](crate::Folded), layer by layer. A token reads every matrix once, so each lies in one piece
-/// (a slice of a stack would be copied first), matrices that read the same vector lie side by side in one, and all are
-/// `[in, out]`: XLA's CPU code for a vector times such a matrix runs at the memory's speed.
+/// The parameters as a training step reads them, [`Folded`](crate::Folded), layer by layer. A token reads every matrix
+/// once, so each lies in one piece (a slice of a stack would be copied first), matrices that read the same vector lie
+/// side by side in one, and all are `[in, out]`: XLA's CPU code for a vector times such a matrix runs at the memory's
+/// speed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Weights<T> {
     /// Rows of the embedding, `[V, D]`.
