@@ -8,7 +8,7 @@
 mod wheel;
 
 use std::error::Error;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{self, Command};
 use std::{env, fs, panic};
 use wheel::Wheel;
@@ -117,7 +117,8 @@ fn missing_libclang() -> Result<Option<PathBuf>, Box<dyn Error>> {
     let wheel = Wheel { package: "libclang", version: "18.1.1", file, sha256 };
     let library = unpack(&wheel, "libclang-18.1.1.data/platlib/clang/native/libclang.so")
         .map_err(|error| format!("{error}\nor install libclang with the system's package manager"))?;
-    Ok(library.parent().map(Path::to_path_buf))
+    let folder = library.parent().ok_or("the path of libclang has no folder")?;
+    Ok(Some(folder.to_path_buf()))
 }
 
 fn unpack(wheel: &Wheel, member: &str) -> Result<PathBuf, Box<dyn Error>> {
