@@ -41,6 +41,7 @@ impl Program {
     /// # Errors
     /// If the plugin does not accept the program, or it does not fit.
     pub fn compile_with(&self, client: &Client, options: &CompileOptions) -> Result<Compiled> {
+        self.register_host_functions(client)?;
         let loaded = client.compile(&self.text(Locations::Omit), &faithful(client, options)?)?;
         Ok(self.compiled(client, loaded))
     }
@@ -55,6 +56,7 @@ impl Program {
         options: &CompileOptions,
         cache: &ExecutableCache,
     ) -> Result<(Compiled, Lookup)> {
+        self.register_host_functions(client)?;
         let (loaded, lookup) =
             cache.compile(client, &self.text(Locations::Omit), &faithful(client, options)?)?;
         Ok((self.compiled(client, loaded), lookup))
@@ -66,6 +68,18 @@ impl Program {
     /// If the plugin does not accept the program, or it does not fit.
     pub fn compile_for(&self, topology: &Topology, options: &CompileOptions) -> Result<Executable> {
         topology.compile(&self.text(Locations::Omit), options)
+    }
+
+    /// Makes the functions of this process that the program calls known to the client's plugin. Compiling a program does
+    /// this by itself; it is for those who compile its text.
+    ///
+    /// # Errors
+    /// If there are any and the plugin cannot call them.
+    pub fn register_host_functions(&self, client: &Client) -> Result<()> {
+        self.main()
+            .host_calls()
+            .into_iter()
+            .try_for_each(|call| client.plugin().register(call.name, call.handler))
     }
 
     fn compiled(&self, client: &Client, loaded: Loaded) -> Compiled {

@@ -1,6 +1,7 @@
 //! [`Host`]: bytes and their type in main memory, aligned for zero-copy transfers.
 
 use crate::eval::{strides, unravel};
+use crate::ops::host_call::{View, ViewMut};
 use crate::types::{DType, Type};
 use bytemuck::{Pod, Zeroable};
 use std::fmt;
@@ -87,6 +88,18 @@ impl Host {
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         let bytes = self.ty.bytes();
         &mut bytemuck::cast_slice_mut(&mut self.lines)[..bytes]
+    }
+
+    /// As an operand of a function of this process.
+    pub fn view(&self) -> View<'_> {
+        View { dtype: self.ty.dtype, shape: &self.ty.shape, bytes: self.bytes() }
+    }
+
+    /// As a result of a function of this process.
+    pub fn view_mut(&mut self) -> ViewMut<'_> {
+        let bytes = self.ty.bytes();
+        let bytes = &mut bytemuck::cast_slice_mut(&mut self.lines)[..bytes];
+        ViewMut { dtype: self.ty.dtype, shape: &self.ty.shape, bytes }
     }
 
     /// The block of `shape` that starts at an index.

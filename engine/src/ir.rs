@@ -3,7 +3,7 @@
 //! **Invariants**: operands precede users; a body is closed, what it takes from outside are its parameters (both
 //! checked by [`crate::passes::verify`]); equal pure nodes of one function exist once (kept by [`Builder`]).
 
-use crate::ops::{Op, Parameter};
+use crate::ops::{HostCall, Op, Parameter};
 use crate::program::Port;
 use crate::types::{DType, Type};
 use std::cell::{Cell, RefCell};
@@ -117,6 +117,18 @@ impl Func {
     /// The nodes; operands precede users.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
+    }
+
+    /// Calls of functions of this process, those in bodies too.
+    pub(crate) fn host_calls(&self) -> Vec<&HostCall> {
+        let mut calls = Vec::new();
+        for node in &self.nodes {
+            match &node.op {
+                Op::HostCall(call) => calls.push(call),
+                op => calls.extend(op.bodies().into_iter().flat_map(|body| body.host_calls())),
+            }
+        }
+        calls
     }
 
     /// The parameters, in order.

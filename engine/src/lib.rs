@@ -90,6 +90,7 @@ pub use ir::{Builder, Func, Node, Tensor, Value};
 pub use ops::collective::Sharding;
 pub use ops::control::Save;
 pub use ops::elementwise::Operand;
+pub use ops::host_call::{Frame, HostCall, HostFunction, View, ViewMut, Workers};
 pub use ops::kernel::{
     Backward, CustomCall, InPlace, Interpreter, Kernel, KernelChoice, Lowering, Places, Target,
 };

@@ -2,7 +2,11 @@
 //! A new `Op` does not compile until [`variants`] names it, and fails a test until a row builds it.
 
 use engine::ops::{Binary, Compare, Op, Unary};
-use engine::{Array, DType, Direction, Host, Reduction, Save, ScanOptions, Sharding, Tensor, Type, threefry};
+use engine::{
+    Array, DType, Direction, Element, Frame, Host, HostCall, HostFunction, Reduction, Save, ScanOptions,
+    Sharding, Tensor, Type, View, ViewMut, threefry,
+};
+use std::ops::Neg;
 use tests::Case;
 use tests::kernel::{GatedUnit, GradientFrom};
 
@@ -68,8 +72,31 @@ variants! {
     DotGeneral "dot_general",
     OptimizationBarrier "optimization_barrier", StopGradient "stop_gradient", Named "named",
     AllReduce "all_reduce", ShardingConstraint "sharding_constraint", Pin "pin",
-    KernelCall "kernel_call", CustomCall "custom_call",
+    KernelCall "kernel_call", CustomCall "custom_call", HostCall "host_call",
     Scan "scan", While "while", Cond "cond", Call "call",
+}
+
+/// `-x` of every operand.
+struct Negated;
+
+impl HostFunction for Negated {
+    const NAME: &'static str = "test_negated";
+
+    fn call(frame: Frame<'_>) {
+        fn negate<E: Element + Neg<Output = E>>(x: View<'_>, y: ViewMut<'_>) {
+            y.into_slice::<E>().iter_mut().zip(x.as_slice::<E>()).for_each(|(y, &x)| *y = -x);
+        }
+        assert_eq!(frame.attributes, [3, -1]);
+        for (&x, y) in frame.operands.iter().zip(frame.results) {
+            match x.dtype() {
+                DType::F64 => negate::<f64>(x, y),
+                DType::F32 => negate::<f32>(x, y),
+                DType::Bf16 => negate::<half::bf16>(x, y),
+                DType::F16 => negate::<half::f16>(x, y),
+                other => panic!("{other} is no float"),
+            }
+        }
+    }
 }
 
 pub(crate) fn direction(op: Compare) -> &'static str {
@@ -500,6 +527,18 @@ fn control() -> Vec<Row> {
                     .for_each(|y| c.out(y));
             }
         }),
+        row(
+            "host_call",
+            FLOATS,
+            Gradient::Refused(
+                "a function of the host has no formula; make its call the lowering of a kernel",
+            ),
+            |c| {
+                let (x, y) = (c.x(c.dims::<2>()), c.x(c.dims::<1>()));
+                let call = HostCall::new::<Negated>(vec![3, -1], vec![x.ty(), y.ty()]);
+                c.f.host_call(call, &[x, y]).into_iter().for_each(|x| c.out(x));
+            },
+        ),
         row("scan", ALL, Gradient::Exact, |c| {
             let [length, n] = [2 * c.dim(), c.dim()];
             let (start, xs, w) = (c.x([n]), c.x([length, n]), c.x([n]));

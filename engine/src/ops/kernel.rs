@@ -275,22 +275,11 @@ impl Rules for CustomCall {
                 other => escaped.push(other),
             }
         }
-        let layouts = |types: &[Type]| {
-            let layout = |ty: &Type| match ty.rank() {
-                0 => "dense<> : tensor<0xindex>".to_owned(),
-                rank => format!("dense<{:?}> : tensor<{rank}xindex>", (0..rank).rev().collect::<Vec<_>>()),
-            };
-            types.iter().map(layout).collect::<Vec<_>>().join(", ")
-        };
         let mut attributes = format!("backend_config = \"{escaped}\"");
         if !self.kernel_name.is_empty() {
             attributes += &format!(", kernel_name = \"{}\"", self.kernel_name);
         }
-        attributes += &format!(
-            ", operand_layouts = [{}], result_layouts = [{}]",
-            layouts(line.operand_types),
-            layouts(line.types)
-        );
+        attributes += &format!(", {}", layouts(line));
         let aliases: Vec<String> = (self.aliases.iter())
             .map(|&(result, operand)| {
                 let index = if self.results.len() == 1 { String::new() } else { result.to_string() };
@@ -318,6 +307,16 @@ impl Rules for CustomCall {
             self.target
         )
     }
+}
+
+/// Row-major layouts of a custom call's operands and results.
+pub(super) fn layouts(line: &Line) -> String {
+    let layout = |ty: &Type| match ty.rank() {
+        0 => "dense<> : tensor<0xindex>".to_owned(),
+        rank => format!("dense<{:?}> : tensor<{rank}xindex>", (0..rank).rev().collect::<Vec<_>>()),
+    };
+    let list = |types: &[Type]| types.iter().map(layout).collect::<Vec<_>>().join(", ");
+    format!("operand_layouts = [{}], result_layouts = [{}]", list(line.operand_types), list(line.types))
 }
 
 impl Func {

@@ -11,6 +11,7 @@ pub(crate) mod control;
 pub(crate) mod convert;
 pub(crate) mod dot;
 pub(crate) mod elementwise;
+pub(crate) mod host_call;
 pub(crate) mod index;
 pub(crate) mod kernel;
 pub(crate) mod leaf;
@@ -33,6 +34,7 @@ pub use control::{Call, Cond, Named, OptimizationBarrier, StopGradient, While};
 pub use convert::{BitcastConvert, Convert};
 pub use dot::DotGeneral;
 pub use elementwise::{Binary, Unary};
+pub use host_call::HostCall;
 pub use index::{DynamicSlice, DynamicUpdateSlice, Gather, ScatterAdd};
 pub use kernel::{CustomCall, KernelCall};
 pub use leaf::{Constant, Iota, Parameter};
@@ -136,7 +138,7 @@ ops! {
     DotGeneral Pure,
     OptimizationBarrier Never, StopGradient Pure, Named Pure,
     AllReduce Pure, ShardingConstraint Pure, Pin Never,
-    KernelCall Pure, CustomCall Never;
+    KernelCall Pure, CustomCall Never, HostCall Pure;
     regions Scan, While, Cond, Call
 }
 

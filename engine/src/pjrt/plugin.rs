@@ -3,7 +3,7 @@
 use super::error::{Code, Error, Result};
 use super::value::{self, Value};
 use pjrt_sys as sys;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::{env, fmt, fs};
@@ -18,6 +18,8 @@ struct Inner {
     size: usize,
     path: PathBuf,
     version: (i32, i32),
+    /// Names of the functions of this process that its programs may call.
+    host_functions: Mutex<BTreeSet<&'static str>>,
 }
 
 // SAFETY: the function table is never written after it was made, and the PJRT C API may be called from any
@@ -92,7 +94,8 @@ impl Plugin {
         if version.0 != wanted.0 {
             return Err(Error::Version { path: path.to_path_buf(), found: version, wanted });
         }
-        let plugin = Plugin(Arc::new(Inner { api, size, path: path.to_path_buf(), version }));
+        let host_functions = Mutex::default();
+        let plugin = Plugin(Arc::new(Inner { api, size, path: path.to_path_buf(), version, host_functions }));
         // SAFETY: the first call after loading, made once.
         unsafe { call!(&plugin, PJRT_Plugin_Initialize {}) }?;
         loaded.insert(path.to_path_buf(), plugin.clone());
@@ -124,6 +127,25 @@ impl Plugin {
     /// The function table, if it reaches to a function at `offset`.
     pub(super) fn require(&self, function: &'static str, offset: usize) -> Result<*const sys::PJRT_Api> {
         if offset + size_of::<usize>() <= self.0.size { Ok(self.0.api) } else { Err(self.missing(function)) }
+    }
+
+    /// The extension of a kind, if the plugin has it.
+    pub(super) fn extension(
+        &self,
+        kind: sys::PJRT_Extension_Type,
+    ) -> Option<*const sys::PJRT_Extension_Base> {
+        // SAFETY: the chain is made once and lives as long as the plugin; each link begins with this struct.
+        unsafe {
+            let mut link = (*self.0.api).extension_start.cast_const();
+            while !link.is_null() && (*link).type_ != kind {
+                link = (*link).next;
+            }
+            (!link.is_null()).then_some(link)
+        }
+    }
+
+    pub(super) fn host_functions(&self) -> &Mutex<BTreeSet<&'static str>> {
+        &self.0.host_functions
     }
 
     pub(super) fn missing(&self, function: &'static str) -> Error {

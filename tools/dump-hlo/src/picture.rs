@@ -120,6 +120,7 @@ fn is_large(op: &Op) -> bool {
         Op::DotGeneral(_)
             | Op::KernelCall(_)
             | Op::CustomCall(_)
+            | Op::HostCall(_)
             | Op::Gather(_)
             | Op::ScatterAdd(_)
             | Op::Sort(_)

@@ -206,6 +206,7 @@ impl Compiler {
         let doing = || format!("compiling the {} program", program.name());
         let (memory, cost) = match &self.devices {
             Devices::Here(client) => {
+                program.register_host_functions(client).with_context(doing)?;
                 let loaded = client.compile(&text, &options).with_context(doing)?;
                 (loaded.memory_use()?, loaded.cost().unwrap_or_default())
             }
