@@ -40,6 +40,9 @@ mod cached_attention;
 mod cross_entropy;
 mod diff_attention;
 mod dropout;
+mod few_rows;
+mod greatest;
+mod host;
 mod row_dot;
 mod scaled_linear;
 mod swiglu;
@@ -49,6 +52,8 @@ pub use cached_attention::CachedAttention;
 pub use cross_entropy::{Gradients, LinearCrossEntropy};
 pub use diff_attention::{DiffAttention, HeadNorm, Keys, ROWS, Tiling, document_starts, rotate};
 pub use dropout::dropout_mask;
+pub use few_rows::FewRowsLinear;
+pub use greatest::Greatest;
 pub use scaled_linear::{ScaledLinear, rms_scale};
 pub use swiglu::SwiGlu;
 

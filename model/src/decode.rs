@@ -24,8 +24,8 @@ pub use weights::{Layer, Second, Weights, prepare_program, weight_types};
 use crate::config::{Attention, Config, Yarn};
 use crate::loss::capped;
 use engine::{Builder, DType, Program, Tensor, Type};
-use kernels::{CachedAttention, HeadNorm, rotate};
-use sample::Draws;
+use kernels::{CachedAttention, FewRowsLinear, HeadNorm, rotate};
+use sample::{Drawn, Draws};
 
 /// Keys and values of all layers, and which slots each row sees. They lie exactly as the products read them: for another
 /// shape, even of the same bytes, XLA writes the update twice, once for the loop and once for the product, and copies the
@@ -151,7 +151,14 @@ fn rms_norm<'f>(x: Tensor<'f>, w: Tensor<'f>, eps: f64) -> Tensor<'f> {
 }
 
 fn project<'f>(x: Tensor<'f>, w: Tensor<'f>) -> Tensor<'f> {
-    x.einsum("bnm,mw->bnw", w)
+    project_as(x, w, x.dtype())
+}
+
+/// x: `[b, n, m]`, w: `[m, w]` -> `[b, n, w]` of the given type.
+fn project_as<'f>(x: Tensor<'f>, w: Tensor<'f>, result: DType) -> Tensor<'f> {
+    let [b, n, m] = x.shape()[..] else { panic!("x {} is not [b, n, m]", x.ty()) };
+    let y = x.builder().kernel(FewRowsLinear { result }, &[x.reshape([b * n, m]), w])[0];
+    y.reshape([b, n, w.dim(1)])
 }
 
 /// Differential attention between its projections. x: `[b, n, m]`, normed; kv: the layer's keys and values, which get
@@ -191,7 +198,7 @@ fn attention<'f>(
 
 /// SwiGLU between its projections. x: `[b, n, m]`, normed.
 fn mlp<'f>(layer: &Layer<Tensor<'f>>, x: Tensor<'f>) -> Tensor<'f> {
-    let both = project(x, layer.gate_up).convert(DType::F32); // [b, n, 2i]
+    let both = project_as(x, layer.gate_up, DType::F32); // [b, n, 2i]
     let inner = both.dim(2) / 2;
     let (gate, up) = (both.slice_axis(2, 0, inner), both.slice_axis(2, inner, 2 * inner));
     project((gate * gate.logistic() * up).convert(x.dtype()), layer.down)
@@ -199,7 +206,7 @@ fn mlp<'f>(layer: &Layer<Tensor<'f>>, x: Tensor<'f>) -> Tensor<'f> {
 
 /// Capped logits of a head, f32, -inf in padding columns. hidden `[b, n, m]`, head `[m, v]` -> `[b, n, v]`.
 fn logits<'f>(config: &Config, hidden: Tensor<'f>, head: Tensor<'f>) -> Tensor<'f> {
-    capped(config, hidden.einsum_as("bnm,mv->bnv", head, DType::F32))
+    capped(config, project_as(hidden, head, DType::F32))
 }
 
 /// Inputs that every program has: weights and RoPE tables.
@@ -451,11 +458,9 @@ impl<'f> Pass<'_, 'f> {
     /// The drawn tokens at `positions` `[b]` and their log-probabilities, given the logits `[b, v]`.
     fn draw(&self, logits: Tensor<'f>, positions: Tensor<'f>) -> (Tensor<'f>, Tensor<'f>) {
         let [b, v] = logits.shape()[..] else { unreachable!("[b, v]") };
-        let token = self.draws.draw(logits, positions);
+        let Drawn { token, lse } = self.draws.draw(logits, positions);
         let place = token + token.builder().iota(token.ty(), 0) * v as i32;
-        let top = logits.reduce_max(&[1]);
-        let sum = (logits - top.along(logits, &[0])).exp().sum(&[1]);
-        (token, logits.reshape([b * v]).gather(place) - top - sum.log())
+        (token, logits.reshape([b * v]).gather(place) - lse)
     }
 
     /// The state behind new tokens `ids` `[b, n]`, each n * `[b, m]`.
@@ -525,9 +530,10 @@ impl<'f> Pass<'_, 'f> {
 
         let head = weights.second.as_ref().expect("drafts need the second head");
         let joined = Tensor::concatenate(&[hidden, weights.embed.gather(last)], 1); // [b, 2m]
-        let z = rms_norm(joined.einsum("bw,wm->bm", head.proj), head.norm, config.rms_norm_eps);
-        let guess = logits(config, z.reshape([b, 1, m]), head.head).reshape([b, config.vocab_size]);
-        let draft = self.draws.draw(guess, position + 1);
+        let z = project(joined.reshape([b, 1, 2 * m]), head.proj); // [b, 1, m]
+        let z = rms_norm(z, head.norm, config.rms_norm_eps);
+        let guess = logits(config, z, head.head).reshape([b, config.vocab_size]);
+        let draft = self.draws.draw(guess, position + 1).token;
         let (hidden, cache) = self.forward(cache, pair(last, draft), position, slot);
         let state = State {
             cache,

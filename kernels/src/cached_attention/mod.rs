@@ -4,6 +4,7 @@
 //! A token reads the whole cache for a handful of products, so the time is that of the cache's bytes: 4 KiB a slot for
 //! each row and layer of `1b`.
 
+mod host;
 mod native;
 mod portable;
 
@@ -98,8 +99,15 @@ impl Kernel for CachedAttention {
     }
 
     fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering {
-        let wanted = target == Target::TpuV6e && matches!(choice, KernelChoice::Auto | KernelChoice::Native);
-        match (target, Tiles::new(self, args).filter(|_| wanted)) {
+        let wanted = matches!(choice, KernelChoice::Auto | KernelChoice::Native);
+        let tiles = Tiles::new(self, args).filter(|_| wanted && target == Target::TpuV6e);
+        if let (Target::Cpu, true) = (target, wanted) {
+            let sizes = CachedAttention::sizes(args).expect("checked when called");
+            if let Some(call) = host::call(self, args, sizes) {
+                return Lowering::Native(Func::build(args, |f, args| f.host_call(call, args)));
+            }
+        }
+        match (target, tiles) {
             (_, Some(tiles)) => Lowering::Native(Func::build(args, |f, args| {
                 let y = f.custom_call(tiles.program().custom_call(), &tiles.operands(args));
                 vec![tiles.result(y[0])]

@@ -7,6 +7,7 @@
 //! it is the same token. Source: Daliri, Musco, Suresh, arXiv 2408.07978.
 
 use engine::{DType, Host, ScanOptions, Tensor, Type, threefry};
+use kernels::Greatest;
 
 /// How tokens are drawn; a program is built for one of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -45,6 +46,14 @@ pub(super) struct Draws<'f> {
     pub(super) top_p: Tensor<'f>,
 }
 
+/// What was drawn from rows of logits.
+pub(super) struct Drawn<'f> {
+    /// i32 `[b]`.
+    pub(super) token: Tensor<'f>,
+    /// `log sum exp` of all logits, `[b]`.
+    pub(super) lse: Tensor<'f>,
+}
+
 impl<'f> Draws<'f> {
     /// Takes the numbers into the body of a loop.
     pub(super) fn map<'g>(self, mut f: impl FnMut(Tensor<'f>) -> Tensor<'g>) -> Draws<'g> {
@@ -57,13 +66,20 @@ impl<'f> Draws<'f> {
         }
     }
 
-    /// The tokens at `positions` i32 `[b]`, given logits `[b, v]` f32: `[b]` i32.
-    pub(super) fn draw(&self, logits: Tensor<'f>, positions: Tensor<'f>) -> Tensor<'f> {
-        let filter = match self.sampler {
-            Sampler::Greedy => return logits.argmax(1),
-            Sampler::Random(filter) => filter,
+    /// The tokens at `positions` i32 `[b]`, given logits `[b, v]` f32.
+    pub(super) fn draw(&self, logits: Tensor<'f>, positions: Tensor<'f>) -> Drawn<'f> {
+        let [best, top, lse] = logits.builder().kernel(Greatest, &[logits])[..] else {
+            unreachable!("three")
         };
-        let top = logits.reduce_max(&[1]);
+        let token = match self.sampler {
+            Sampler::Greedy => best,
+            Sampler::Random(filter) => self.race(filter, logits, top, positions),
+        };
+        Drawn { token, lse }
+    }
+
+    /// A draw in proportion to the weights that the filter lets through. top: the greatest logit of each row, `[b]`.
+    fn race(&self, filter: Filter, logits: Tensor<'f>, top: Tensor<'f>, positions: Tensor<'f>) -> Tensor<'f> {
         let weights = ((logits - top.along(logits, &[0])) / self.temperature).exp();
         let arrivals = arrivals(self.keys, positions, logits.dim(1));
         let (weights, by, most) = match filter {

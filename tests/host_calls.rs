@@ -1,0 +1,214 @@
+//! Functions of this process that compiled programs call: the interface itself, and the native kernels of the CPU
+//! against the exact value of their references.
+
+use engine::pjrt::{Client, Code};
+use engine::plugin::Platform;
+use engine::{
+    Array, DType, Frame, Host, HostCall, HostFunction, Kernel, KernelChoice, Program, Rounding, Target, Type,
+    evaluate, passes,
+};
+use kernels::{CachedAttention, FewRowsLinear, Greatest, HeadNorm};
+use proptest::prelude::*;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tests::{Random, property};
+
+fn client() -> &'static Client {
+    static CLIENT: OnceLock<Client> = OnceLock::new();
+    CLIENT.get_or_init(|| Client::new(&Platform::Cpu.load().unwrap(), &[]).unwrap())
+}
+
+/// `attributes[0] x` in pieces, and how many elements of the mask are true.
+struct Scaled;
+
+impl HostFunction for Scaled {
+    const NAME: &'static str = "test_scaled";
+
+    fn call(Frame { attributes, operands, results, workers }: Frame<'_>) {
+        let [y, count] = <[_; 2]>::try_from(results).unwrap();
+        assert_eq!(y.shape(), operands[0].shape());
+        let pairs =
+            y.into_slice::<f32>().chunks_mut(3).zip(operands[0].as_slice::<f32>().chunks(3)).collect();
+        let done = AtomicUsize::new(0);
+        workers.for_each(pairs, |(y, x): (&mut [f32], &[f32])| {
+            y.iter_mut().zip(x).for_each(|(y, x)| *y = x * attributes[0] as f32);
+            done.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(done.into_inner(), operands[0].as_slice::<f32>().len().div_ceil(3));
+        let trues: i32 = operands[1].as_bools().iter().map(|&truth| i32::from(truth)).sum();
+        count.into_slice::<i32>().fill(trues);
+    }
+}
+
+#[test]
+fn a_program_calls_back() {
+    let program = Program::build("calls", |f| {
+        let x = f.input("x", Type::f32([1000, 7]));
+        let mask = f.input("mask", Type::new(DType::Bool, [5]));
+        let call = HostCall::new::<Scaled>(vec![-3], vec![Type::f32([1000, 7]), Type::i32([])]);
+        let y = f.host_call(call, &[x * 2.0, mask]);
+        f.output("y", y[0] + 1.0);
+        f.output("count", y[1]);
+    });
+    let x: Vec<f32> = (0..7000).map(|i| i as f32).collect();
+    let args = [Host::new([1000, 7], &x), Host::from_bytes(Type::new(DType::Bool, [5]), &[1, 0, 1, 1, 0])];
+    let wanted: Vec<f32> = x.iter().map(|x| -6.0 * x + 1.0).collect();
+    let compiled = program.compile(client()).unwrap();
+    for _ in 0..20 {
+        let found = compiled.call(&args).unwrap();
+        assert_eq!(found, [Host::new([1000, 7], &wanted), Host::scalar(3i32)]);
+    }
+    // The evaluator runs the very function.
+    let arrays: Vec<Array> = args.iter().map(Array::from_host).collect();
+    let found = evaluate(&program, &arrays, Rounding::EachOp);
+    assert_eq!(found[0].to_host(), Host::new([1000, 7], &wanted));
+}
+
+/// Panics where `x[0]` is negative: on the calling thread, or on whichever takes the item.
+struct Refusing;
+
+impl HostFunction for Refusing {
+    const NAME: &'static str = "test_refusing";
+
+    fn call(Frame { operands, results, workers, .. }: Frame<'_>) {
+        let x = operands[0].as_slice::<f32>();
+        let y: Vec<&mut f32> = results.into_iter().flat_map(|y| y.into_slice::<f32>()).collect();
+        workers.for_each(y.into_iter().zip(x).collect(), |(y, &x): (&mut f32, &f32)| {
+            assert!(x >= 0.0, "{x} has no root");
+            *y = x.sqrt();
+        });
+    }
+}
+
+#[test]
+fn a_panic_is_an_error_of_the_run_and_no_more() {
+    let program = Program::build("roots", |f| {
+        let x = f.input("x", Type::f32([64]));
+        f.output("y", f.host_call(HostCall::new::<Refusing>(vec![], vec![Type::f32([64])]), &[x])[0]);
+    });
+    let compiled = program.compile(client()).unwrap();
+    let mut x = vec![4f32; 64];
+    for place in [0, 40] {
+        x[place] = -2.0;
+        let error = compiled.call(&[Host::new([64], &x)]).unwrap_err();
+        assert_eq!(error.code(), Some(Code::Internal), "{error}");
+        assert!(error.to_string().contains("host function test_refusing: -2 has no root"), "{error}");
+        x[place] = 4.0;
+        assert_eq!(compiled.call(&[Host::new([64], &x)]).unwrap(), [Host::new([64], &[2f32; 64])]);
+    }
+}
+
+/// The native form on the CPU plugin against the exact value: the error as a part of each result's largest number.
+fn check<K: Kernel + Clone + 'static>(kernel: K, args: &[Host], tolerance: f64) {
+    let program = Program::build("native", |f| {
+        let inputs: Vec<_> =
+            args.iter().enumerate().map(|(i, arg)| f.input(&format!("x{i}"), arg.ty().clone())).collect();
+        for (i, result) in f.kernel(kernel.clone(), &inputs).into_iter().enumerate() {
+            f.output(&format!("y{i}"), result);
+        }
+    });
+    let arrays: Vec<Array> = args.iter().map(Array::from_host).collect();
+    let truth = evaluate(&program, &arrays, Rounding::None);
+    let (native, forms) = passes::lower(&program, Target::Cpu, KernelChoice::Native);
+    assert_eq!(forms, vec![(kernel.name(), passes::Form::Native)]);
+    let compiled = native.compile(client()).unwrap();
+    let found = compiled.call(args).unwrap();
+    // Two workers or one: the same bits.
+    assert_eq!(&compiled.call(args).unwrap(), &found);
+    let alone = evaluate(&native, &arrays, Rounding::EachOp);
+    for ((found, alone), truth) in found.iter().zip(&alone).zip(&truth) {
+        assert_eq!(found, &alone.to_host());
+        if found.ty().dtype == DType::I32 {
+            assert_eq!(&Array::from_host(found), truth);
+            continue;
+        }
+        let top = truth.floats().iter().fold(0.0, |top: f64, x| top.max(x.abs()));
+        for (found, truth) in found.to_f64().iter().zip(truth.floats()) {
+            let error = (found - truth).abs();
+            assert!(error <= tolerance * top, "{found} is not {truth}, of at most {top}");
+        }
+    }
+}
+
+fn numbers(random: &mut Random, shape: impl Into<Vec<usize>>, scale: f64) -> Host {
+    random.array(Type::f32(shape), -scale, scale).to_host()
+}
+
+#[test]
+fn a_linear_map_of_few_rows() {
+    // Rows that fill several groups and some that do not, and matrices that are shared and that are not.
+    let sizes = (1usize..33, 1usize..70, 1usize..90).prop_flat_map(|(n, m, v)| {
+        (Just(n), prop_oneof![Just(m), Just(600)], prop_oneof![Just(v), Just(128)])
+    });
+    property(48, &(any::<u64>(), sizes), |(seed, (n, m, v))| {
+        let mut random = Random::new(seed);
+        let args = [numbers(&mut random, [n, m], 1.0), numbers(&mut random, [m, 16 * v], 1.0)];
+        check(FewRowsLinear { result: DType::F32 }, &args, 1e-5);
+    });
+}
+
+#[test]
+fn rows_do_not_depend_on_the_rows_beside_them() {
+    let mut random = Random::new(5);
+    let (x, w) = (numbers(&mut random, [11, 96], 1.0), numbers(&mut random, [96, 208], 1.0));
+    let rows = |first: usize, count: usize| {
+        let part = Host::new([count, 96], &x.as_slice::<f32>()[96 * first..96 * (first + count)]);
+        let program = Program::build("rows", |f| {
+            let (x, w) = (f.input("x", part.ty().clone()), f.input("w", w.ty().clone()));
+            f.output("y", f.kernel(FewRowsLinear { result: DType::F32 }, &[x, w])[0]);
+        });
+        let (native, _) = passes::lower(&program, Target::Cpu, KernelChoice::Native);
+        let y = native.compile(client()).unwrap().call(&[part, w.clone()]).unwrap();
+        y[0].as_slice::<f32>().to_vec()
+    };
+    let all = rows(0, 11);
+    for (first, count) in [(0, 1), (3, 2), (4, 5), (10, 1), (2, 8)] {
+        assert!(rows(first, count) == all[208 * first..208 * (first + count)]);
+    }
+}
+
+#[test]
+fn the_greatest_of_a_row() {
+    property(32, &(any::<u64>(), 1usize..9, 1usize..40), |(seed, b, v)| {
+        let mut random = Random::new(seed);
+        let mut logits = numbers(&mut random, [b, 16 * v], 30.0);
+        let numbers = logits.as_mut_slice::<f32>();
+        for row in numbers.chunks_mut(16 * v) {
+            // The same greatest number twice, and padding.
+            let place = random.below(8 * v);
+            row[place + random.below(8 * v)] = 30.5;
+            row[place] = 30.5;
+            row[16 * v - 1] = f32::NEG_INFINITY;
+        }
+        check(Greatest, &[logits], 1e-6);
+    });
+}
+
+#[test]
+fn attention_to_a_cache() {
+    let sizes = (1usize..4, 1usize..4, 1usize..3, 1usize..4, 0usize..100, 1usize..3, 1usize..3);
+    let forms = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+    property(32, &(any::<u64>(), sizes, forms), |(seed, sizes, (shared, per_token, normed, capped))| {
+        let (b, n, g, r, slot, d, half) = sizes;
+        let (d, half) = (8 * d, 16 * half);
+        let slots = (slot + n + 20).next_multiple_of(16);
+        let mut random = Random::new(seed);
+        let maps = if shared { 1 } else { 2 };
+        let mut visible = Host::zeros(Type::new(DType::Bool, [b, slots]));
+        for (i, visible) in visible.bytes_mut().iter_mut().enumerate() {
+            // A token sees itself, whatever holes there are.
+            *visible = u8::from((slot..slot + n).contains(&(i % slots)) || random.below(3) > 0);
+        }
+        let args = [
+            numbers(&mut random, [b, n, g * r, 2, d], 3.0),
+            numbers(&mut random, [b * g * maps, d, slots], 3.0),
+            numbers(&mut random, [b * g * 2, slots, half], 3.0),
+            visible,
+            Host::scalar(slot as i32),
+            numbers(&mut random, if per_token { vec![b, n, g * r] } else { vec![] }, 1.0),
+        ];
+        let norm = if normed { HeadNorm::Rms { eps: 1e-2 } } else { HeadNorm::None };
+        let cap = if capped { 5.0 } else { 0.0 };
+        check(CachedAttention { norm, cap, block: None }, &args, 1e-5);
+    });
+}
