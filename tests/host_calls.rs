@@ -5,9 +5,9 @@ use engine::pjrt::{Client, Code};
 use engine::plugin::Platform;
 use engine::{
     Array, DType, Frame, Host, HostCall, HostFunction, Kernel, KernelChoice, Program, Rounding, Target, Type,
-    evaluate, passes,
+    evaluate, grad, passes,
 };
-use kernels::{CachedAttention, FewRowsLinear, Greatest, HeadNorm};
+use kernels::{CachedAttention, DiffAttention, FewRowsLinear, Greatest, HeadNorm, Keys, ROWS};
 use proptest::prelude::*;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -98,7 +98,8 @@ fn a_panic_is_an_error_of_the_run_and_no_more() {
     }
 }
 
-/// The native form on the CPU plugin against the exact value: the error as a part of each result's largest number.
+/// A kernel's native form on the CPU plugin against the exact value of its reference: the error as a part of each
+/// result's largest number.
 fn check<K: Kernel + Clone + 'static>(kernel: K, args: &[Host], tolerance: f64) {
     let program = Program::build("native", |f| {
         let inputs: Vec<_> =
@@ -107,17 +108,21 @@ fn check<K: Kernel + Clone + 'static>(kernel: K, args: &[Host], tolerance: f64) 
             f.output(&format!("y{i}"), result);
         }
     });
+    check_program(&program, args, tolerance);
+}
+
+fn check_program(program: &Program, args: &[Host], tolerance: f64) {
     let arrays: Vec<Array> = args.iter().map(Array::from_host).collect();
-    let truth = evaluate(&program, &arrays, Rounding::None);
-    let (native, forms) = passes::lower(&program, Target::Cpu, KernelChoice::Native);
-    assert_eq!(forms, vec![(kernel.name(), passes::Form::Native)]);
+    let truth = evaluate(program, &arrays, Rounding::None);
+    let (native, forms) = passes::lower(program, Target::Cpu, KernelChoice::Native);
+    assert!(!forms.is_empty() && forms.iter().all(|(_, form)| *form == passes::Form::Native), "{forms:?}");
     let compiled = native.compile(client()).unwrap();
     let found = compiled.call(args).unwrap();
-    // Two workers or one: the same bits.
-    assert_eq!(&compiled.call(args).unwrap(), &found);
+    // As many workers as there are or one: the same bits, each time.
+    assert_eq!(compiled.call(args).unwrap(), found);
     let alone = evaluate(&native, &arrays, Rounding::EachOp);
-    for ((found, alone), truth) in found.iter().zip(&alone).zip(&truth) {
-        assert_eq!(found, &alone.to_host());
+    for (i, ((found, alone), truth)) in found.iter().zip(&alone).zip(&truth).enumerate() {
+        assert_eq!(*found, alone.to_host());
         if found.ty().dtype == DType::I32 {
             assert_eq!(&Array::from_host(found), truth);
             continue;
@@ -125,7 +130,7 @@ fn check<K: Kernel + Clone + 'static>(kernel: K, args: &[Host], tolerance: f64) 
         let top = truth.floats().iter().fold(0.0, |top: f64, x| top.max(x.abs()));
         for (found, truth) in found.to_f64().iter().zip(truth.floats()) {
             let error = (found - truth).abs();
-            assert!(error <= tolerance * top, "{found} is not {truth}, of at most {top}");
+            assert!(error <= tolerance * top, "result {i}: {found} is not {truth}, of at most {top}");
         }
     }
 }
@@ -210,5 +215,59 @@ fn attention_to_a_cache() {
         let norm = if normed { HeadNorm::Rms { eps: 1e-2 } } else { HeadNorm::None };
         let cap = if capped { 5.0 } else { 0.0 };
         check(CachedAttention { norm, cap, block: None }, &args, 1e-5);
+    });
+}
+
+#[test]
+fn differential_attention() {
+    let sizes = (1usize..3, 1usize..200, 1usize..3, 1usize..4, 1usize..4, 1usize..4);
+    let forms = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+    let cases = (any::<u64>(), sizes, forms, 0.1..2.0);
+    property(24, &cases, |(seed, sizes, (shared, per_token, normed, capped), scale)| {
+        let (b, s, groups, r, d, e) = sizes;
+        let (head_dim, value_dim, heads) = (16 * d, 16 * e, groups * r);
+        let keys = if shared { Keys::Shared } else { Keys::PerMap };
+        let kernel = DiffAttention {
+            heads,
+            groups,
+            head_dim,
+            value_dim,
+            keys,
+            norm: if normed { HeadNorm::Rms { eps: 1e-2 } } else { HeadNorm::None },
+            cap: if capped { 5.0 } else { 0.0 },
+            rows: ROWS,
+            tiling: None,
+        };
+        let maps = if shared { 1 } else { 2 };
+        let width = 2 * head_dim * heads + (maps * head_dim + value_dim) * groups;
+        let mut random = Random::new(seed);
+        let mut start = 0;
+        let starts: Vec<i32> = (0..b * s)
+            .map(|i| {
+                if i % s == 0 || random.below(60) == 0 {
+                    start = (i % s) as i32;
+                }
+                start
+            })
+            .collect();
+        let args = [
+            numbers(&mut random, [b, s, width], scale),
+            numbers(&mut random, [s, head_dim / 2], 1.0),
+            numbers(&mut random, [s, head_dim / 2], 1.0),
+            numbers(&mut random, if per_token { vec![b, s, heads] } else { vec![] }, 1.0),
+            Host::new([b, s], &starts),
+            numbers(&mut random, [b, s, heads * value_dim], 1.0),
+        ];
+        // All results, and the gradients of a weighted sum of y.
+        let program = Program::build("attention", |f| {
+            let inputs: Vec<_> =
+                args.iter().enumerate().map(|(i, arg)| f.input(&format!("x{i}"), arg.ty().clone())).collect();
+            let results = f.kernel(kernel.clone(), &inputs[..5]);
+            let gradients = grad((results[0] * inputs[5]).sum_all(), &[inputs[0], inputs[3]]);
+            for (i, result) in results.into_iter().chain(gradients).enumerate() {
+                f.output(&format!("y{i}"), result);
+            }
+        });
+        check_program(&program, &args, 1e-5);
     });
 }

@@ -7,6 +7,7 @@
 
 mod backward;
 mod forward;
+mod host;
 mod portable;
 mod tiles;
 mod tiling;
@@ -155,6 +156,12 @@ impl DiffAttention {
         Tiles::new(self, &args[0], &args[3], tiling.filter(|_| wanted)?)
     }
 
+    /// Whether the native form of the CPU exists and is wanted.
+    fn on_host(&self, args: &[Type], target: Target, choice: KernelChoice) -> bool {
+        let wanted = target == Target::Cpu && matches!(choice, KernelChoice::Auto | KernelChoice::Native);
+        wanted && host::fits(self, &args[0])
+    }
+
     fn attributes(&self) -> String {
         let DiffAttention { heads, groups, head_dim, value_dim, keys, norm, cap, rows, tiling } = self;
         format!(
@@ -202,6 +209,11 @@ impl Kernel for DiffAttention {
                 f.custom_call(forward::call(&tiles), &operands)
             }));
         }
+        if self.on_host(args, target, choice) {
+            let results = self.results(args).expect("checked when called");
+            let call = host::forward_call(self, args, results);
+            return Lowering::Native(Func::build(args, |f, args| f.host_call(call, args)[..3].to_vec()));
+        }
         Lowering::Portable(Func::build(args, |_: &Builder<'_>, args| {
             portable::forward(self, args, self.rows)
         }))
@@ -239,6 +251,10 @@ impl Kernel for DiffAttentionBackward {
                 let d_qkv = if of_qkv.len() == 1 { of_qkv[0] } else { Tensor::concatenate(of_qkv, 2) };
                 vec![d_qkv, -d2.sum_all()]
             }));
+        }
+        if self.forward.on_host(args, target, choice) {
+            let call = host::backward_call(&self.forward, args);
+            return Lowering::Native(Func::build(args, |f, args| f.host_call(call, args)[..2].to_vec()));
         }
         Lowering::Portable(Func::build(args, |_: &Builder<'_>, args| {
             portable::backward(&self.forward, args, self.forward.rows)
