@@ -120,7 +120,7 @@ fn a_signal_in_a_validation_does_not_wait_for_its_end() {
 #[test]
 fn a_signal_while_waiting_for_data_does_not_wait_for_them() {
     let bench = bench();
-    let long: Vec<i32> = (0..6_000_000).map(|p| 10 + p % 16).collect();
+    let long: Vec<i32> = (0..30_000_000).map(|p| 10 + p % 16).collect();
     write_documents(&bench, "slow", "train.parquet", &[long]);
     write_documents(&bench, "slow", "validation.parquet", &counting(1));
     let args = ["--data", "slow", "--steps", "4", "--set", "data.fim_rate=1"];

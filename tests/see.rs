@@ -282,7 +282,7 @@ fn a_picture_shows_loops_kernels_and_shares() {
     for part in [
         "scan, 4 turns forward",
         "scan, 4 turns reverse",
-        "diff_attention_backward (portable)",
+        "diff_attention_backward (native)",
         "params.mtp.proj",
         " %</text>",
     ] {

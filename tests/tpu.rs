@@ -208,7 +208,8 @@ fn decoding_compiles_with_its_cache_in_place() {
     let shape = Shape { rows: 8, slots: 2048 };
     let program = tokens_program(&config, shape, Sampler::Greedy, Drafts::SecondHead);
     let (program, forms) = passes::lower(&program, Target::TpuV6e, KernelChoice::Auto);
-    assert_eq!(forms.iter().map(|(_, form)| *form).collect::<Vec<_>>(), [Form::Native]);
+    let native: Vec<_> = forms.iter().filter(|(_, form)| *form == Form::Native).collect();
+    assert!(native.len() == 1 && native[0].0.starts_with("cached_attention("), "{forms:?}");
     let executable = program.compile_for(&tpu("v6e:1x1"), &program.options()).unwrap();
     let memory = executable.memory_use().unwrap();
     println!("decoding on v6e:1x1: {memory}");

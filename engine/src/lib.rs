@@ -34,7 +34,7 @@
 //! | `text.rs` | the printer |
 //! | `eval.rs` | [`evaluate`]: what a program means, in `f64`; slow, and the oracle of the tests |
 //! | `compiled.rs` | [`Compiled`]: a program on its devices |
-//! | `pjrt/` | the plugin, its clients and topologies, executables, buffers, the cache on disk; all `unsafe` is here |
+//! | `pjrt/` | the plugin, its clients and topologies, executables, buffers, the cache on disk, calls from programs back into this process; all `unsafe` is here |
 //! | `plugin.rs`, `wheel.rs` | which plugin for which platform, pinned, fetched and verified |
 //!
 //! Loops and calls ([`Builder::scan`], [`Builder::call`], [`Builder::cond`], [`Builder::while_loop`]) take a closure

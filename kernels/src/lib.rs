@@ -1,18 +1,23 @@
 //! Fused operations. Each folder or file holds one kernel: attributes, reference, gradient, rules, portable form, and for
 //! both attentions and SwiGLU the native form of the TPU.
 //!
-//! | kernel | reference | portable form | native form (TPU v6e) |
-//! |---|---|---|---|
-//! | [`DiffAttention`] | one block of all rows | blocks of rows up to the diagonal | forward and backward, `diff_attention/{forward,backward}.rs` |
-//! | [`CachedAttention`] | plain ops | on the CPU small products row by row | a few tokens, `cached_attention/native.rs` |
-//! | [`SwiGlu`] | plain ops, which XLA fuses | the reference | forward, `swiglu/tiles.rs`; chosen only by name |
-//! | [`ScaledLinear`] | plain ops, which XLA fuses | the reference | none |
-//! | `row_dot`, for [`rms_scale`] and the gradients of scales | a product and a sum | on a TPU a product with ones | none |
-//! | [`LinearCrossEntropy`] | all logits at once | chunks of tokens, loss and gradients in one visit | the portable form |
+//! | kernel | reference | portable form | native form, TPU v6e | native form, CPU (f32) |
+//! |---|---|---|---|---|
+//! | [`DiffAttention`] | one block of all rows | blocks of rows up to the diagonal | forward and backward, `diff_attention/{forward,backward}.rs` | forward and backward, `diff_attention/host/` |
+//! | [`CachedAttention`] | plain ops | on the CPU small products row by row | a few tokens, `cached_attention/native.rs` | a few tokens, `cached_attention/host.rs` |
+//! | [`FewRowsLinear`] | a product | the reference | none | up to 32 rows |
+//! | [`Greatest`] | plain ops | the reference | none | all |
+//! | [`SwiGlu`] | plain ops, which XLA fuses | the reference | forward, `swiglu/tiles.rs`; chosen only by name | none |
+//! | [`ScaledLinear`] | plain ops, which XLA fuses | the reference | none | none |
+//! | `row_dot`, for [`rms_scale`] and the gradients of scales | a product and a sum | on a TPU a product with ones | none | none |
+//! | [`LinearCrossEntropy`] | all logits at once | chunks of tokens, loss and gradients in one visit | the portable form | the portable form |
 //!
 //! A kernel's form is a pure function of its operands' types, the target and `kernels = "auto" | "portable" | "native" |
-//! "reference"`. Native forms are written in the tile language of [`tile`], printed as Mosaic text, and run on the host by
-//! its interpreter: evaluating a program that was lowered for a TPU runs the very kernels that the TPU would get.
+//! "reference"`. Native forms for the TPU are written in the tile language of [`tile`], printed as Mosaic text, and run on
+//! the host by its interpreter: evaluating a program that was lowered for a TPU runs the very kernels that the TPU would
+//! get. Native forms for the CPU are functions of this process ([`engine::HostFunction`]), in vectors of the processor's
+//! width and on XLA's threads; their results are the same bits for any number of threads. What they are made of is in
+//! `host/`. They compute in f32: a bf16 model takes the portable forms on a CPU.
 //!
 //! What the native forms cost on a v6e, beside XLA's operations for the same maths: 8 sequences of 2048 in a layer of `1b`,
 //! thousands of cycles by libtpu 0.0.52 without a TPU, 2026-11-23. P: static profile with what prepares the operands, which

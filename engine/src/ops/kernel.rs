@@ -81,7 +81,8 @@ pub enum Lowering {
     Reference,
     /// Plain StableHLO with the same parameters and results.
     Portable(Func),
-    /// A call into the target's own kernel, with what prepares its operands and finishes its results.
+    /// A call into the target's own kernel ([`CustomCall`]) or back into this process ([`HostCall`](crate::HostCall)), with
+    /// what prepares its operands and finishes its results.
     Native(Func),
 }
 

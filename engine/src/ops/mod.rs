@@ -151,6 +151,7 @@ impl Op {
             Op::Compare(_) => "compare".to_owned(),
             Op::KernelCall(op) => op.0.name(),
             Op::CustomCall(op) => format!("custom_call @{}", op.target),
+            Op::HostCall(op) => format!("host_call @{}", op.name),
             other => {
                 // `DotGeneral { .. }` -> `dot_general`: the struct's name in snake case is StableHLO's name.
                 let debug = format!("{other:?}");

@@ -175,7 +175,7 @@ impl Dump {
         for place in &work.places {
             let types = place.types.iter().map(Type::to_string).collect::<Vec<_>>().join(", ");
             self.count(&place.op, &types, place.runs);
-            if let Some(target) = place.op.strip_prefix("custom_call @") {
+            if let Some((_, target)) = place.op.split_once("_call @") {
                 let uses = self.custom_calls.entry(target.to_owned()).or_default();
                 uses.count += 1;
                 uses.runs += place.runs;
