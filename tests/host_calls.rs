@@ -7,7 +7,7 @@ use engine::{
     Array, DType, Frame, Host, HostCall, HostFunction, Kernel, KernelChoice, Program, Rounding, Target, Type,
     evaluate, grad, passes,
 };
-use kernels::{CachedAttention, DiffAttention, FewRowsLinear, Greatest, HeadNorm, Keys, ROWS};
+use kernels::{CachedAttention, DiffAttention, FewRowsLinear, Greatest, HeadNorm, Keys, ROWS, Then};
 use proptest::prelude::*;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -147,8 +147,10 @@ fn a_linear_map_of_few_rows() {
     });
     property(48, &(any::<u64>(), sizes), |(seed, (n, m, v))| {
         let mut random = Random::new(seed);
-        let args = [numbers(&mut random, [n, m], 1.0), numbers(&mut random, [m, 16 * v], 1.0)];
-        check(FewRowsLinear { result: DType::F32 }, &args, 1e-5);
+        let args = [numbers(&mut random, [n, m], 1.0), numbers(&mut random, [m, 32 * v], 1.0)];
+        for then in [Then::Nothing, Then::SwiGlu] {
+            check(FewRowsLinear { result: DType::F32, then }, &args, 1e-5);
+        }
     });
 }
 
@@ -160,7 +162,7 @@ fn rows_do_not_depend_on_the_rows_beside_them() {
         let part = Host::new([count, 96], &x.as_slice::<f32>()[96 * first..96 * (first + count)]);
         let program = Program::build("rows", |f| {
             let (x, w) = (f.input("x", part.ty().clone()), f.input("w", w.ty().clone()));
-            f.output("y", f.kernel(FewRowsLinear { result: DType::F32 }, &[x, w])[0]);
+            f.output("y", f.kernel(FewRowsLinear { result: DType::F32, then: Then::Nothing }, &[x, w])[0]);
         });
         let (native, _) = passes::lower(&program, Target::Cpu, KernelChoice::Native);
         let y = native.compile(client()).unwrap().call(&[part, w.clone()]).unwrap();
@@ -174,19 +176,24 @@ fn rows_do_not_depend_on_the_rows_beside_them() {
 
 #[test]
 fn the_greatest_of_a_row() {
-    property(32, &(any::<u64>(), 1usize..9, 1usize..40), |(seed, b, v)| {
-        let mut random = Random::new(seed);
-        let mut logits = numbers(&mut random, [b, 16 * v], 30.0);
-        let numbers = logits.as_mut_slice::<f32>();
-        for row in numbers.chunks_mut(16 * v) {
-            // The same greatest number twice, and padding.
-            let place = random.below(8 * v);
-            row[place + random.below(8 * v)] = 30.5;
-            row[place] = 30.5;
-            row[16 * v - 1] = f32::NEG_INFINITY;
-        }
-        check(Greatest, &[logits], 1e-6);
-    });
+    let caps = prop_oneof![Just(0.0), Just(30.0), Just(2.0)];
+    property(
+        32,
+        &(any::<u64>(), 1usize..9, 1usize..700, 0usize..40, caps),
+        |(seed, b, columns, padding, cap)| {
+            let mut random = Random::new(seed);
+            let v = columns + padding;
+            let mut logits = numbers(&mut random, [b, v], 20.0);
+            for row in logits.as_mut_slice::<f32>().chunks_mut(v) {
+                // The same greatest number twice, and greater ones that do not count.
+                let place = random.below(columns);
+                row[place + random.below(columns - place)] = 20.5;
+                row[place] = 20.5;
+                row[columns..].fill(100.0);
+            }
+            check(Greatest { cap, columns }, &[logits], 1e-6);
+        },
+    );
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! |---|---|---|---|---|
 //! | [`DiffAttention`] | one block of all rows | blocks of rows up to the diagonal | forward and backward, `diff_attention/{forward,backward}.rs` | forward and backward, `diff_attention/host/` |
 //! | [`CachedAttention`] | plain ops | on the CPU small products row by row | a few tokens, `cached_attention/native.rs` | a few tokens, `cached_attention/host.rs` |
-//! | [`FewRowsLinear`] | a product | the reference | none | up to 32 rows |
+//! | [`FewRowsLinear`], with SwiGLU behind it | plain ops | the reference | none | up to 32 rows |
 //! | [`Greatest`] | plain ops | the reference | none | all |
 //! | [`SwiGlu`] | plain ops, which XLA fuses | the reference | forward, `swiglu/tiles.rs`; chosen only by name | none |
 //! | [`ScaledLinear`] | plain ops, which XLA fuses | the reference | none | none |
@@ -57,7 +57,7 @@ pub use cached_attention::CachedAttention;
 pub use cross_entropy::{Gradients, LinearCrossEntropy};
 pub use diff_attention::{DiffAttention, HeadNorm, Keys, ROWS, Tiling, document_starts, rotate};
 pub use dropout::dropout_mask;
-pub use few_rows::FewRowsLinear;
+pub use few_rows::{FewRowsLinear, Then};
 pub use greatest::Greatest;
 pub use scaled_linear::{ScaledLinear, rms_scale};
 pub use swiglu::SwiGlu;

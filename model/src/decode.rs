@@ -22,9 +22,9 @@ pub use sample::{Filter, Sampler};
 pub use weights::{Layer, Second, Weights, prepare_program, weight_types};
 
 use crate::config::{Attention, Config, Yarn};
-use crate::loss::capped;
+use crate::loss::soft_capped;
 use engine::{Builder, DType, Program, Tensor, Type};
-use kernels::{CachedAttention, FewRowsLinear, HeadNorm, rotate};
+use kernels::{CachedAttention, FewRowsLinear, HeadNorm, Then, rotate};
 use sample::{Drawn, Draws};
 
 /// Keys and values of all layers, and which slots each row sees. They lie exactly as the products read them: for another
@@ -150,15 +150,15 @@ fn rms_norm<'f>(x: Tensor<'f>, w: Tensor<'f>, eps: f64) -> Tensor<'f> {
     (y * w.along(y, &[x.rank() - 1])).convert(x.dtype())
 }
 
+/// x: `[b, n, m]`, w: `[m, w]` -> `[b, n, w]`.
 fn project<'f>(x: Tensor<'f>, w: Tensor<'f>) -> Tensor<'f> {
-    project_as(x, w, x.dtype())
+    projected(x, w, FewRowsLinear { result: x.dtype(), then: Then::Nothing })
 }
 
-/// x: `[b, n, m]`, w: `[m, w]` -> `[b, n, w]` of the given type.
-fn project_as<'f>(x: Tensor<'f>, w: Tensor<'f>, result: DType) -> Tensor<'f> {
+fn projected<'f>(x: Tensor<'f>, w: Tensor<'f>, kernel: FewRowsLinear) -> Tensor<'f> {
     let [b, n, m] = x.shape()[..] else { panic!("x {} is not [b, n, m]", x.ty()) };
-    let y = x.builder().kernel(FewRowsLinear { result }, &[x.reshape([b * n, m]), w])[0];
-    y.reshape([b, n, w.dim(1)])
+    let y = x.builder().kernel(kernel, &[x.reshape([b * n, m]), w])[0];
+    y.reshape([b, n, y.dim(1)])
 }
 
 /// Differential attention between its projections. x: `[b, n, m]`, normed; kv: the layer's keys and values, which get
@@ -198,15 +198,13 @@ fn attention<'f>(
 
 /// SwiGLU between its projections. x: `[b, n, m]`, normed.
 fn mlp<'f>(layer: &Layer<Tensor<'f>>, x: Tensor<'f>) -> Tensor<'f> {
-    let both = project_as(x, layer.gate_up, DType::F32); // [b, n, 2i]
-    let inner = both.dim(2) / 2;
-    let (gate, up) = (both.slice_axis(2, 0, inner), both.slice_axis(2, inner, 2 * inner));
-    project((gate * gate.logistic() * up).convert(x.dtype()), layer.down)
+    let kernel = FewRowsLinear { result: x.dtype(), then: Then::SwiGlu };
+    project(projected(x, layer.gate_up, kernel), layer.down)
 }
 
-/// Capped logits of a head, f32, -inf in padding columns. hidden `[b, n, m]`, head `[m, v]` -> `[b, n, v]`.
-fn logits<'f>(config: &Config, hidden: Tensor<'f>, head: Tensor<'f>) -> Tensor<'f> {
-    capped(config, project_as(hidden, head, DType::F32))
+/// Logits of a head before the cap, f32, padding columns among them. hidden `[b, n, m]`, head `[m, v]` -> `[b, n, v]`.
+fn logits<'f>(hidden: Tensor<'f>, head: Tensor<'f>) -> Tensor<'f> {
+    projected(hidden, head, FewRowsLinear { result: DType::F32, then: Then::Nothing })
 }
 
 /// Inputs that every program has: weights and RoPE tables.
@@ -455,12 +453,12 @@ struct Pass<'c, 'f> {
 }
 
 impl<'f> Pass<'_, 'f> {
-    /// The drawn tokens at `positions` `[b]` and their log-probabilities, given the logits `[b, v]`.
+    /// The drawn tokens at `positions` `[b]` and their log-probabilities, given the logits before the cap, `[b, v]`.
     fn draw(&self, logits: Tensor<'f>, positions: Tensor<'f>) -> (Tensor<'f>, Tensor<'f>) {
         let [b, v] = logits.shape()[..] else { unreachable!("[b, v]") };
-        let Drawn { token, lse } = self.draws.draw(logits, positions);
+        let Drawn { token, lse } = self.draws.draw(self.config, logits, positions);
         let place = token + token.builder().iota(token.ty(), 0) * v as i32;
-        (token, logits.reshape([b * v]).gather(place) - lse)
+        (token, soft_capped(self.config, logits.reshape([b * v]).gather(place)) - lse)
     }
 
     /// The state behind new tokens `ids` `[b, n]`, each n * `[b, m]`.
@@ -482,7 +480,7 @@ impl<'f> Pass<'_, 'f> {
     /// One token a row; a draft is dropped.
     fn one(&self, mut out: Emitted<'f>, state: State<Tensor<'f>>) -> (Emitted<'f>, State<Tensor<'f>>) {
         let [b, m] = state.hidden.shape()[..] else { unreachable!("[b, m]") };
-        let logits = logits(self.config, state.hidden.reshape([b, 1, m]), self.model.weights.head);
+        let logits = logits(state.hidden.reshape([b, 1, m]), self.model.weights.head);
         let (token, log_prob) = self.draw(logits.reshape([b, self.config.vocab_size]), state.position);
         out.emit(out.left.gt(0), token, log_prob, self.stops);
         let (hidden, cache) = self.forward(state.cache, token.reshape([b, 1]), state.position, state.slot);
@@ -505,7 +503,7 @@ impl<'f> Pass<'_, 'f> {
             let shape = [&[b, 1], &first.shape()[1..]].concat();
             Tensor::concatenate(&[first, second].map(|x| x.reshape(shape.clone())), 1) // [b, 2, ..]
         };
-        let logits_of_both = logits(config, pair(state.hidden, state.behind), weights.head); // [b, 2, v]
+        let logits_of_both = logits(pair(state.hidden, state.behind), weights.head); // [b, 2, v]
         let nth = |i: usize| logits_of_both.slice_axis(1, i, i + 1).reshape([b, config.vocab_size]);
         let (first, first_log_prob) = self.draw(nth(0), state.position);
         let (second, second_log_prob) = self.draw(nth(1), state.position + 1);
@@ -532,8 +530,8 @@ impl<'f> Pass<'_, 'f> {
         let joined = Tensor::concatenate(&[hidden, weights.embed.gather(last)], 1); // [b, 2m]
         let z = project(joined.reshape([b, 1, 2 * m]), head.proj); // [b, 1, m]
         let z = rms_norm(z, head.norm, config.rms_norm_eps);
-        let guess = logits(config, z, head.head).reshape([b, config.vocab_size]);
-        let draft = self.draws.draw(guess, position + 1).token;
+        let guess = logits(z, head.head).reshape([b, config.vocab_size]);
+        let draft = self.draws.draw(config, guess, position + 1).token;
         let (hidden, cache) = self.forward(cache, pair(last, draft), position, slot);
         let state = State {
             cache,

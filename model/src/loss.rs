@@ -193,13 +193,18 @@ pub fn logits<'f>(config: &Config, hidden: Tensor<'f>, w: Tensor<'f>) -> Tensor<
     capped(config, hidden.einsum_as("bsm,vm->bsv", w.convert(hidden.dtype()), DType::F32))
 }
 
-/// The final cap and -inf in padding columns. z: `[b, s, v]` f32.
-pub(crate) fn capped<'f>(config: &Config, z: Tensor<'f>) -> Tensor<'f> {
+/// The final cap, `cap tanh(z / cap)`, if there is one.
+pub(crate) fn soft_capped<'f>(config: &Config, z: Tensor<'f>) -> Tensor<'f> {
     let cap = config.final_logit_cap;
-    let y = if cap > 0.0 { (z * (1.0 / cap)).tanh() * cap } else { z };
+    if cap > 0.0 { (z * (1.0 / cap)).tanh() * cap } else { z }
+}
+
+/// The final cap and -inf in padding columns. z: `[.., v]` f32.
+pub(crate) fn capped<'f>(config: &Config, z: Tensor<'f>) -> Tensor<'f> {
+    let y = soft_capped(config, z);
     if config.num_tokens == config.vocab_size {
         return y;
     }
-    let column = y.builder().iota(Type::i32(y.shape()), 2);
+    let column = y.builder().iota(Type::i32(y.shape()), y.rank() - 1);
     column.lt(config.num_tokens as i32).select(y, f64::NEG_INFINITY)
 }

@@ -6,6 +6,8 @@
 //! token, which makes a draft exact without further randomness: the model's own draw decides, and a draft is right if
 //! it is the same token. Source: Daliri, Musco, Suresh, arXiv 2408.07978.
 
+use crate::config::Config;
+use crate::loss::capped;
 use engine::{DType, Host, ScanOptions, Tensor, Type, threefry};
 use kernels::Greatest;
 
@@ -50,7 +52,7 @@ pub(super) struct Draws<'f> {
 pub(super) struct Drawn<'f> {
     /// i32 `[b]`.
     pub(super) token: Tensor<'f>,
-    /// `log sum exp` of all logits, `[b]`.
+    /// `log sum exp` of all logits behind the cap, `[b]`.
     pub(super) lse: Tensor<'f>,
 }
 
@@ -66,14 +68,13 @@ impl<'f> Draws<'f> {
         }
     }
 
-    /// The tokens at `positions` i32 `[b]`, given logits `[b, v]` f32.
-    pub(super) fn draw(&self, logits: Tensor<'f>, positions: Tensor<'f>) -> Drawn<'f> {
-        let [best, top, lse] = logits.builder().kernel(Greatest, &[logits])[..] else {
-            unreachable!("three")
-        };
+    /// The tokens at `positions` i32 `[b]`, given the logits before the cap, `[b, v]` f32.
+    pub(super) fn draw(&self, config: &Config, logits: Tensor<'f>, positions: Tensor<'f>) -> Drawn<'f> {
+        let kernel = Greatest { cap: config.final_logit_cap, columns: config.num_tokens };
+        let [best, top, lse] = logits.builder().kernel(kernel, &[logits])[..] else { unreachable!("three") };
         let token = match self.sampler {
             Sampler::Greedy => best,
-            Sampler::Random(filter) => self.race(filter, logits, top, positions),
+            Sampler::Random(filter) => self.race(filter, capped(config, logits), top, positions),
         };
         Drawn { token, lse }
     }
