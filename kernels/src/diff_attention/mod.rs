@@ -99,18 +99,29 @@ pub fn document_starts<'f>(segments: Tensor<'f>) -> Tensor<'f> {
     starts
 }
 
-impl DiffAttention {
-    fn key_maps(&self) -> usize {
-        match self.keys {
+impl Keys {
+    /// Maps with keys of their own.
+    fn maps(self) -> usize {
+        match self {
             Keys::PerMap => 2,
             Keys::Shared => 1,
         }
     }
+}
+
+/// Columns of q, k and v in qkv.
+fn widths(heads: usize, groups: usize, head_dim: usize, value_dim: usize, keys: Keys) -> [usize; 3] {
+    [2 * head_dim * heads, keys.maps() * head_dim * groups, value_dim * groups]
+}
+
+impl DiffAttention {
+    fn key_maps(&self) -> usize {
+        self.keys.maps()
+    }
 
     /// Columns of q, k and v in qkv.
     fn widths(&self) -> [usize; 3] {
-        let (d, e) = (self.head_dim, self.value_dim);
-        [2 * d * self.heads, self.key_maps() * d * self.groups, e * self.groups]
+        widths(self.heads, self.groups, self.head_dim, self.value_dim, self.keys)
     }
 
     /// Sequences and their length.

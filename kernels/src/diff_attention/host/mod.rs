@@ -72,16 +72,12 @@ struct Arguments<'a> {
 
 impl Attention {
     fn key_maps(&self) -> usize {
-        match self.keys {
-            Keys::PerMap => 2,
-            Keys::Shared => 1,
-        }
+        self.keys.maps()
     }
 
     /// Columns of q, k and v in qkv.
     fn widths(&self) -> [usize; 3] {
-        let (d, e) = (self.head_dim, self.value_dim);
-        [2 * d * self.heads, self.key_maps() * d * self.groups, e * self.groups]
+        super::widths(self.heads, self.groups, self.head_dim, self.value_dim, self.keys)
     }
 
     /// Columns of qkv.
