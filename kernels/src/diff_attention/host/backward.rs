@@ -242,7 +242,7 @@ impl WithSimd for Backward<'_, '_> {
         for queries in Span::cover(run.queries.first, run.queries.end(), QUERIES) {
             for head in group * of_group..(group + 1) * of_group {
                 let block = Block::new(p, given.x, given.keys, b, head, queries);
-                let of_queries = tiles.load(&block, given);
+                let of_queries = tiles.load(simd, &block, given);
                 for tile in block.tiles() {
                     tiles.differentiate(simd, &block, tile, &of_queries);
                     tiles.add_to_keys(simd, &block, tile, dk, dv);
@@ -269,7 +269,7 @@ impl Tiles {
 
     /// Loads the block's queries and cotangents.
     #[inline(always)]
-    fn load(&mut self, block: &Block<'_>, given: &Given<'_>) -> PerQuery {
+    fn load<S: Simd>(&mut self, simd: S, block: &Block<'_>, given: &Given<'_>) -> PerQuery {
         let Block { p, b, head, queries, .. } = *block;
         let e = p.value_dim;
         block.load(&mut self.q, &mut self.q_turned);
@@ -305,13 +305,17 @@ impl Tiles {
         self.d_out[queries.len * e..].fill(0.0);
         turn(&self.d_out, e, &mut self.d_out_turned);
 
-        // D2 = rowsum(dO O2);  D1 = rowsum(dO O) + lambda D2
+        // D2 = rowsum(dO O2);  D1 = rowsum(dO O) + lambda D2. D2 is summed as the product dO V^T is: of a row of one key, where
+        // O2 = V, it is dA to the bit, and dS2 is zero however large dO.
         let lambda = block.lambdas();
         let mut d2 = [0.0; QUERIES];
+        let sums = S::as_mut_simd_f32s(&mut d2).0;
         let o2 = given.saved.o2[(b * p.heads + head) * e * p.seq..].chunks_exact(p.seq);
         for (d_out, o2) in self.d_out_turned.chunks_exact(QUERIES).zip(o2) {
-            for ((d2, d_out), o2) in d2.iter_mut().zip(d_out).zip(&o2[queries.first..queries.end()]) {
-                *d2 += d_out * o2;
+            let o2 = of_rows(o2);
+            let (d_out, o2) = (S::as_simd_f32s(d_out).0, S::as_simd_f32s(&o2).0);
+            for i in 0..sums.len() {
+                sums[i] = simd.mul_add_e_f32s(o2[i], d_out[i], sums[i]);
             }
         }
         let d1 = std::array::from_fn(|i| along_out[i] + lambda[i] * d2[i]);

@@ -133,6 +133,7 @@ const TOGETHER: usize = 4;
 impl Softmax {
     /// Replaces logits `[keys, 64]` by their exponentials, adds those to the sum, and makes `o` `[e, 64]` fit.
     #[inline(always)]
+    #[expect(clippy::manual_memcpy, reason = "plain loops keep the sums in registers")]
     fn add<S: Simd>(&mut self, simd: S, scores: &mut [f32], o: &mut [f32]) {
         let width = QUERIES / S::F32_LANES;
         let scores = S::as_mut_simd_f32s(scores).0;
@@ -143,7 +144,9 @@ impl Softmax {
         let factor_vectors = S::as_mut_simd_f32s(&mut factors).0;
         for first in (0..width).step_by(TOGETHER) {
             let mut top = [tops[first]; TOGETHER];
-            top.copy_from_slice(&tops[first..][..TOGETHER]);
+            for i in 1..TOGETHER {
+                top[i] = tops[first + i];
+            }
             for row in scores.chunks_exact(width) {
                 let row = &row[first..][..TOGETHER];
                 for i in 0..TOGETHER {
@@ -164,8 +167,10 @@ impl Softmax {
                     sum[i] = simd.add_f32s(sum[i], row[i]);
                 }
             }
-            tops[first..][..TOGETHER].copy_from_slice(&top);
-            sums[first..][..TOGETHER].copy_from_slice(&sum);
+            for i in 0..TOGETHER {
+                tops[first + i] = top[i];
+                sums[first + i] = sum[i];
+            }
         }
         if larger {
             scale_columns(simd, o, &factors);
@@ -192,14 +197,18 @@ impl Tiles {
         for (o, map) in self.o.iter_mut().zip(maps) {
             scale_columns(simd, o, &map.sum.map(f32::recip));
         }
-        // O = O1 - lambda O2
+        // O = O1 - lambda O2, in one rounding: a row of one key has O = v - lambda v, which nearly cancels.
         let [o, o2] = &mut self.o;
-        let lambdas = block.lambdas();
+        let minus_lambda = block.lambdas().map(|lambda| -lambda);
+        let minus_lambda = S::as_simd_f32s(&minus_lambda).0;
+        let width = minus_lambda.len();
         let mut squares = [0.0; QUERIES];
-        for (o, o2) in o.chunks_exact_mut(QUERIES).zip(o2.chunks_exact(QUERIES)) {
-            for i in 0..QUERIES {
-                o[i] -= lambdas[i] * o2[i];
-                squares[i] += o[i] * o[i];
+        let sums = S::as_mut_simd_f32s(&mut squares).0;
+        let rows = S::as_mut_simd_f32s(o).0.chunks_exact_mut(width);
+        for (o, o2) in rows.zip(S::as_simd_f32s(o2).0.chunks_exact(width)) {
+            for i in 0..width {
+                o[i] = simd.mul_add_f32s(minus_lambda[i], o2[i], o[i]);
+                sums[i] = simd.mul_add_e_f32s(o[i], o[i], sums[i]);
             }
         }
         let factor = match block.p.norm {
