@@ -11,7 +11,7 @@ use kernels::{CachedAttention, DiffAttention, FewRowsLinear, Greatest, HeadNorm,
 use proptest::prelude::*;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use tests::{Random, property};
+use tests::{Random, panic_of, property};
 
 fn client() -> &'static Client {
     static CLIENT: OnceLock<Client> = OnceLock::new();
@@ -62,6 +62,29 @@ fn a_program_calls_back() {
     let arrays: Vec<Array> = args.iter().map(Array::from_host).collect();
     let found = evaluate(&program, &arrays, Rounding::EachOp);
     assert_eq!(found[0].to_host(), Host::new([1000, 7], &wanted));
+}
+
+/// Another function under the first one's name.
+struct Impostor;
+
+impl HostFunction for Impostor {
+    const NAME: &'static str = Scaled::NAME;
+
+    fn call(_: Frame<'_>) {}
+}
+
+#[test]
+fn two_functions_of_one_name_are_refused() {
+    let [first, second] = [HostCall::new::<Scaled>, HostCall::new::<Impostor>].map(|call| {
+        Program::build("named", |f| {
+            let operands = [f.input("x", Type::f32([3])), f.input("mask", Type::new(DType::Bool, [1]))];
+            let call = call(vec![1], vec![Type::f32([3]), Type::i32([])]);
+            f.output("y", f.host_call(call, &operands)[0]);
+        })
+    });
+    first.compile(client()).unwrap();
+    let message = panic_of(|| drop(second.compile(client()))).expect("it is another function").message;
+    assert_eq!(message, "two host functions are called `test_scaled`");
 }
 
 /// Panics where `x[0]` is negative: on the calling thread, or on whichever takes the item.

@@ -79,7 +79,7 @@ impl Program {
         self.main()
             .host_calls()
             .into_iter()
-            .try_for_each(|call| client.plugin().register(call.name, call.handler))
+            .try_for_each(|call| client.plugin().register(call.name, call.function, call.handler))
     }
 
     fn compiled(&self, client: &Client, loaded: Loaded) -> Compiled {

@@ -10,6 +10,7 @@ use crate::ir::{Builder, Tensor};
 use crate::pjrt::{Handler, handler};
 use crate::text::{Line, Printer};
 use crate::types::{DType, Type};
+use std::any::TypeId;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::{Mutex, PoisonError};
@@ -161,6 +162,7 @@ impl fmt::Debug for Workers<'_> {
 #[derive(Clone)]
 pub struct HostCall {
     pub(crate) name: &'static str,
+    pub(crate) function: TypeId,
     pub(crate) call: fn(Frame<'_>),
     pub(crate) handler: Handler,
     attributes: Vec<i64>,
@@ -170,11 +172,18 @@ pub struct HostCall {
 impl HostCall {
     /// A call that gives results of these types.
     pub fn new<F: HostFunction>(attributes: Vec<i64>, results: Vec<Type>) -> HostCall {
-        HostCall { name: F::NAME, call: F::call, handler: handler::<F>(), attributes, results }
+        HostCall {
+            name: F::NAME,
+            function: TypeId::of::<F>(),
+            call: F::call,
+            handler: handler::<F>(),
+            attributes,
+            results,
+        }
     }
 
-    fn key(&self) -> (&str, &[i64], &[Type]) {
-        (self.name, &self.attributes, &self.results)
+    fn key(&self) -> (TypeId, &[i64], &[Type]) {
+        (self.function, &self.attributes, &self.results)
     }
 }
 

@@ -2,16 +2,17 @@
 //!
 //! A plugin that has the interface carries PJRT's extension number 5, whose one function that is needed registers a
 //! handler under a name. XLA then calls the handler with a frame of operands and results. The declarations below are
-//! those parts of `xla/ffi/api/c_api.h` (version 0.2) and `xla/pjrt/c/pjrt_c_api_ffi_extension.h` (version 3, of
-//! openxla/xla in November 2025) that are used; neither is in the wheel that the other declarations come from. Sizes
-//! are checked before anything is read.
+//! those parts of `xla/ffi/api/c_api.h` (version 0.2) and of the extension that are used; neither is in the wheel that the
+//! other declarations come from, and the arguments of the registration were found by experiment with the pinned plugin
+//! (API 0.81). The sizes of the extension, the call frame and the function table are checked; those of the buffers in a
+//! frame are not.
 
 use super::error::Result;
 use super::plugin::Plugin;
 use crate::ops::host_call::{Frame, HostFunction, Pool, View, ViewMut, Workers};
 use crate::types::DType;
 use pjrt_sys as sys;
-use std::any::Any;
+use std::any::{Any, TypeId};
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::null_mut;
@@ -189,9 +190,10 @@ impl Plugin {
     ///
     /// # Errors
     /// If the plugin has no foreign function interface, or another version of it.
-    pub(crate) fn register(&self, name: &'static str, handler: Handler) -> Result<()> {
+    pub(crate) fn register(&self, name: &'static str, function: TypeId, handler: Handler) -> Result<()> {
         let mut known = self.host_functions().lock().unwrap_or_else(PoisonError::into_inner);
-        if known.contains(name) {
+        if let Some(&known) = known.get(name) {
+            assert!(known == function, "two host functions are called `{name}`");
             return Ok(());
         }
         let missing = || {
@@ -219,7 +221,7 @@ impl Plugin {
             };
             self.check("PJRT_FFI_Register_Handler", register(&mut args))?;
         }
-        known.insert(name);
+        known.insert(name, function);
         Ok(())
     }
 }

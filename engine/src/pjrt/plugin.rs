@@ -3,7 +3,8 @@
 use super::error::{Code, Error, Result};
 use super::value::{self, Value};
 use pjrt_sys as sys;
-use std::collections::{BTreeMap, BTreeSet};
+use std::any::TypeId;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::{env, fmt, fs};
@@ -18,8 +19,8 @@ struct Inner {
     size: usize,
     path: PathBuf,
     version: (i32, i32),
-    /// Names of the functions of this process that its programs may call.
-    host_functions: Mutex<BTreeSet<&'static str>>,
+    /// The functions of this process that its programs may call, by name.
+    host_functions: Mutex<BTreeMap<&'static str, TypeId>>,
 }
 
 // SAFETY: the function table is never written after it was made, and the PJRT C API may be called from any
@@ -144,7 +145,7 @@ impl Plugin {
         }
     }
 
-    pub(super) fn host_functions(&self) -> &Mutex<BTreeSet<&'static str>> {
+    pub(super) fn host_functions(&self) -> &Mutex<BTreeMap<&'static str, TypeId>> {
         &self.0.host_functions
     }
 
