@@ -7,7 +7,7 @@ use engine::{
     Array, DType, Frame, Host, HostCall, HostFunction, Kernel, KernelChoice, Program, Rounding, Target, Type,
     evaluate, grad, passes,
 };
-use kernels::{CachedAttention, DiffAttention, FewRowsLinear, Greatest, HeadNorm, Keys, ROWS, Then};
+use kernels::{CachedAttention, CachedBlock, DiffAttention, FewRowsLinear, Greatest, HeadNorm, Keys, ROWS};
 use proptest::prelude::*;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -121,6 +121,57 @@ fn a_panic_is_an_error_of_the_run_and_no_more() {
     }
 }
 
+/// Prefix sums of the prefix sums .. `attributes[0]` times: each waits for the last, on threads that stay awake. A number
+/// below 0 is refused by whoever meets it.
+struct Chained;
+
+impl HostFunction for Chained {
+    const NAME: &'static str = "test_chained";
+
+    fn call(Frame { attributes, operands, results, workers }: Frame<'_>) {
+        let mut x = operands[0].as_slice::<f32>().to_vec();
+        workers.awake(|workers| {
+            assert!(x[0] < 100.0, "{} is too much", x[0]);
+            for _ in 0..attributes[0] {
+                let mut next = vec![0.0; x.len()];
+                let items = next.iter_mut().enumerate().collect();
+                workers.for_each(items, |(i, next): (usize, &mut f32)| {
+                    assert!(x[i] >= 0.0, "{} is below 0", x[i]);
+                    *next = (x[..=i].iter().sum::<f32>() + 1.0) % 97.0;
+                });
+                // Those who are awake already may be asked to be.
+                workers.awake(|_| x = next);
+            }
+        });
+        results.into_iter().for_each(|y| y.into_slice::<f32>().copy_from_slice(&x));
+    }
+}
+
+#[test]
+fn a_chain_of_things_waits_for_each() {
+    let program = Program::build("chained", |f| {
+        let x = f.input("x", Type::f32([40]));
+        f.output("y", f.host_call(HostCall::new::<Chained>(vec![50], vec![Type::f32([40])]), &[x])[0]);
+    });
+    let compiled = program.compile(client()).unwrap();
+    let x: Vec<f32> = (0..40).map(|i| i as f32).collect();
+    let wanted = (0..50).fold(x.clone(), |x, _| {
+        (0..40).map(|i| (x[..=i].iter().sum::<f32>() + 1.0) % 97.0).collect::<Vec<f32>>()
+    });
+    for _ in 0..200 {
+        assert_eq!(compiled.call(&[Host::new([40], &x)]).unwrap(), [Host::new([40], &wanted)]);
+    }
+    for (place, number, why) in
+        [(0, 200.0, "200 is too much"), (3, -1.0, "-1 is below 0"), (39, -2.0, "-2 is below 0")]
+    {
+        let mut x = x.clone();
+        x[place] = number;
+        let error = compiled.call(&[Host::new([40], &x)]).unwrap_err().to_string();
+        assert!(error.contains(&format!("host function test_chained: {why}")), "{error}");
+    }
+    assert_eq!(compiled.call(&[Host::new([40], &x)]).unwrap(), [Host::new([40], &wanted)]);
+}
+
 /// A kernel's native form on the CPU plugin against the exact value of its reference: the error as a part of each
 /// result's largest number.
 fn check<K: Kernel + Clone + 'static>(kernel: K, args: &[Host], tolerance: f64) {
@@ -170,10 +221,8 @@ fn a_linear_map_of_few_rows() {
     });
     property(48, &(any::<u64>(), sizes), |(seed, (n, m, v))| {
         let mut random = Random::new(seed);
-        let args = [numbers(&mut random, [n, m], 1.0), numbers(&mut random, [m, 32 * v], 1.0)];
-        for then in [Then::Nothing, Then::SwiGlu] {
-            check(FewRowsLinear { result: DType::F32, then }, &args, 1e-5);
-        }
+        let args = [numbers(&mut random, [n, m], 1.0), numbers(&mut random, [m, 16 * v], 1.0)];
+        check(FewRowsLinear { result: DType::F32 }, &args, 1e-5);
     });
 }
 
@@ -185,7 +234,7 @@ fn rows_do_not_depend_on_the_rows_beside_them() {
         let part = Host::new([count, 96], &x.as_slice::<f32>()[96 * first..96 * (first + count)]);
         let program = Program::build("rows", |f| {
             let (x, w) = (f.input("x", part.ty().clone()), f.input("w", w.ty().clone()));
-            f.output("y", f.kernel(FewRowsLinear { result: DType::F32, then: Then::Nothing }, &[x, w])[0]);
+            f.output("y", f.kernel(FewRowsLinear { result: DType::F32 }, &[x, w])[0]);
         });
         let (native, _) = passes::lower(&program, Target::Cpu, KernelChoice::Native);
         let y = native.compile(client()).unwrap().call(&[part, w.clone()]).unwrap();
@@ -245,6 +294,43 @@ fn attention_to_a_cache() {
         let norm = if normed { HeadNorm::Rms { eps: 1e-2 } } else { HeadNorm::None };
         let cap = if capped { 5.0 } else { 0.0 };
         check(CachedAttention { norm, cap, block: None }, &args, 1e-5);
+    });
+}
+
+#[test]
+fn a_block_against_a_cache() {
+    let sizes = (1usize..9, 1usize..3, 1usize..3, 1usize..4, 0usize..100, 1usize..3, 1usize..3);
+    let forms = (any::<bool>(), any::<bool>(), any::<bool>());
+    property(32, &(any::<u64>(), sizes, forms), |(seed, sizes, (shared, normed, capped))| {
+        let (b, n, g, r, slot, d, half) = sizes;
+        let h = if normed { g * r } else { 16 }; // columns that give lambda come in whole vectors
+        let (m, i, d, half) = (48, 80, 16 * d, 16 * half);
+        let (slots, t) = ((slot + n + 20).next_multiple_of(16), if shared { 1 } else { 2 });
+        let own_lambda = if normed { 0 } else { h };
+        let columns = 2 * h * d + g * t * d + g * 2 * half + own_lambda;
+        let mut random = Random::new(seed);
+        let mut visible = Host::zeros(Type::new(DType::Bool, [b, slots]));
+        for (i, visible) in visible.bytes_mut().iter_mut().enumerate() {
+            *visible = u8::from((slot..slot + n).contains(&(i % slots)) || random.below(3) > 0);
+        }
+        let mut args = vec![
+            numbers(&mut random, [b, n, m], 3.0),
+            numbers(&mut random, [b, n, d / 2], 1.0),
+            numbers(&mut random, [b, n, d / 2], 1.0),
+            numbers(&mut random, [m, columns], 0.5),
+            numbers(&mut random, [h * 2 * half, m], 0.3),
+            numbers(&mut random, [m, 2 * i], 0.5),
+            numbers(&mut random, [i, m], 0.3),
+            numbers(&mut random, [b * g * t, d, slots], 3.0),
+            numbers(&mut random, [b * g * 2, slots, half], 3.0),
+            visible,
+            Host::scalar(slot as i32),
+        ];
+        if normed {
+            args.push(numbers(&mut random, [], 0.9));
+        }
+        let norm = if normed { HeadNorm::Rms { eps: 1e-2 } } else { HeadNorm::None };
+        check(CachedBlock { eps: 1e-3, norm, cap: if capped { 5.0 } else { 0.0 } }, &args, 1e-5);
     });
 }
 

@@ -42,6 +42,7 @@
 //! value, `n` tokens, `m` model width, `i` hidden width of the MLP, `v` vocabulary.
 
 mod cached_attention;
+mod cached_block;
 mod cross_entropy;
 mod diff_attention;
 mod dropout;
@@ -54,10 +55,11 @@ mod swiglu;
 pub mod tile;
 
 pub use cached_attention::CachedAttention;
+pub use cached_block::{CachedBlock, normalized, project};
 pub use cross_entropy::{Gradients, LinearCrossEntropy};
 pub use diff_attention::{DiffAttention, HeadNorm, Keys, ROWS, Tiling, document_starts, rotate};
 pub use dropout::dropout_mask;
-pub use few_rows::{FewRowsLinear, Then};
+pub use few_rows::FewRowsLinear;
 pub use greatest::Greatest;
 pub use scaled_linear::{ScaledLinear, rms_scale};
 pub use swiglu::SwiGlu;

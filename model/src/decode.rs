@@ -24,7 +24,7 @@ pub use weights::{Layer, Second, Weights, prepare_program, weight_types};
 use crate::config::{Attention, Config, Yarn};
 use crate::loss::soft_capped;
 use engine::{Builder, DType, Program, Tensor, Type};
-use kernels::{CachedAttention, FewRowsLinear, HeadNorm, Then, rotate};
+use kernels::{CachedBlock, HeadNorm, normalized, project};
 use sample::{Drawn, Draws};
 
 /// Keys and values of all layers, and which slots each row sees. They lie exactly as the products read them: for another
@@ -121,27 +121,23 @@ fn forward<'f>(
     mut cache: Cache<Tensor<'f>>,
     tokens: Tokens<'f>,
 ) -> (Tensor<'f>, Cache<Tensor<'f>>) {
-    let tables = tables.map(|table| table.gather(tokens.positions)); // [b, n, d/2]
+    let [cos, sin] = tables.map(|table| table.gather(tokens.positions)); // [b, n, d/2]
     let mut x = weights.embed.gather(tokens.ids); // [b, n, m]
     for (l, layer) in weights.layers.iter().enumerate() {
-        let kv = [&mut cache.keys[l], &mut cache.values[l]];
-        let normed = normalized(x, config.rms_norm_eps).convert(x.dtype());
-        x = x + attention(config, layer, normed, tables, kv, [cache.visible, tokens.slot]);
-        x = x + mlp(layer, normalized(x, config.rms_norm_eps).convert(x.dtype()));
+        let norm = match layer.lambda {
+            Some(_) => HeadNorm::Rms { eps: config.subln_eps },
+            None => HeadNorm::None,
+        };
+        let kernel = CachedBlock { eps: config.rms_norm_eps, norm, cap: config.attention_logit_cap };
+        let Layer { qkv, lambda, o, gate_up, down } = *layer;
+        let (keys, values) = (&mut cache.keys[l], &mut cache.values[l]);
+        let mut operands = vec![x, cos, sin, qkv, o, gate_up, down];
+        operands.extend([*keys, *values, cache.visible, tokens.slot]);
+        operands.extend(lambda);
+        let results = x.builder().kernel(kernel, &operands);
+        (x, *keys, *values) = (results[0], results[1], results[2]);
     }
     (rms_norm(x, weights.norm, config.rms_norm_eps), cache)
-}
-
-/// `x / sqrt(mean(x^2) + eps)` over the last axis, f32. The sum of squares is a product, which XLA's CPU code does in one
-/// pass; a sum over that many it cuts into two.
-fn normalized(x: Tensor<'_>, eps: f64) -> Tensor<'_> {
-    let last = x.rank() - 1;
-    let others: Vec<usize> = (0..last).collect();
-    let wide = x.convert(DType::F32);
-    let rows = wide.reshape([wide.ty().elements() / x.dim(last), x.dim(last)]);
-    let squares = rows.einsum("xm,xm->x", rows).reshape(&x.shape()[..last]);
-    let scale = (squares * (1.0 / x.dim(last) as f64) + eps).rsqrt();
-    wide * scale.along(wide, &others)
 }
 
 /// A norm with its weight; the result has x's type.
@@ -150,61 +146,9 @@ fn rms_norm<'f>(x: Tensor<'f>, w: Tensor<'f>, eps: f64) -> Tensor<'f> {
     (y * w.along(y, &[x.rank() - 1])).convert(x.dtype())
 }
 
-/// x: `[b, n, m]`, w: `[m, w]` -> `[b, n, w]`.
-fn project<'f>(x: Tensor<'f>, w: Tensor<'f>) -> Tensor<'f> {
-    projected(x, w, FewRowsLinear { result: x.dtype(), then: Then::Nothing })
-}
-
-fn projected<'f>(x: Tensor<'f>, w: Tensor<'f>, kernel: FewRowsLinear) -> Tensor<'f> {
-    let [b, n, m] = x.shape()[..] else { panic!("x {} is not [b, n, m]", x.ty()) };
-    let y = x.builder().kernel(kernel, &[x.reshape([b * n, m]), w])[0];
-    y.reshape([b, n, y.dim(1)])
-}
-
-/// Differential attention between its projections. x: `[b, n, m]`, normed; kv: the layer's keys and values, which get
-/// the new ones at `slot`; visible: `[b, slots]`.
-fn attention<'f>(
-    config: &Config,
-    layer: &Layer<Tensor<'f>>,
-    x: Tensor<'f>,
-    tables: [Tensor<'f>; 2],
-    [keys, values]: [&mut Tensor<'f>; 2],
-    [visible, slot]: [Tensor<'f>; 2],
-) -> Tensor<'f> {
-    let [b, n, _] = x.shape()[..] else { unreachable!("[b, n, m]") };
-    let (d, e) = (keys.dim(1), 2 * values.dim(2));
-    let (heads, g, maps) =
-        (config.output_width() / e, values.dim(0) / (2 * b), keys.dim(0) * 2 / values.dim(0));
-    let qkv = project(x, layer.qkv); // [b, n, q + k + v (+ h)]
-    let (q, k) = (config.query_width(), config.key_width());
-    let part = |start: usize, width: usize| qkv.slice_axis(2, start, start + width);
-    let zero = slot.zeros_like();
-    let k_new = rotate(part(q, k).reshape([b, n, g, maps, d]), tables); // [b, n, g, maps, d]
-    let k_new = k_new.transpose(&[0, 2, 3, 4, 1]).reshape([b * g * maps, d, n]);
-    *keys = keys.dynamic_update_slice(k_new, &[zero, zero, slot]);
-    let v_new = part(q + k, k).reshape([b, n, g, 2, e / 2]).transpose(&[0, 2, 3, 1, 4]); // [b, g, 2, n, e/2]
-    *values = values.dynamic_update_slice(v_new.reshape([b * g * 2, n, e / 2]), &[zero, slot, zero]);
-
-    let q = rotate(part(0, q).reshape([b, n, heads, 2, d]), tables); // [b, n, h, 2, d]
-    let (lambda, norm) = match layer.lambda {
-        Some(lambda) => (lambda, HeadNorm::Rms { eps: config.subln_eps }),
-        // [b, n, h]
-        None => (part(qkv.dim(2) - heads, heads).convert(DType::F32).logistic(), HeadNorm::None),
-    };
-    let kernel = CachedAttention { norm, cap: config.attention_logit_cap, block: None };
-    let out = x.builder().kernel(kernel, &[q, *keys, *values, visible, slot, lambda])[0]; // [b, n, h, e]
-    project(out.convert(x.dtype()).reshape([b, n, config.output_width()]), layer.o)
-}
-
-/// SwiGLU between its projections. x: `[b, n, m]`, normed.
-fn mlp<'f>(layer: &Layer<Tensor<'f>>, x: Tensor<'f>) -> Tensor<'f> {
-    let kernel = FewRowsLinear { result: x.dtype(), then: Then::SwiGlu };
-    project(projected(x, layer.gate_up, kernel), layer.down)
-}
-
 /// Logits of a head before the cap, f32, padding columns among them. hidden `[b, n, m]`, head `[m, v]` -> `[b, n, v]`.
 fn logits<'f>(hidden: Tensor<'f>, head: Tensor<'f>) -> Tensor<'f> {
-    projected(hidden, head, FewRowsLinear { result: DType::F32, then: Then::Nothing })
+    project(hidden, head, DType::F32)
 }
 
 /// Inputs that every program has: weights and RoPE tables.
@@ -528,7 +472,7 @@ impl<'f> Pass<'_, 'f> {
 
         let head = weights.second.as_ref().expect("drafts need the second head");
         let joined = Tensor::concatenate(&[hidden, weights.embed.gather(last)], 1); // [b, 2m]
-        let z = project(joined.reshape([b, 1, 2 * m]), head.proj); // [b, 1, m]
+        let z = project(joined.reshape([b, 1, 2 * m]), head.proj, joined.dtype()); // [b, 1, m]
         let z = rms_norm(z, head.norm, config.rms_norm_eps);
         let guess = logits(z, head.head).reshape([b, config.vocab_size]);
         let draft = self.draws.draw(config, guess, position + 1).token;

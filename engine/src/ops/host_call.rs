@@ -119,6 +119,8 @@ pub(crate) trait Pool: Sync {
     /// Runs `body` on the calling thread, and on as many as `helpers` others as soon as they are free, and returns when
     /// nobody is in it any more. It is not said whether a helper comes in time.
     fn run(&self, helpers: usize, body: &(dyn Fn() + Sync));
+    /// Runs `f` on the calling thread, with a pool whose helpers do not sleep meanwhile.
+    fn awake(&self, f: &mut dyn FnMut(&dyn Pool));
 }
 
 impl<'a> Workers<'a> {
@@ -134,6 +136,20 @@ impl<'a> Workers<'a> {
     /// Threads that work at once.
     pub fn threads(&self) -> usize {
         self.pool.map_or(1, Pool::threads)
+    }
+
+    /// Runs `f` with workers that stay awake for it: for a chain of short things, each of which waits for the last. Waking a
+    /// thread up for each would take longer than many of them.
+    pub fn awake(&self, f: impl FnOnce(Workers<'_>)) {
+        let Some(pool) = self.pool.filter(|_| self.threads() > 1) else {
+            return f(Workers::caller());
+        };
+        let mut f = Some(f);
+        pool.awake(&mut |pool| {
+            if let Some(f) = f.take() {
+                f(Workers::of(pool));
+            }
+        });
     }
 
     /// Does something with every item, several at once and in no order that could be relied on.

@@ -7,18 +7,20 @@
 //! (API 0.81). The sizes of the extension, the call frame and the function table are checked; those of the buffers in a
 //! frame are not.
 
+mod threads;
+
 use super::error::Result;
 use super::plugin::Plugin;
-use crate::ops::host_call::{Frame, HostFunction, Pool, View, ViewMut, Workers};
+use crate::ops::host_call::{Frame, HostFunction, View, ViewMut, Workers};
 use crate::types::DType;
 use pjrt_sys as sys;
 use std::any::{Any, TypeId};
 use std::ffi::{CString, c_char, c_int, c_void};
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::{slice, thread};
+use std::slice;
+use std::sync::PoisonError;
+use threads::XlaThreads;
 
 /// What XLA calls.
 pub(crate) type Handler = unsafe extern "C" fn(*mut CallFrame) -> *mut c_void;
@@ -364,143 +366,10 @@ fn said(panic: &(dyn Any + Send)) -> String {
         .unwrap_or_else(|| "panicked".to_owned())
 }
 
-/// The threads on which XLA computes.
-struct XlaThreads {
-    api: *const Api,
-    context: *mut c_void,
-    threads: usize,
-}
-
-// SAFETY: the interface may be called from any thread during the call.
-unsafe impl Sync for XlaThreads {}
-
-/// What a helper finds. It may come when the call has long ended, so it owns a share of this.
-struct Job {
-    /// Only to be read by those who are counted in `inside`.
-    body: *const (dyn Fn() + Sync),
-    closed: AtomicBool,
-    inside: AtomicUsize,
-    panic: Mutex<Option<Box<dyn Any + Send>>>,
-}
-
-// SAFETY: the body is `Sync`, and lives while anybody is inside.
-unsafe impl Send for Job {}
-// SAFETY: as above.
-unsafe impl Sync for Job {}
-
-impl Job {
-    /// Helps, unless the call has ended.
-    fn help(&self) {
-        // Entering before looking: whoever closes the job looks for those inside afterwards.
-        self.inside.fetch_add(1, Ordering::SeqCst);
-        if !self.closed.load(Ordering::SeqCst) {
-            // SAFETY: the caller waits for this thread before the body goes.
-            let body = unsafe { &*self.body };
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(body)) {
-                *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
-            }
-        }
-        self.inside.fetch_sub(1, Ordering::SeqCst);
-    }
-
-    /// Lets nobody in any more and waits for those who are inside.
-    fn close(&self) {
-        self.closed.store(true, Ordering::SeqCst);
-        let mut turns = 0u32;
-        while self.inside.load(Ordering::SeqCst) > 0 {
-            // They are at their last item, mostly for some microseconds; but another process may have their core.
-            if turns < 2000 {
-                std::hint::spin_loop();
-            } else {
-                thread::yield_now();
-            }
-            turns = turns.saturating_add(1);
-        }
-    }
-}
-
-/// # Safety
-/// `data` is what [`XlaThreads::run`] made of a share of a job.
-unsafe extern "C" fn task(data: *mut c_void) {
-    // SAFETY: by the contract; the share comes back once.
-    unsafe { Arc::from_raw(data.cast_const().cast::<Job>()) }.help();
-}
-
-impl XlaThreads {
-    /// # Safety
-    /// The frame is valid.
-    unsafe fn of(frame: &CallFrame) -> XlaThreads {
-        // Asking the system reads files, which takes longer than many a call.
-        static CORES: OnceLock<usize> = OnceLock::new();
-        let cores = *CORES.get_or_init(|| thread::available_parallelism().map_or(1, usize::from));
-        let mut threads = 1;
-        let (api, context) = (frame.api, frame.context);
-        let mut args = ThreadsArgs {
-            size: size_of::<ThreadsArgs>(),
-            extension: null_mut(),
-            context,
-            threads: &mut threads,
-        };
-        // SAFETY: the function is in the table, whose size was checked, and `threads` lives.
-        let refused = unsafe { ((*api).threads)(&mut args) };
-        if !refused.is_null() {
-            threads = 1;
-            // SAFETY: the error is ours.
-            unsafe { destroy(api, refused) };
-        }
-        XlaThreads { api, context, threads: cores.min(threads as usize) }
-    }
-}
-
 /// # Safety
 /// `error` came from this interface and is destroyed once.
 unsafe fn destroy(api: *const Api, error: *mut c_void) {
     let mut args = ErrorDestroyArgs { size: size_of::<ErrorDestroyArgs>(), extension: null_mut(), error };
     // SAFETY: by the contract.
     unsafe { ((*api).error_destroy)(&mut args) };
-}
-
-impl Pool for XlaThreads {
-    fn threads(&self) -> usize {
-        self.threads
-    }
-
-    fn run(&self, helpers: usize, body: &(dyn Fn() + Sync)) {
-        // SAFETY: only the lifetime changes; `close` sees to it that nobody reads it later.
-        let body: *const (dyn Fn() + Sync) =
-            unsafe { std::mem::transmute::<&(dyn Fn() + Sync), &'static (dyn Fn() + Sync)>(body) };
-        let job = Arc::new(Job {
-            body,
-            closed: AtomicBool::new(false),
-            inside: AtomicUsize::new(0),
-            panic: Mutex::default(),
-        });
-        for _ in 0..helpers {
-            let data = Arc::into_raw(job.clone()).cast_mut().cast();
-            let mut args = ScheduleArgs {
-                size: size_of::<ScheduleArgs>(),
-                extension: null_mut(),
-                context: self.context,
-                task,
-                data,
-            };
-            // SAFETY: the function is in the table, the context is that of the running call, and the task takes what it
-            // is given.
-            let refused = unsafe { ((*self.api).schedule)(&mut args) };
-            if !refused.is_null() {
-                // SAFETY: the task will not be run, so its share and the error are ours. The caller works alone.
-                unsafe {
-                    drop(Arc::from_raw(data.cast_const().cast::<Job>()));
-                    destroy(self.api, refused);
-                }
-            }
-        }
-        // As a helper, so that a panic here leaves nobody inside behind.
-        job.help();
-        job.close();
-        let panic = job.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(panic) = panic {
-            resume_unwind(panic);
-        }
-    }
 }

@@ -3,13 +3,13 @@
 use super::{CachedAttention, Sizes};
 use crate::HeadNorm;
 use crate::host::exponential::{exp2, tanh};
-use crate::host::rows::{Columns, ROWS, multiply};
+use crate::host::rows::{Columns, ROWS, multiply, normalize};
 use engine::{DType, Frame, HostCall, HostFunction, Type};
 use pulp::{Arch, Simd, WithSimd};
 use std::f32::consts::LOG2_E;
 
 /// Rows of scores (tokens times heads of a group) up to which this form is better than XLA's products.
-const MOST_ROWS: usize = 4 * ROWS;
+pub(crate) const MOST_ROWS: usize = 4 * ROWS;
 
 /// The call, if this form fits the sizes.
 pub(super) fn call(kernel: &CachedAttention, args: &[Type], sizes: Sizes) -> Option<HostCall> {
@@ -37,41 +37,59 @@ impl HostFunction for CachedAttention {
             sizes: Sizes { b, n, g, r: h / g, d, e: 2 * half, slots, key_maps },
             eps: eps.first().map(|&eps| f64::from_bits(eps as u64) as f32),
             cap: f64::from_bits(cap as u64) as f32,
-            q: q.as_slice(),
             keys: keys.as_slice(),
             values: values.as_slice(),
             visible: visible.as_bools(),
-            lambda: lambda.as_slice(),
+            cached: filled,
             filled,
-            used: filled.next_multiple_of(16),
         };
+        let (q, lambda) = (q.as_slice::<f32>(), lambda.as_slice::<f32>());
+        let lambdas = lambda.chunks(lambda.len().div_ceil(b)).cycle();
         let Some(y) = results.into_iter().next() else { unreachable!("one result") };
-        let items = y.into_slice::<f32>().chunks_mut(n * h * 2 * half).enumerate().collect();
-        workers.for_each(items, |(row, y)| Arch::new().dispatch(Row { call: &call, row, y }));
+        let rows =
+            q.chunks(n * h * 2 * d).zip(lambdas).zip(y.into_slice::<f32>().chunks_mut(n * h * 2 * half));
+        let items =
+            rows.enumerate().map(|(row, ((q, lambda), y))| Row { call: &call, row, q, lambda, new: None, y });
+        workers.for_each(items.collect(), |row| Arch::new().dispatch(row));
     }
 }
 
-struct Call<'a> {
-    sizes: Sizes,
+/// What rows have in common.
+pub(crate) struct Call<'a> {
+    pub(crate) sizes: Sizes,
     /// Of the norm, if there is one.
-    eps: Option<f32>,
-    cap: f32,
-    q: &'a [f32],
-    keys: &'a [f32],
-    values: &'a [f32],
-    visible: &'a [u8],
-    lambda: &'a [f32],
+    pub(crate) eps: Option<f32>,
+    pub(crate) cap: f32,
+    /// The cache.
+    pub(crate) keys: &'a [f32],
+    pub(crate) values: &'a [f32],
+    pub(crate) visible: &'a [u8],
+    /// Slots whose keys and values are in the cache.
+    pub(crate) cached: usize,
     /// Slots up to the last token's.
-    filled: usize,
-    /// The same in whole vectors.
-    used: usize,
+    pub(crate) filled: usize,
+}
+
+/// Keys and values of a row's new tokens, which are not in the cache.
+#[derive(Clone, Copy)]
+pub(crate) struct New<'a> {
+    /// `[g*maps, d, n]`
+    pub(crate) keys: &'a [f32],
+    /// `[g*2, n, e/2]`
+    pub(crate) values: &'a [f32],
 }
 
 /// One row of the batch.
-struct Row<'a, 'b> {
-    call: &'a Call<'a>,
-    row: usize,
-    y: &'b mut [f32],
+pub(crate) struct Row<'a, 'b> {
+    pub(crate) call: &'a Call<'a>,
+    pub(crate) row: usize,
+    /// `[n, h, 2, d]`, rotated.
+    pub(crate) q: &'a [f32],
+    /// One number, or `[n, h]`.
+    pub(crate) lambda: &'a [f32],
+    pub(crate) new: Option<New<'a>>,
+    /// `[n, h, e]`
+    pub(crate) y: &'b mut [f32],
 }
 
 impl WithSimd for Row<'_, '_> {
@@ -79,9 +97,9 @@ impl WithSimd for Row<'_, '_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Row { call, row, y } = self;
+        let Row { call, row, q, lambda, new, y } = self;
         let Sizes { n, g, r, d, e, slots, key_maps, .. } = call.sizes;
-        let (rows, used, half) = (n * r, call.used, e / 2);
+        let (rows, used, half) = (n * r, call.filled.next_multiple_of(16), e / 2);
         // The lowest number, not minus infinity: a token that sees nothing must not become NaN.
         let hidden: Vec<f32> = (0..used)
             .map(|s| if s < call.filled && call.visible[row * slots + s] != 0 { 0.0 } else { f32::MIN })
@@ -89,16 +107,25 @@ impl WithSimd for Row<'_, '_> {
         let scale = (d as f32).powf(-0.5);
         let (mut x, mut o) = (vec![0.0; rows * d], vec![0.0; rows * half]);
         let mut scores = [vec![0.0; rows * used], vec![0.0; rows * used]];
+        let mut own = vec![0.0; rows * n];
         for group in 0..g {
+            let head = |j: usize| ((j / r) * g + group) * r + j % r;
             for (t, scores) in scores.iter_mut().enumerate() {
                 for (j, x) in x.chunks_mut(d).enumerate() {
-                    let head = ((row * n + j / r) * g + group) * r + j % r;
-                    let q = &call.q[(head * 2 + t) * d..][..d];
+                    let q = &q[(head(j) * 2 + t) * d..][..d];
                     x.iter_mut().zip(q).for_each(|(x, q)| *x = q * scale);
                 }
-                let keys = &call.keys[((row * g + group) * key_maps + t % key_maps) * d * slots..];
+                let map = group * key_maps + t % key_maps;
+                let keys = &call.keys[(row * g * key_maps + map) * d * slots..];
                 product(simd, &x, d, Columns { data: keys, stride: slots }, scores, used);
                 for (j, scores) in scores.chunks_mut(used).enumerate() {
+                    if let Some(new) = new {
+                        let scores = &mut scores[call.cached..][..n];
+                        scores.fill(0.0);
+                        for (x, keys) in x[j * d..][..d].iter().zip(new.keys[map * d * n..].chunks(n)) {
+                            scores.iter_mut().zip(keys).for_each(|(score, key)| *score += x * key);
+                        }
+                    }
                     cap(simd, scores, call.cap);
                     scores[call.filled - n + j / r + 1..].fill(f32::MIN);
                     soften(simd, scores, &hidden);
@@ -106,26 +133,31 @@ impl WithSimd for Row<'_, '_> {
             }
             let [a, p2] = &mut scores;
             for (j, (a, p2)) in a.chunks_mut(used).zip(p2.chunks(used)).enumerate() {
-                let head = ((row * n + j / r) * g + group) * r + j % r;
-                let lambda = simd.splat_f32s(-call.lambda[head % call.lambda.len()]);
-                let (a, p2) = (S::as_mut_simd_f32s(a).0, S::as_simd_f32s(p2).0);
-                a.iter_mut().zip(p2).for_each(|(a, &p2)| *a = simd.mul_add_f32s(lambda, p2, *a));
+                let lambda = simd.splat_f32s(-lambda[head(j) % lambda.len()]);
+                let (vectors, p2) = (S::as_mut_simd_f32s(a).0, S::as_simd_f32s(p2).0);
+                vectors.iter_mut().zip(p2).for_each(|(a, &p2)| *a = simd.mul_add_f32s(lambda, p2, *a));
+                if new.is_some() {
+                    let a = &mut a[call.cached..][..n];
+                    own[j * n..][..n].copy_from_slice(a);
+                    a.fill(0.0);
+                }
             }
             for t in 0..2 {
                 let values = &call.values[((row * g + group) * 2 + t) * slots * half..];
                 product(simd, a, used, Columns { data: values, stride: half }, &mut o, half);
-                for (j, o) in o.chunks(half).enumerate() {
-                    y[(((j / r) * g + group) * r + j % r) * e + t * half..][..half].copy_from_slice(o);
+                for (j, o) in o.chunks_mut(half).enumerate() {
+                    if let Some(new) = new {
+                        let values = new.values[(group * 2 + t) * n * half..].chunks(half);
+                        for (a, values) in own[j * n..][..n].iter().zip(values) {
+                            o.iter_mut().zip(values).for_each(|(o, value)| *o += a * value);
+                        }
+                    }
+                    y[head(j) * e + t * half..][..half].copy_from_slice(o);
                 }
             }
         }
         if let Some(eps) = call.eps {
-            for y in y.chunks_mut(e) {
-                let squares = S::as_simd_f32s(y).0.iter();
-                let squares = squares.fold(simd.splat_f32s(0.0), |sum, &y| simd.mul_add_f32s(y, y, sum));
-                let factor = (simd.reduce_sum_f32s(squares) / e as f32 + eps).sqrt().recip();
-                y.iter_mut().for_each(|y| *y *= factor);
-            }
+            normalize(simd, y, e, eps);
         }
     }
 }

@@ -4,7 +4,7 @@
 //! A token reads the whole cache for a handful of products, so the time is that of the cache's bytes: 4 KiB a slot for
 //! each row and layer of `1b`.
 
-mod host;
+pub(crate) mod host;
 mod native;
 mod portable;
 
@@ -31,17 +31,17 @@ pub struct CachedAttention {
 
 /// Extents, by the crate's axis letters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Sizes {
-    b: usize,
-    n: usize,
-    g: usize,
+pub(crate) struct Sizes {
+    pub(crate) b: usize,
+    pub(crate) n: usize,
+    pub(crate) g: usize,
     /// Heads of a group.
-    r: usize,
-    d: usize,
-    e: usize,
-    slots: usize,
+    pub(crate) r: usize,
+    pub(crate) d: usize,
+    pub(crate) e: usize,
+    pub(crate) slots: usize,
     /// Maps with keys of their own: 2, or 1 where they share them.
-    key_maps: usize,
+    pub(crate) key_maps: usize,
 }
 
 impl CachedAttention {

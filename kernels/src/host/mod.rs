@@ -2,4 +2,5 @@
 
 pub(crate) mod exponential;
 pub(crate) mod matrix;
+pub(crate) mod rotation;
 pub(crate) mod rows;

@@ -93,3 +93,14 @@ impl<S: Simd, const R: usize> Product<'_, S, R> {
         }
     }
 }
+
+/// `y / sqrt(mean(y^2) + eps)` of rows of `width` numbers, in place.
+#[inline(always)]
+pub(crate) fn normalize<S: Simd>(simd: S, y: &mut [f32], width: usize, eps: f32) {
+    for y in y.chunks_mut(width) {
+        let squares = S::as_simd_f32s(y).0.iter();
+        let squares = squares.fold(simd.splat_f32s(0.0), |sum, &y| simd.mul_add_f32s(y, y, sum));
+        let factor = (simd.reduce_sum_f32s(squares) / width as f32 + eps).sqrt().recip();
+        y.iter_mut().for_each(|y| *y *= factor);
+    }
+}

@@ -1,0 +1,183 @@
+//! The block in one call, on threads that stay awake: eight short things, each of which waits for the last.
+
+use super::{CachedBlock, Sizes};
+use crate::HeadNorm;
+use crate::cached_attention::{self, host as attention};
+use crate::few_rows::{self, Then, linear};
+use crate::host::rotation::rotate;
+use crate::host::rows::normalize;
+use engine::{DType, Frame, HostCall, HostFunction, Type, Workers};
+use pulp::{Arch, Simd, WithSimd};
+
+/// Whether the call takes these sizes.
+pub(super) fn fits(sizes: Sizes, args: &[Type]) -> bool {
+    let Sizes { b, n, m, h, g, e, i, slots, .. } = sizes;
+    let vectors = [m, i, args[3].shape[1], slots, e / 2].iter().all(|width| width % 16 == 0);
+    args[0].dtype == DType::F32
+        && vectors
+        && b * n <= few_rows::MOST_ROWS
+        && n * (h / g) <= attention::MOST_ROWS
+}
+
+/// The call. Results: x behind the block, and the new tokens' keys `[b*g*t, d, n]` and values `[b*g*2, n, e/2]`.
+pub(super) fn call(kernel: &CachedBlock, sizes: Sizes) -> HostCall {
+    let Sizes { b, n, m, g, t, d, e, .. } = sizes;
+    let mut attributes = vec![kernel.eps.to_bits() as i64, kernel.cap.to_bits() as i64];
+    if let HeadNorm::Rms { eps } = kernel.norm {
+        attributes.push(eps.to_bits() as i64);
+    }
+    let results = vec![Type::f32([b, n, m]), Type::f32([b * g * t, d, n]), Type::f32([b * g * 2, n, e / 2])];
+    HostCall::new::<CachedBlock>(attributes, results)
+}
+
+impl HostFunction for CachedBlock {
+    const NAME: &'static str = "cached_block";
+
+    fn call(Frame { attributes, operands, results, workers }: Frame<'_>) {
+        let float = |bits: i64| f64::from_bits(bits as u64) as f32;
+        let &[eps, cap, ref head_eps @ ..] = attributes else { unreachable!("as the call was made") };
+        let [x, cos, sin, qkv, o, gate_up, down, keys, values, visible, slot, ref lambda @ ..] = operands[..]
+        else {
+            unreachable!("eleven operands, and lambda")
+        };
+        let (&[b, n, m], &[of_keys, d, slots]) = (x.shape(), keys.shape()) else {
+            unreachable!("as checked")
+        };
+        let (g, e) = (values.shape()[0] / (2 * b), 2 * values.shape()[2]);
+        let sizes =
+            Sizes { b, n, m, h: o.shape()[0] / e, g, t: of_keys / (b * g), d, e, i: down.shape()[0], slots };
+        let slot = slot.as_slice::<i32>()[0] as usize;
+        let of_attention =
+            cached_attention::Sizes { b, n, g, r: sizes.h / g, d, e, slots, key_maps: sizes.t };
+        let attention = attention::Call {
+            sizes: of_attention,
+            eps: head_eps.first().map(|&eps| float(eps)),
+            cap: float(cap),
+            keys: keys.as_slice(),
+            values: values.as_slice(),
+            visible: visible.as_bools(),
+            cached: slot,
+            filled: slot + n,
+        };
+        let Ok([y, k, v]) = <[_; 3]>::try_from(results) else { unreachable!("three results") };
+        let block = Block {
+            sizes,
+            eps: float(eps),
+            x: x.as_slice(),
+            tables: [cos.as_slice(), sin.as_slice()],
+            matrices: [qkv, o, gate_up, down].map(|w| w.as_slice()),
+            lambda: lambda.first().map(|lambda| lambda.as_slice()),
+            attention,
+        };
+        let (y, k, v) = (y.into_slice(), k.into_slice(), v.into_slice());
+        workers.awake(|workers| block.run(workers, y, k, v));
+    }
+}
+
+/// The operands.
+struct Block<'a> {
+    sizes: Sizes,
+    eps: f32,
+    x: &'a [f32],
+    /// Cosine and sine.
+    tables: [&'a [f32]; 2],
+    /// Wqkv, Wo, gate and up, down.
+    matrices: [&'a [f32]; 4],
+    /// Unless columns of Wqkv give it.
+    lambda: Option<&'a [f32]>,
+    attention: attention::Call<'a>,
+}
+
+impl Block<'_> {
+    fn run(&self, workers: Workers<'_>, y: &mut [f32], k: &mut [f32], v: &mut [f32]) {
+        let Sizes { b, n, m, h, e, i, .. } = self.sizes;
+        let [qkv, o, gate_up, down] = self.matrices;
+        let (rows, width) = (b * n, qkv.len() / m);
+        let normed = |x: &[f32]| {
+            let mut normed = x.to_vec();
+            Arch::new().dispatch(Normalize { x: &mut normed, width: m, eps: self.eps });
+            normed
+        };
+
+        let mut projected = vec![0.0; rows * width];
+        linear(workers, &normed(self.x), qkv, Then::Nothing, &mut projected, width);
+        let mut heads = vec![0.0; rows * h * e];
+        let results =
+            heads.chunks_mut(n * h * e).zip(k.chunks_mut(k.len() / b).zip(v.chunks_mut(v.len() / b)));
+        let items = projected.chunks(n * width).zip(results).enumerate();
+        let items = items.map(|(row, (qkv, (heads, (k, v))))| Attend { block: self, row, qkv, heads, k, v });
+        workers.for_each(items.collect(), |row| Arch::new().dispatch(row));
+        let mut x = vec![0.0; rows * m];
+        linear(workers, &heads, o, Then::Plus(self.x), &mut x, m);
+
+        let mut hidden = vec![0.0; rows * i];
+        linear(workers, &normed(&x), gate_up, Then::SwiGlu, &mut hidden, i);
+        linear(workers, &hidden, down, Then::Plus(&x), y, m);
+    }
+}
+
+/// Rows over their root mean square, in place.
+struct Normalize<'a> {
+    x: &'a mut [f32],
+    width: usize,
+    eps: f32,
+}
+
+impl WithSimd for Normalize<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        normalize(simd, self.x, self.width, self.eps);
+    }
+}
+
+/// Attention of one row of the batch.
+struct Attend<'a, 'b> {
+    block: &'a Block<'a>,
+    row: usize,
+    /// `[n, w]`
+    qkv: &'b [f32],
+    /// `[n, h, e]`
+    heads: &'b mut [f32],
+    /// `[g*t, d, n]`
+    k: &'b mut [f32],
+    /// `[g*2, n, e/2]`
+    v: &'b mut [f32],
+}
+
+impl WithSimd for Attend<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Attend { block, row, qkv, heads, k, v } = self;
+        let Sizes { n, h, d, e, .. } = block.sizes;
+        let [of_q, of_k, of_v] = block.sizes.widths();
+        let mut q = vec![0.0; n * of_q];
+        let mut turned = vec![0.0; d];
+        let mut lambda = block.lambda.map(<[f32]>::to_vec).unwrap_or_default();
+        for (token, qkv) in qkv.chunks(qkv.len() / n).enumerate() {
+            let angles = block.tables.map(|table| &table[(row * n + token) * (d / 2)..][..d / 2]);
+            let (queries, rest) = qkv.split_at(of_q);
+            let (keys, rest) = rest.split_at(of_k);
+            let (values, own_lambda) = rest.split_at(of_v);
+            for (x, q) in queries.chunks(d).zip(q[token * of_q..][..of_q].chunks_mut(d)) {
+                rotate(x, angles, 1.0, q);
+            }
+            for (x, k) in keys.chunks(d).zip(k.chunks_mut(d * n)) {
+                rotate(x, angles, 1.0, &mut turned);
+                turned.iter().zip(k.chunks_mut(n)).for_each(|(x, k)| k[token] = *x);
+            }
+            for (x, v) in values.chunks(e / 2).zip(v.chunks_mut(n * (e / 2))) {
+                v[token * (e / 2)..][..e / 2].copy_from_slice(x);
+            }
+            if block.lambda.is_none() {
+                lambda.extend(own_lambda[..h].iter().map(|x| 1.0 / (1.0 + (-x).exp())));
+            }
+        }
+        let new = Some(attention::New { keys: k, values: v });
+        let call = &block.attention;
+        attention::Row { call, row, q: &q, lambda: &lambda, new, y: heads }.with_simd(simd);
+    }
+}

@@ -1,0 +1,208 @@
+//! A block of the model for a few new tokens against a cache of keys and values: between its matrices decoding does little,
+//! and what it does waits for all that went before. On the CPU one call does the block, with threads that stay awake for
+//! it.
+
+mod host;
+
+use crate::{CachedAttention, FewRowsLinear, HeadNorm, rotate, wide};
+use engine::{Backward, DType, Func, Kernel, KernelChoice, Lowering, ShapeError, Target, Tensor, Type};
+
+/// Arguments: x `[b, n, m]`, the residual stream of n new tokens; cos and sin of their positions, `[b, n, d/2]` f32; the
+/// matrices behind their norms, all `[in, out]`: Wqkv `[m, w]`, Wo `[h*e, m]`, gate and up side by side `[m, 2*i]`, down
+/// `[i, m]`; keys `[b*g*t, d, slots]` and values `[b*g*2, slots, e/2]` of the tokens before, t = 2 or 1 where the two maps
+/// share their keys; visible `[b, slots]` bool; slot, i32, that of the first new token, at most `slots - n`; and behind
+/// heads with a norm lambda, an f32 scalar. Without a norm the last h columns of Wqkv give lambda, through a sigmoid.
+/// Columns of Wqkv: queries (h, 2, d), keys (g, t, d), values (g, e).
+///
+/// Results: x behind the block, and keys and values with the new tokens'. Source: arXiv 2410.05258 eq. 1-5 with a cache.
+#[derive(Clone, Debug)]
+pub struct CachedBlock {
+    /// Of the norms before attention and before the MLP.
+    pub eps: f64,
+    /// The norm behind the heads.
+    pub norm: HeadNorm,
+    /// Soft cap of attention's logits, `cap tanh(x / cap)`; 0 is off.
+    pub cap: f64,
+}
+
+/// Extents, by the crate's axis letters.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    b: usize,
+    n: usize,
+    m: usize,
+    h: usize,
+    g: usize,
+    /// Maps with keys of their own.
+    t: usize,
+    d: usize,
+    e: usize,
+    i: usize,
+    slots: usize,
+}
+
+impl Sizes {
+    /// Columns of queries, keys and values.
+    fn widths(self) -> [usize; 3] {
+        let Sizes { h, g, t, d, e, .. } = self;
+        [h * 2 * d, g * t * d, g * e]
+    }
+}
+
+impl CachedBlock {
+    fn sizes(&self, args: &[Type]) -> Result<Sizes, ShapeError> {
+        let [x, cos, sin, qkv, o, gate_up, down, keys, values, visible, slot, lambda @ ..] = args else {
+            return Err(ShapeError("wants x, cos, sin, four matrices, a cache, visible and slot".to_owned()));
+        };
+        let (&[b, n, m], &[of_keys, d, slots], &[of_values, _, half]) =
+            (&x.shape[..], &keys.shape[..], &values.shape[..])
+        else {
+            return Err(ShapeError(
+                "wants x [b, n, m], keys [b*g*t, d, slots], values [b*g*2, slots, e/2]".into(),
+            ));
+        };
+        let (g, e) = (of_values / (2 * b).max(1), 2 * half);
+        let sizes = Sizes {
+            b,
+            n,
+            m,
+            h: o.shape.first().map_or(0, |rows| rows / e.max(1)),
+            g,
+            t: of_keys / (b * g).max(1),
+            d,
+            e,
+            i: down.shape.first().copied().unwrap_or(0),
+            slots,
+        };
+        let Sizes { h, i, .. } = sizes;
+        let own_lambda = if self.norm == HeadNorm::None { h } else { 0 };
+        let columns = sizes.widths().iter().sum::<usize>() + own_lambda;
+        let shapes = [[m, columns], [h * e, m], [m, 2 * i], [i, m]];
+        for (found, shape) in [qkv, o, gate_up, down].into_iter().zip(shapes) {
+            let wanted = x.with_shape(shape);
+            if *found != wanted {
+                return Err(ShapeError(format!("wants a matrix {wanted}, not {found}")));
+            }
+        }
+        let table = Type::f32([b, n, d / 2]);
+        if *cos != table || *sin != table {
+            return Err(ShapeError(format!("wants cos and sin {table}")));
+        }
+        let wide = wide(x.dtype);
+        let lambda = match (self.norm, lambda) {
+            (HeadNorm::None, []) => Type::new(wide, [b, n, h]),
+            (HeadNorm::Rms { .. }, [lambda]) => lambda.clone(),
+            _ => return Err(ShapeError("wants lambda if, and only if, heads have a norm".to_owned())),
+        };
+        // What attention asks of its own operands.
+        let q = x.with_shape([b, n, h, 2, d]);
+        self.attention().infer(&[q, keys.clone(), values.clone(), visible.clone(), slot.clone(), lambda])?;
+        Ok(sizes)
+    }
+
+    fn attention(&self) -> CachedAttention {
+        CachedAttention { norm: self.norm, cap: self.cap, block: None }
+    }
+}
+
+impl Kernel for CachedBlock {
+    fn name(&self) -> String {
+        let CachedBlock { eps, norm, cap } = self;
+        format!("cached_block(eps={eps:e}, norm={norm:?}, cap={cap})")
+    }
+
+    fn infer(&self, args: &[Type]) -> Result<Vec<Type>, ShapeError> {
+        self.sizes(args)?;
+        Ok([0, 7, 8].map(|i| args[i].clone()).to_vec())
+    }
+
+    /// `Y = X + Attention(Norm(X))`, `X' = Y + MLP(Norm(Y))`.
+    fn reference<'f>(&self, args: &[Tensor<'f>]) -> Vec<Tensor<'f>> {
+        let types: Vec<Type> = args.iter().map(|arg| arg.ty()).collect();
+        let sizes = self.sizes(&types).expect("checked when called");
+        let (x, gate_up, down) = (args[0], args[5], args[6]);
+        let (attended, keys, values) = self.attended(sizes, args, normalized(x, self.eps).convert(x.dtype()));
+        let x = x + attended;
+        let both = project(normalized(x, self.eps).convert(x.dtype()), gate_up, wide(x.dtype()));
+        let (g, u) = (both.slice_axis(2, 0, sizes.i), both.slice_axis(2, sizes.i, 2 * sizes.i));
+        let hidden = (g * g.logistic() * u).convert(x.dtype());
+        vec![x + project(hidden, down, x.dtype()), keys, values]
+    }
+
+    fn vjp<'f>(&self, _: &[Tensor<'f>], _: &[Tensor<'f>], _: &[Tensor<'f>], _: &[bool]) -> Backward<'f> {
+        Backward::OfReference("nothing is trained through a cache")
+    }
+
+    fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering {
+        let wanted = target == Target::Cpu && matches!(choice, KernelChoice::Auto | KernelChoice::Native);
+        let sizes = self.sizes(args).expect("checked when called");
+        if !wanted || !host::fits(sizes, args) {
+            return Lowering::Reference;
+        }
+        Lowering::Native(Func::build(args, |f, args| {
+            let [y, k, v] = f.host_call(host::call(self, sizes), args)[..] else {
+                unreachable!("three results")
+            };
+            let (keys, values) = written([args[7], args[8]], [k, v], args[10]);
+            vec![y, keys, values]
+        }))
+    }
+}
+
+impl CachedBlock {
+    /// Attention between its projections, and the cache with the new tokens. x: `[b, n, m]`, normed.
+    fn attended<'f>(
+        &self,
+        sizes: Sizes,
+        args: &[Tensor<'f>],
+        x: Tensor<'f>,
+    ) -> (Tensor<'f>, Tensor<'f>, Tensor<'f>) {
+        let Sizes { b, n, h, g, t, d, e, .. } = sizes;
+        let &[_, cos, sin, qkv, o, _, _, keys, values, visible, slot, ..] = args else {
+            unreachable!("checked")
+        };
+        let qkv = project(x, qkv, x.dtype()); // [b, n, w]
+        let [of_q, of_k, of_v] = sizes.widths();
+        let part = |start: usize, width: usize| qkv.slice_axis(2, start, start + width);
+        let k = rotate(part(of_q, of_k).reshape([b, n, g, t, d]), [cos, sin]); // [b, n, g, t, d]
+        let k = k.transpose(&[0, 2, 3, 4, 1]).reshape([b * g * t, d, n]);
+        let v = part(of_q + of_k, of_v).reshape([b, n, g, 2, e / 2]).transpose(&[0, 2, 3, 1, 4]);
+        let (keys, values) = written([keys, values], [k, v.reshape([b * g * 2, n, e / 2])], slot);
+        let q = rotate(part(0, of_q).reshape([b, n, h, 2, d]), [cos, sin]); // [b, n, h, 2, d]
+        let lambda = args.get(11).copied();
+        let lambda =
+            lambda.unwrap_or_else(|| part(of_q + of_k + of_v, h).convert(wide(x.dtype())).logistic());
+        let out = x.builder().kernel(self.attention(), &[q, keys, values, visible, slot, lambda])[0]; // [b, n, h, e]
+        (project(out.convert(x.dtype()).reshape([b, n, h * e]), o, x.dtype()), keys, values)
+    }
+}
+
+/// The cache with new keys `[b*g*t, d, n]` and values `[b*g*2, n, e/2]` from `slot` on.
+fn written<'f>(
+    [keys, values]: [Tensor<'f>; 2],
+    [k, v]: [Tensor<'f>; 2],
+    slot: Tensor<'f>,
+) -> (Tensor<'f>, Tensor<'f>) {
+    let zero = slot.zeros_like();
+    let keys = keys.dynamic_update_slice(k, &[zero, zero, slot]);
+    (keys, values.dynamic_update_slice(v, &[zero, slot, zero]))
+}
+
+/// `x / sqrt(mean(x^2) + eps)` over the last axis, f32. The sum of squares is a product, which XLA's CPU code does in one
+/// pass; a sum over that many it cuts into two.
+pub fn normalized(x: Tensor<'_>, eps: f64) -> Tensor<'_> {
+    let last = x.rank() - 1;
+    let others: Vec<usize> = (0..last).collect();
+    let wide = x.convert(wide(x.dtype()));
+    let rows = wide.reshape([wide.ty().elements() / x.dim(last), x.dim(last)]);
+    let squares = rows.einsum("xm,xm->x", rows).reshape(&x.shape()[..last]);
+    let scale = (squares * (1.0 / x.dim(last) as f64) + eps).rsqrt();
+    wide * scale.along(wide, &others)
+}
+
+/// x `[b, n, m]`, w `[m, v]` -> `[b, n, v]` of the result's type: the few rows of new tokens times a matrix.
+pub fn project<'f>(x: Tensor<'f>, w: Tensor<'f>, result: DType) -> Tensor<'f> {
+    let [b, n, m] = x.shape()[..] else { panic!("x {} is not [b, n, m]", x.ty()) };
+    let y = x.builder().kernel(FewRowsLinear { result }, &[x.reshape([b * n, m]), w])[0];
+    y.reshape([b, n, y.dim(1)])
+}
