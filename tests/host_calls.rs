@@ -7,7 +7,9 @@ use engine::{
     Array, DType, Frame, Host, HostCall, HostFunction, Kernel, KernelChoice, Program, Rounding, Target, Type,
     evaluate, grad, passes,
 };
-use kernels::{CachedAttention, CachedBlock, DiffAttention, FewRowsLinear, Greatest, HeadNorm, Keys, ROWS};
+use kernels::{
+    CachedAttention, CachedBlock, DiffAttention, Greatest, HeadNorm, Keys, Linear, PANEL, ROWS, panels,
+};
 use proptest::prelude::*;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -214,27 +216,27 @@ fn numbers(random: &mut Random, shape: impl Into<Vec<usize>>, scale: f64) -> Hos
 }
 
 #[test]
-fn a_linear_map_of_few_rows() {
+fn a_linear_map() {
     // Rows that fill several groups and some that do not, and matrices that are shared and that are not.
-    let sizes = (1usize..33, 1usize..70, 1usize..90).prop_flat_map(|(n, m, v)| {
-        (Just(n), prop_oneof![Just(m), Just(600)], prop_oneof![Just(v), Just(128)])
+    let sizes = (1usize..70, 1usize..70, 1usize..50).prop_flat_map(|(n, m, panels)| {
+        (Just(n), prop_oneof![Just(m), Just(600)], prop_oneof![Just(panels), Just(128)])
     });
-    property(48, &(any::<u64>(), sizes), |(seed, (n, m, v))| {
+    property(48, &(any::<u64>(), sizes), |(seed, (n, m, panels))| {
         let mut random = Random::new(seed);
-        let args = [numbers(&mut random, [n, m], 1.0), numbers(&mut random, [m, 16 * v], 1.0)];
-        check(FewRowsLinear { result: DType::F32 }, &args, 1e-5);
+        let args = [numbers(&mut random, [n, m], 1.0), numbers(&mut random, [panels, m, PANEL], 1.0)];
+        check(Linear { result: DType::F32 }, &args, 1e-5);
     });
 }
 
 #[test]
 fn rows_do_not_depend_on_the_rows_beside_them() {
     let mut random = Random::new(5);
-    let (x, w) = (numbers(&mut random, [11, 96], 1.0), numbers(&mut random, [96, 208], 1.0));
+    let (x, w) = (numbers(&mut random, [11, 96], 1.0), numbers(&mut random, [13, 96, PANEL], 1.0));
     let rows = |first: usize, count: usize| {
         let part = Host::new([count, 96], &x.as_slice::<f32>()[96 * first..96 * (first + count)]);
         let program = Program::build("rows", |f| {
             let (x, w) = (f.input("x", part.ty().clone()), f.input("w", w.ty().clone()));
-            f.output("y", f.kernel(FewRowsLinear { result: DType::F32 }, &[x, w])[0]);
+            f.output("y", f.kernel(Linear { result: DType::F32 }, &[x, w])[0]);
         });
         let (native, _) = passes::lower(&program, Target::Cpu, KernelChoice::Native);
         let y = native.compile(client()).unwrap().call(&[part, w.clone()]).unwrap();
@@ -244,6 +246,22 @@ fn rows_do_not_depend_on_the_rows_beside_them() {
     for (first, count) in [(0, 1), (3, 2), (4, 5), (10, 1), (2, 8)] {
         assert!(rows(first, count) == all[208 * first..208 * (first + count)]);
     }
+}
+
+/// The same matrix by rows and in panels, in plain ops.
+#[test]
+fn panels_are_the_same_matrix() {
+    let mut random = Random::new(6);
+    let args = [numbers(&mut random, [3, 20], 1.0), numbers(&mut random, [20, 64], 1.0)];
+    let program = Program::build("panels", |f| {
+        let [x, w] = [0, 1].map(|i| f.input(&format!("x{i}"), args[i].ty().clone()));
+        for (name, w) in [("rows", w), ("panels", panels(w))] {
+            f.output(name, f.kernel(Linear { result: DType::F32 }, &[x, w])[0]);
+        }
+    });
+    let arrays: Vec<Array> = args.iter().map(Array::from_host).collect();
+    let found = evaluate(&program, &arrays, Rounding::None);
+    assert_eq!(found[0], found[1]);
 }
 
 #[test]
@@ -317,10 +335,10 @@ fn a_block_against_a_cache() {
             numbers(&mut random, [b, n, m], 3.0),
             numbers(&mut random, [b, n, d / 2], 1.0),
             numbers(&mut random, [b, n, d / 2], 1.0),
-            numbers(&mut random, [m, columns], 0.5),
-            numbers(&mut random, [h * 2 * half, m], 0.3),
-            numbers(&mut random, [m, 2 * i], 0.5),
-            numbers(&mut random, [i, m], 0.3),
+            numbers(&mut random, [columns / PANEL, m, PANEL], 0.5),
+            numbers(&mut random, [m / PANEL, h * 2 * half, PANEL], 0.3),
+            numbers(&mut random, [2 * i / PANEL, m, PANEL], 0.5),
+            numbers(&mut random, [m / PANEL, i, PANEL], 0.3),
             numbers(&mut random, [b * g * t, d, slots], 3.0),
             numbers(&mut random, [b * g * 2, slots, half], 3.0),
             visible,

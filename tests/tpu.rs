@@ -7,7 +7,7 @@ use engine::{
     Tensor, Type, grad,
 };
 use kernels::{CachedAttention, HeadNorm};
-use model::decode::{Drafts, Sampler, Shape, cache_types, tokens_program};
+use model::decode::{Drafts, Matrices, Sampler, Shape, cache_types, tokens_program};
 use model::{Config, Preset};
 use tests::{Mlp, mlp_step, residual_mlp, tpu};
 
@@ -205,7 +205,7 @@ fn attention_to_a_cache_compiles() {
 fn decoding_compiles_with_its_cache_in_place() {
     let config =
         Config { num_hidden_layers: 2, vocab_size: 4096, num_tokens: 4096, ..Config::preset(Preset::OneB) };
-    let shape = Shape { rows: 8, slots: 2048 };
+    let shape = Shape { rows: 8, slots: 2048, matrices: Matrices::RowMajor };
     let program = tokens_program(&config, shape, Sampler::Greedy, Drafts::SecondHead);
     let (program, forms) = passes::lower(&program, Target::TpuV6e, KernelChoice::Auto);
     let native: Vec<_> = forms.iter().filter(|(_, form)| *form == Form::Native).collect();

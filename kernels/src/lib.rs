@@ -5,7 +5,8 @@
 //! |---|---|---|---|---|
 //! | [`DiffAttention`] | one block of all rows | blocks of rows up to the diagonal | forward and backward, `diff_attention/{forward,backward}.rs` | forward and backward, `diff_attention/host/` |
 //! | [`CachedAttention`] | plain ops | on the CPU small products row by row | a few tokens, `cached_attention/native.rs` | a few tokens, `cached_attention/host.rs` |
-//! | [`FewRowsLinear`], with SwiGLU behind it | plain ops | the reference | none | up to 32 rows |
+//! | [`CachedBlock`] | plain ops and the kernels that it is made of | the reference | none | up to 32 rows, matrices in panels |
+//! | [`Linear`] | plain ops | the reference | none | matrices in panels |
 //! | [`Greatest`] | plain ops | the reference | none | all |
 //! | [`SwiGlu`] | plain ops, which XLA fuses | the reference | forward, `swiglu/tiles.rs`; chosen only by name | none |
 //! | [`ScaledLinear`] | plain ops, which XLA fuses | the reference | none | none |
@@ -46,9 +47,9 @@ mod cached_block;
 mod cross_entropy;
 mod diff_attention;
 mod dropout;
-mod few_rows;
 mod greatest;
 mod host;
+mod linear;
 mod row_dot;
 mod scaled_linear;
 mod swiglu;
@@ -59,8 +60,8 @@ pub use cached_block::{CachedBlock, normalized, project};
 pub use cross_entropy::{Gradients, LinearCrossEntropy};
 pub use diff_attention::{DiffAttention, HeadNorm, Keys, ROWS, Tiling, document_starts, rotate};
 pub use dropout::dropout_mask;
-pub use few_rows::FewRowsLinear;
 pub use greatest::Greatest;
+pub use linear::{Linear, PANEL, panels};
 pub use scaled_linear::{ScaledLinear, rms_scale};
 pub use swiglu::SwiGlu;
 

@@ -19,7 +19,7 @@ mod sample;
 mod weights;
 
 pub use sample::{Filter, Sampler};
-pub use weights::{Layer, Second, Weights, prepare_program, weight_types};
+pub use weights::{Layer, Matrices, Second, Weights, prepare_program, weight_types};
 
 use crate::config::{Attention, Config, Yarn};
 use crate::loss::soft_capped;
@@ -47,6 +47,8 @@ pub struct Shape {
     pub rows: usize,
     /// Slots of the cache: tokens of the longest prompt, padded to whole chunks, and of what is generated.
     pub slots: usize,
+    /// How the weights' matrices lie.
+    pub matrices: Matrices,
 }
 
 /// Whether [`tokens_program`] drafts.
@@ -158,8 +160,9 @@ struct Model<T> {
 }
 
 impl<'f> Model<Tensor<'f>> {
-    fn inputs(f: &'f Builder<'f>, config: &Config) -> Model<Tensor<'f>> {
-        let weights = weight_types(config).map(|name, ty| f.input(&format!("weights.{name}"), ty));
+    fn inputs(f: &'f Builder<'f>, config: &Config, shape: Shape) -> Model<Tensor<'f>> {
+        let weights =
+            weight_types(config, shape.matrices).map(|name, ty| f.input(&format!("weights.{name}"), ty));
         let table = Type::f32([config.max_position_embeddings, config.head_dim / 2]);
         Model { weights, tables: ["cos", "sin"].map(|name| f.input(&format!("rope.{name}"), table.clone())) }
     }
@@ -177,7 +180,7 @@ impl<'f> Model<Tensor<'f>> {
 /// `[rows, D]`, the state behind the chunk's last token.
 pub fn prefill_program(config: &Config, shape: Shape, chunk: usize) -> Program {
     Program::build("prefill", |f| {
-        let model = Model::inputs(f, config);
+        let model = Model::inputs(f, config, shape);
         let cache = cache_types(config, shape).map(|name, ty| f.input(name, ty));
         let ids = f.input("ids", Type::i32([shape.rows, chunk]));
         let positions = f.input("positions", Type::i32([shape.rows, chunk]));
@@ -326,7 +329,7 @@ impl<'f> Emitted<'f> {
 /// behind the draft too. So with drafts the same tokens come out as without them.
 pub fn tokens_program(config: &Config, shape: Shape, sampler: Sampler, drafts: Drafts) -> Program {
     Program::build("tokens", |f| {
-        let model = Model::inputs(f, config);
+        let model = Model::inputs(f, config, shape);
         let state = state_types(config, shape).map(|name, ty| f.input(name, ty));
         let row = Type::i32([shape.rows]);
         let left = f.input("left", row.clone());

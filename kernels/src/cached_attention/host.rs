@@ -117,7 +117,7 @@ impl WithSimd for Row<'_, '_> {
                 }
                 let map = group * key_maps + t % key_maps;
                 let keys = &call.keys[(row * g * key_maps + map) * d * slots..];
-                product(simd, &x, d, Columns { data: keys, stride: slots }, scores, used);
+                product(simd, &x, d, Columns::row_major(keys, slots), scores, used);
                 for (j, scores) in scores.chunks_mut(used).enumerate() {
                     if let Some(new) = new {
                         let scores = &mut scores[call.cached..][..n];
@@ -144,7 +144,7 @@ impl WithSimd for Row<'_, '_> {
             }
             for t in 0..2 {
                 let values = &call.values[((row * g + group) * 2 + t) * slots * half..];
-                product(simd, a, used, Columns { data: values, stride: half }, &mut o, half);
+                product(simd, a, used, Columns::row_major(values, half), &mut o, half);
                 for (j, o) in o.chunks_mut(half).enumerate() {
                     if let Some(new) = new {
                         let values = new.values[(group * 2 + t) * n * half..].chunks(half);

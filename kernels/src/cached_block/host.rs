@@ -2,21 +2,24 @@
 
 use super::{CachedBlock, Sizes};
 use crate::HeadNorm;
+use crate::PANEL;
 use crate::cached_attention::{self, host as attention};
-use crate::few_rows::{self, Then, linear};
 use crate::host::rotation::rotate;
 use crate::host::rows::normalize;
+use crate::linear::{Then, linear};
 use engine::{DType, Frame, HostCall, HostFunction, Type, Workers};
 use pulp::{Arch, Simd, WithSimd};
 
+/// Rows of x up to which the call is better than XLA's operations.
+const MOST_ROWS: usize = 32;
+
 /// Whether the call takes these sizes.
 pub(super) fn fits(sizes: Sizes, args: &[Type]) -> bool {
-    let Sizes { b, n, m, h, g, e, i, slots, .. } = sizes;
-    let vectors = [m, i, args[3].shape[1], slots, e / 2].iter().all(|width| width % 16 == 0);
-    args[0].dtype == DType::F32
-        && vectors
-        && b * n <= few_rows::MOST_ROWS
-        && n * (h / g) <= attention::MOST_ROWS
+    let Sizes { b, n, h, g, e, i, slots, .. } = sizes;
+    let panels = args[3..7].iter().all(|w| w.rank() == 3) && i % PANEL == 0;
+    let vectors = slots % 16 == 0 && e % 32 == 0;
+    let few = b * n <= MOST_ROWS && n * (h / g) <= attention::MOST_ROWS;
+    args[0].dtype == DType::F32 && panels && vectors && few
 }
 
 /// The call. Results: x behind the block, and the new tokens' keys `[b*g*t, d, n]` and values `[b*g*2, n, e/2]`.
@@ -45,7 +48,7 @@ impl HostFunction for CachedBlock {
         };
         let (g, e) = (values.shape()[0] / (2 * b), 2 * values.shape()[2]);
         let sizes =
-            Sizes { b, n, m, h: o.shape()[0] / e, g, t: of_keys / (b * g), d, e, i: down.shape()[0], slots };
+            Sizes { b, n, m, h: o.shape()[1] / e, g, t: of_keys / (b * g), d, e, i: down.shape()[1], slots };
         let slot = slot.as_slice::<i32>()[0] as usize;
         let of_attention =
             cached_attention::Sizes { b, n, g, r: sizes.h / g, d, e, slots, key_maps: sizes.t };

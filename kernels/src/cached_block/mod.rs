@@ -4,12 +4,13 @@
 
 mod host;
 
-use crate::{CachedAttention, FewRowsLinear, HeadNorm, rotate, wide};
+use crate::linear::{self, Linear};
+use crate::{CachedAttention, HeadNorm, rotate, wide};
 use engine::{Backward, DType, Func, Kernel, KernelChoice, Lowering, ShapeError, Target, Tensor, Type};
 
 /// Arguments: x `[b, n, m]`, the residual stream of n new tokens; cos and sin of their positions, `[b, n, d/2]` f32; the
-/// matrices behind their norms, all `[in, out]`: Wqkv `[m, w]`, Wo `[h*e, m]`, gate and up side by side `[m, 2*i]`, down
-/// `[i, m]`; keys `[b*g*t, d, slots]` and values `[b*g*2, slots, e/2]` of the tokens before, t = 2 or 1 where the two maps
+/// matrices behind their norms, all `[in, out]` or in panels as [`Linear`] has them: Wqkv `[m, w]`, Wo `[h*e, m]`, gate and
+/// up side by side `[m, 2*i]`, down `[i, m]`; keys `[b*g*t, d, slots]` and values `[b*g*2, slots, e/2]` of the tokens before, t = 2 or 1 where the two maps
 /// share their keys; visible `[b, slots]` bool; slot, i32, that of the first new token, at most `slots - n`; and behind
 /// heads with a norm lambda, an f32 scalar. Without a norm the last h columns of Wqkv give lambda, through a sigmoid.
 /// Columns of Wqkv: queries (h, 2, d), keys (g, t, d), values (g, e).
@@ -62,27 +63,22 @@ impl CachedBlock {
             ));
         };
         let (g, e) = (of_values / (2 * b).max(1), 2 * half);
-        let sizes = Sizes {
-            b,
-            n,
-            m,
-            h: o.shape.first().map_or(0, |rows| rows / e.max(1)),
-            g,
-            t: of_keys / (b * g).max(1),
-            d,
-            e,
-            i: down.shape.first().copied().unwrap_or(0),
-            slots,
+        let matrix = |name: &str, w: &Type, rows: usize| match linear::columns(w, rows) {
+            Some(columns) if w.dtype == x.dtype => Ok(columns),
+            _ => Err(ShapeError(format!("{name} {w} does not map rows of {} {}", rows, x.dtype))),
         };
-        let Sizes { h, i, .. } = sizes;
-        let own_lambda = if self.norm == HeadNorm::None { h } else { 0 };
-        let columns = sizes.widths().iter().sum::<usize>() + own_lambda;
-        let shapes = [[m, columns], [h * e, m], [m, 2 * i], [i, m]];
-        for (found, shape) in [qkv, o, gate_up, down].into_iter().zip(shapes) {
-            let wanted = x.with_shape(shape);
-            if *found != wanted {
-                return Err(ShapeError(format!("wants a matrix {wanted}, not {found}")));
-            }
+        let inner = matrix("gate and up", gate_up, m)? / 2;
+        let t = of_keys / (b * g).max(1);
+        let width = matrix("qkv", qkv, m)?;
+        // Columns of a head's queries, and with them of its own lambda.
+        let of_head = 2 * d + usize::from(self.norm == HeadNorm::None);
+        let h = width.saturating_sub(g * (t * d + e)) / of_head;
+        let sizes = Sizes { b, n, m, h, g, t, d, e, i: inner, slots };
+        let exact = width == h * of_head + g * (t * d + e) && h > 0;
+        if !exact || matrix("o", o, h * e)? != m || matrix("down", down, inner)? != m {
+            return Err(ShapeError(format!(
+                "qkv {qkv}, o {o} and down {down} do not fit x {x} and keys {keys}"
+            )));
         }
         let table = Type::f32([b, n, d / 2]);
         if *cos != table || *sin != table {
@@ -200,9 +196,9 @@ pub fn normalized(x: Tensor<'_>, eps: f64) -> Tensor<'_> {
     wide * scale.along(wide, &others)
 }
 
-/// x `[b, n, m]`, w `[m, v]` -> `[b, n, v]` of the result's type: the few rows of new tokens times a matrix.
+/// x `[b, n, m]`, W as [`Linear`] has it -> `[b, n, v]` of the result's type: the rows of new tokens times a matrix.
 pub fn project<'f>(x: Tensor<'f>, w: Tensor<'f>, result: DType) -> Tensor<'f> {
     let [b, n, m] = x.shape()[..] else { panic!("x {} is not [b, n, m]", x.ty()) };
-    let y = x.builder().kernel(FewRowsLinear { result }, &[x.reshape([b * n, m]), w])[0];
+    let y = x.builder().kernel(Linear { result }, &[x.reshape([b * n, m]), w])[0];
     y.reshape([b, n, y.dim(1)])
 }

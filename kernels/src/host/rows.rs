@@ -1,16 +1,38 @@
 //! A few rows times a matrix that is read once for all of them: where the time is that of the matrix's bytes.
 
+use crate::PANEL;
 use pulp::Simd;
 use std::array;
 
 /// Rows that share one reading of the matrix: their sums, two registers each, fit the processor's 32.
 pub(crate) const ROWS: usize = 8;
 
-/// Columns of a matrix: the first element of row `k` is `data[k * stride]`.
+/// Columns of a matrix, 16 of which lie side by side in each row: number c of row k is
+/// `data[k * row + c / 16 * group + c % 16]`.
 #[derive(Clone, Copy)]
 pub(crate) struct Columns<'a> {
-    pub(crate) data: &'a [f32],
-    pub(crate) stride: usize,
+    data: &'a [f32],
+    /// From a row to the next, a multiple of 16.
+    row: usize,
+    /// From 16 columns to the next, a multiple of 16.
+    group: usize,
+}
+
+impl<'a> Columns<'a> {
+    /// All columns of a row-major matrix whose rows are `stride` apart.
+    pub(crate) fn row_major(data: &'a [f32], stride: usize) -> Columns<'a> {
+        Columns { data, row: stride, group: PANEL }
+    }
+
+    /// All columns of a matrix of `rows` rows in panels, `[v/16, rows, 16]`.
+    pub(crate) fn panels(data: &'a [f32], rows: usize) -> Columns<'a> {
+        Columns { data, row: PANEL, group: rows * PANEL }
+    }
+
+    /// Those from `first` on, a multiple of 16.
+    pub(crate) fn from(self, first: usize) -> Columns<'a> {
+        Columns { data: &self.data[first / PANEL * self.group..], ..self }
+    }
 }
 
 /// `y = x W`. x: at most [`ROWS`] rows of `depth` numbers each; y: as many rows, all of the width of W's columns, which
@@ -43,11 +65,9 @@ fn multiply_rows<S: Simd, const R: usize>(
     let y: [&mut [S::f32s]; R] = array::from_fn(|_| rows.next().expect("as many rows as were counted"));
     let x: [&[f32]; R] = array::from_fn(|r| &x[r * depth..][..depth]);
     let mut product = Product { simd, x, w, y, column: 0 };
-    // Sums in registers, 32 of them with the operands where vectors are widest.
+    // Sums in registers, 32 of them with the operands where vectors are widest. One row has eight sums, which is what the
+    // additions' latency wants.
     if S::REGISTER_COUNT >= 32 {
-        if R == 1 {
-            product.columns::<16>();
-        }
         if R <= 2 {
             product.columns::<8>();
         }
@@ -70,24 +90,41 @@ struct Product<'a, S: Simd, const R: usize> {
 }
 
 impl<S: Simd, const R: usize> Product<'_, S, R> {
-    /// Columns, N vectors at once, as many as there are.
+    /// Columns, N vectors at once, as many as there are. Its loops are plain ones, as in `matrix.rs`.
     #[inline(always)]
+    #[expect(
+        clippy::needless_range_loop,
+        clippy::manual_memcpy,
+        reason = "plain loops keep the sums in registers"
+    )]
     fn columns<const N: usize>(&mut self) {
         let Product { simd, x, w, ref mut y, ref mut column } = *self;
+        let (vectors, lanes, depth) = (S::as_simd_f32s(w.data).0, S::F32_LANES, x[0].len());
+        // Slices of one length, so that one check of bounds serves for all columns.
+        let (row, reach) = (w.row / lanes, (depth - 1) * (w.row / lanes) + 1);
         while *column + N <= y[0].len() {
+            let mut columns = [vectors; N];
+            for n in 0..N {
+                let first = (*column + n) * lanes;
+                columns[n] = &vectors[(first / PANEL * w.group + first % PANEL) / lanes..][..reach];
+            }
             let mut sums = [[simd.splat_f32s(0.0); N]; R];
-            for k in 0..x[0].len() {
-                let w = &w.data[k * w.stride + *column * S::F32_LANES..][..N * S::F32_LANES];
-                let w = S::as_simd_f32s(w).0;
-                for (x, sums) in x.iter().zip(&mut sums) {
-                    let x = simd.splat_f32s(x[k]);
-                    for (sum, &w) in sums.iter_mut().zip(w) {
-                        *sum = simd.mul_add_f32s(x, w, *sum);
+            let (mut k, mut at) = (0, 0);
+            while at < reach {
+                for r in 0..R {
+                    let x = simd.splat_f32s(x[r][k]);
+                    for n in 0..N {
+                        sums[r][n] = simd.mul_add_f32s(x, columns[n][at], sums[r][n]);
                     }
                 }
+                k += 1;
+                at += row;
             }
-            for (y, sums) in y.iter_mut().zip(&sums) {
-                y[*column..][..N].copy_from_slice(sums);
+            for r in 0..R {
+                let y = &mut y[r][*column..][..N];
+                for n in 0..N {
+                    y[n] = sums[r][n];
+                }
             }
             *column += N;
         }

@@ -3,12 +3,12 @@
 use crate::config::{Attention, Config};
 use crate::folded::fold;
 use crate::params::{Params, specs};
-use engine::{DType, Program, Tensor, Type};
+use engine::{DType, Program, Target, Tensor, Type};
+use kernels::{PANEL, panels};
 
 /// The parameters as a training step reads them, [`Folded`](crate::Folded), layer by layer. A token reads every matrix
 /// once, so each lies in one piece (a slice of a stack would be copied first), matrices that read the same vector lie
-/// side by side in one, and all are `[in, out]`: XLA's CPU code for a vector times such a matrix runs at the memory's
-/// speed.
+/// side by side in one, and all are `[in, out]`, or in panels ([`Matrices`]).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Weights<T> {
     /// Rows of the embedding, `[V, D]`.
@@ -21,6 +21,25 @@ pub struct Weights<T> {
     pub norm: T,
     /// The head of the second token.
     pub second: Option<Second<T>>,
+}
+
+/// How matrices lie in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Matrices {
+    /// `[in, out]`.
+    RowMajor,
+    /// `[out/16, in, 16]`, those whose `out` is a multiple of 16: as the CPU's native kernels read them.
+    Panels,
+}
+
+impl Matrices {
+    /// What a target reads fastest.
+    pub fn of(target: Target) -> Matrices {
+        match target {
+            Target::Cpu => Matrices::Panels,
+            Target::Cuda | Target::TpuV6e => Matrices::RowMajor,
+        }
+    }
 }
 
 /// One block.
@@ -88,10 +107,13 @@ impl<T> Weights<T> {
 }
 
 /// The types of a configuration's weights.
-pub fn weight_types(config: &Config) -> Weights<Type> {
+pub fn weight_types(config: &Config, matrices: Matrices) -> Weights<Type> {
     let dtype = config.dtype.dtype();
     let (d_model, inner, vocabulary) = (config.hidden_size, config.intermediate_size, config.vocab_size);
-    let matrix = |rows, columns| Type::new(dtype, [rows, columns]);
+    let matrix = |rows, columns| match matrices {
+        Matrices::Panels if columns % PANEL == 0 => Type::new(dtype, [columns / PANEL, rows, PANEL]),
+        _ => Type::new(dtype, [rows, columns]),
+    };
     let vector = |width| Type::f32([width]);
     let (lambda, lambda_width) = match config.attention {
         Attention::DiffV1 => (Some(Type::scalar(DType::F32)), 0),
@@ -105,7 +127,7 @@ pub fn weight_types(config: &Config) -> Weights<Type> {
         down: matrix(inner, d_model),
     };
     Weights {
-        embed: matrix(vocabulary, d_model),
+        embed: Type::new(dtype, [vocabulary, d_model]),
         head: matrix(d_model, vocabulary),
         layers: vec![layer; config.num_hidden_layers],
         norm: vector(d_model),
@@ -118,11 +140,12 @@ pub fn weight_types(config: &Config) -> Weights<Type> {
 }
 
 /// From master weights, as trained and as in checkpoints, to [`Weights`]. Inputs `params.*`, outputs the weights.
-pub fn prepare_program(config: &Config) -> Program {
+pub fn prepare_program(config: &Config, matrices: Matrices) -> Program {
     Program::build("prepare", |f| {
         let params = specs(config).map(|name, spec| f.input(&format!("params.{name}"), spec.ty));
         let made = prepared(config, &params).into_flat();
-        for ((name, tensor), (_, ty)) in made.into_iter().zip(weight_types(config).into_flat()) {
+        for ((name, tensor), (_, ty)) in made.into_iter().zip(weight_types(config, matrices).into_flat()) {
+            let tensor = if ty.rank() == 3 { panels(tensor) } else { tensor };
             assert!(tensor.ty() == ty, "weight `{name}` is {}, not {ty}", tensor.ty());
             f.output(&name, tensor);
         }

@@ -5,7 +5,7 @@
 //! trained checkpoint tells.
 
 use decode::{Batch, Generator, Sampling, Speculation, Statistics, key};
-use model::decode::weight_types;
+use model::decode::{Matrices, weight_types};
 use model::{Config, Preset, initial_params};
 use std::hint::black_box;
 use std::ops::ControlFlow;
@@ -18,7 +18,7 @@ const ROUNDS: usize = 15;
 
 fn main() {
     let config = Config::preset(Preset::Bench);
-    let weights = weight_types(&config);
+    let weights = weight_types(&config, Matrices::Panels);
     let second: usize = weights.second.as_ref().map_or(0, |second| second.proj.bytes() + second.head.bytes());
     // Of the embedding only the token's row is read, of the second head nothing without drafts.
     let read = weights.clone().into_flat().iter().map(|(_, ty)| ty.bytes()).sum::<usize>()

@@ -6,7 +6,7 @@ use engine::pjrt::{Arg, Buffer};
 use engine::random::threefry2x32;
 use engine::{Compiled, DType, Host, Target, Type};
 use model::decode::{
-    Drafts, Filter, Sampler, Shape, State, TOKENS, cache_types, prefill_program, prepare_program,
+    Drafts, Filter, Matrices, Sampler, Shape, State, TOKENS, cache_types, prefill_program, prepare_program,
     spread_program, state_types, stretched, tokens_program,
 };
 use model::rope::rope_tables;
@@ -85,7 +85,8 @@ impl Generator {
             // XLA's CPU code widens bf16 weights at each use, which takes longer than to read f32.
             config.dtype = Compute::F32;
         }
-        let (prepare, _) = device.compile(&prepare_program(&config), Kernels::Auto, CodeGeneration::Quick)?;
+        let prepare = prepare_program(&config, Matrices::of(device.target()));
+        let (prepare, _) = device.compile(&prepare, Kernels::Auto, CodeGeneration::Quick)?;
         let masters = params.iter().map(|(_, host)| device.put(host)).collect::<Result<Vec<Buffer>>>()?;
         let weights = prepare.run(masters.iter().map(Arg::Keep)).context("preparing the weights")?;
         Ok(Generator { device, config, weights, tables: Vec::new(), programs: HashMap::new() })
@@ -150,7 +151,7 @@ impl Generator {
         let padded = longest.next_multiple_of(chunk);
         let slots = (padded + self.new_slots(batch)).next_multiple_of(SLOTS);
         let prompts = batch.prompts.len();
-        let shape = Shape { rows: prompts, slots };
+        let shape = Shape { rows: prompts, slots, matrices: Matrices::of(self.device.target()) };
         let tables = self.tables(positions)?;
         let program = Wanted::Prefill { shape, chunk };
         self.program(program, took)?;
@@ -226,7 +227,7 @@ impl Generator {
             "this model has no second head to draft with (mtp_num_tokens is 0); use --speculative off"
         );
         let rows = batch.rows.len();
-        let shape = Shape { rows, slots: prefilled.shape.slots };
+        let shape = Shape { rows, ..prefilled.shape };
         let sampler = sampler(batch.sampling);
         let mut choice = Choice::new(batch.speculation, has_head);
         let mut state = self.spread(batch, prefilled, shape, took)?;

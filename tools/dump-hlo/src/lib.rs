@@ -127,8 +127,8 @@ fn built(arguments: &Arguments, earlier: Option<&Dump>) -> Result<String> {
         arguments.format != Format::Cycles || arguments.stage == Stage::Optimized,
         "--format cycles shows what the TPU's compiler estimates: add --platform tpu:v6e:1x1 --stage optimized"
     );
-    let program = programs::build(&arguments.program, &run, arguments.micro_batch)?;
     let target = arguments.platform.target()?;
+    let program = programs::build(&arguments.program, &run, arguments.micro_batch, target)?;
     let (lowered, forms) = engine::passes::lower(&program, target, run.kernels.choice());
     let made = match arguments.stage {
         Stage::Stablehlo => None,

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail, ensure};
 use engine::{Backward, Func, Kernel, KernelChoice, Lowering, Op, Program, ShapeError, Target, Tensor, Type};
-use model::decode::{Drafts, Sampler, Shape, prefill_program, tokens_program};
+use model::decode::{Drafts, Matrices, Sampler, Shape, prefill_program, tokens_program};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use train::config::RunConfig;
@@ -11,9 +11,10 @@ use train::step::{step_of, validation_program};
 /// Tokens of a prompt that one call of the prefill program takes, where the cache has room for them.
 const CHUNK: usize = 256;
 
-/// A program before its kernels are chosen; `rows` are those of a decoding program.
-pub(crate) fn build(name: &str, run: &RunConfig, rows: Option<usize>) -> Result<Program> {
-    let decoding = Shape { rows: rows.unwrap_or(1), slots: run.batch.seq };
+/// A program for a target before its kernels are chosen; `rows` are those of a decoding program.
+pub(crate) fn build(name: &str, run: &RunConfig, rows: Option<usize>, target: Target) -> Result<Program> {
+    let matrices = Matrices::of(target);
+    let decoding = Shape { rows: rows.unwrap_or(1), slots: run.batch.seq, matrices };
     Ok(match name {
         "step" => step_of(run),
         "loss" => validation_program(&run.model, run.batch),
