@@ -160,9 +160,16 @@ fn a_chain_of_things_waits_for_each() {
     let wanted = (0..50).fold(x.clone(), |x, _| {
         (0..40).map(|i| (x[..=i].iter().sum::<f32>() + 1.0) % 97.0).collect::<Vec<f32>>()
     });
-    for _ in 0..200 {
-        assert_eq!(compiled.call(&[Host::new([40], &x)]).unwrap(), [Host::new([40], &wanted)]);
-    }
+    // Several callers at once.
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                for _ in 0..70 {
+                    assert_eq!(compiled.call(&[Host::new([40], &x)]).unwrap(), [Host::new([40], &wanted)]);
+                }
+            });
+        }
+    });
     for (place, number, why) in
         [(0, 200.0, "200 is too much"), (3, -1.0, "-1 is below 0"), (39, -2.0, "-2 is below 0")]
     {

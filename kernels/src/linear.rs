@@ -76,7 +76,7 @@ impl Kernel for Linear {
     }
 
     fn vjp<'f>(&self, _: &[Tensor<'f>], _: &[Tensor<'f>], _: &[Tensor<'f>], _: &[bool]) -> Backward<'f> {
-        Backward::OfReference("nothing is trained on few rows")
+        Backward::OfReference("nothing is trained through it")
     }
 
     fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering {
