@@ -166,11 +166,21 @@ pub enum Form {
     Native,
 }
 
-/// Chooses a form for every kernel, and drops layout pins where they mean nothing. Returns the choices: (kernel, form),
+/// Chooses a form for every kernel, also inside of forms, and drops layout pins where they mean nothing. Returns the choices: (kernel, form),
 /// each once.
 pub fn select(program: &Program, target: Target, choice: KernelChoice) -> (Program, Vec<(String, Form)>) {
     let mut chosen = BTreeSet::new();
-    let main = rewrite(program.main(), &mut |builder, op, operands| match op {
+    let main = selected(program.main(), target, choice, &mut chosen);
+    (program.with_main(main), chosen.into_iter().collect())
+}
+
+fn selected(
+    func: &Func,
+    target: Target,
+    choice: KernelChoice,
+    chosen: &mut BTreeSet<(String, Form)>,
+) -> Func {
+    rewrite(func, &mut |builder, op, operands| match op {
         Op::Pin(_) if target != Target::TpuV6e => Some(operands.to_vec()),
         Op::KernelCall(kernel) => {
             let types: Vec<Type> = operands.iter().map(|operand| operand.ty()).collect();
@@ -178,16 +188,15 @@ pub fn select(program: &Program, target: Target, choice: KernelChoice) -> (Progr
                 KernelChoice::Reference => Lowering::Reference,
                 _ => kernel.0.lower(&types, target, choice),
             };
-            let (form, op) = match lowering {
-                Lowering::Reference => {
-                    (Form::Reference, Op::from(called(kernel.0.name(), kernel.reference(&types))))
-                }
-                Lowering::Portable(func) => (Form::Portable, called(kernel.0.name(), func).into()),
-                Lowering::Native(func) => (Form::Native, called(kernel.0.name(), func).into()),
+            let (form, func) = match lowering {
+                Lowering::Reference => (Form::Reference, kernel.reference(&types)),
+                Lowering::Portable(func) => (Form::Portable, func),
+                Lowering::Native(func) => (Form::Native, func),
             };
             chosen.insert((kernel.0.name(), form));
             let wanted = kernel.0.infer(&types);
-            let results = builder.push(op, operands);
+            let body = selected(&func, target, choice, chosen);
+            let results = builder.push(called(kernel.0.name(), body), operands);
             let found: Vec<Type> = results.iter().map(|result| result.ty()).collect();
             assert!(
                 wanted == Ok(found.clone()),
@@ -197,8 +206,7 @@ pub fn select(program: &Program, target: Target, choice: KernelChoice) -> (Progr
             Some(results)
         }
         _ => None,
-    });
-    (program.with_main(main), chosen.into_iter().collect())
+    })
 }
 
 /// [`select`], calls in place (`stacks.rs`), then [`fold`], then [`verify`]: what stands between a built program and its text.

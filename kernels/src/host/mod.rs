@@ -3,3 +3,4 @@
 pub(crate) mod exponential;
 pub(crate) mod matrix;
 pub(crate) mod rows;
+pub(crate) mod tiles;
