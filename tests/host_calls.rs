@@ -8,7 +8,8 @@ use engine::{
     evaluate, grad, passes,
 };
 use kernels::{
-    CachedAttention, CachedBlock, DiffAttention, Greatest, HeadNorm, Keys, Linear, PANEL, ROWS, panels,
+    CachedAttention, CachedBlock, DiffAttention, Greatest, HeadNorm, Keys, Linear, PANEL, ROWS, SwiGlu,
+    panels,
 };
 use proptest::prelude::*;
 use std::sync::OnceLock;
@@ -195,15 +196,20 @@ fn check<K: Kernel + Clone + 'static>(kernel: K, args: &[Host], tolerance: f64) 
 }
 
 fn check_program(program: &Program, args: &[Host], tolerance: f64) {
-    let arrays: Vec<Array> = args.iter().map(Array::from_host).collect();
-    let truth = evaluate(program, &arrays, Rounding::None);
     let (native, forms) = passes::lower(program, Target::Cpu, KernelChoice::Native);
     assert!(!forms.is_empty() && forms.iter().all(|(_, form)| *form == passes::Form::Native), "{forms:?}");
+    check_lowered(program, &native, args, tolerance);
+}
+
+/// A program in native forms against the exact value of its references.
+fn check_lowered(program: &Program, native: &Program, args: &[Host], tolerance: f64) {
+    let arrays: Vec<Array> = args.iter().map(Array::from_host).collect();
+    let truth = evaluate(program, &arrays, Rounding::None);
     let compiled = native.compile(client()).unwrap();
     let found = compiled.call(args).unwrap();
     // As many workers as there are or one: the same bits, each time.
     assert_eq!(compiled.call(args).unwrap(), found);
-    let alone = evaluate(&native, &arrays, Rounding::EachOp);
+    let alone = evaluate(native, &arrays, Rounding::EachOp);
     for (i, ((found, alone), truth)) in found.iter().zip(&alone).zip(&truth).enumerate() {
         assert_eq!(*found, alone.to_host());
         if found.ty().dtype == DType::I32 {
@@ -410,5 +416,49 @@ fn differential_attention() {
             }
         });
         check_program(&program, &args, 1e-5);
+    });
+}
+
+#[test]
+fn the_gradient_of_swiglu() {
+    // Rows and columns that fill chunks and tiles and some that do not.
+    let sizes = (prop_oneof![1usize..90, 250usize..600], 1usize..12, 1usize..12);
+    let rates = prop_oneof![Just(0.0), Just(0.3)];
+    let scales = prop_oneof![Just(0.1), Just(0.5), Just(2.0)];
+    property(24, &(any::<u64>(), sizes, rates, scales), |(seed, (n, m, i), rate, scale)| {
+        let (m, i) = (16 * m, 16 * i);
+        let mut random = Random::new(seed);
+        let mut args = vec![
+            numbers(&mut random, [n, m], 1.0),
+            random.array(Type::f32([n]), 0.5, 2.0).to_host(),
+            numbers(&mut random, [m, i], scale),
+            numbers(&mut random, [m, i], scale),
+            numbers(&mut random, [i, m], scale),
+        ];
+        if rate > 0.0 {
+            for count in [n, i] {
+                let words: Vec<u32> = (0..count).map(|_| random.below(1 << 32) as u32).collect();
+                args.push(Host::new([count], &words));
+            }
+        }
+        let dy = numbers(&mut random, [n, m], 1.0);
+        let program = Program::build("swiglu", |f| {
+            let inputs: Vec<_> =
+                args.iter().enumerate().map(|(i, arg)| f.input(&format!("x{i}"), arg.ty().clone())).collect();
+            let dy = f.input("dy", dy.ty().clone());
+            let y = f.kernel(SwiGlu { rate }, &inputs)[0];
+            // That of the scale is made of dx by plain operations.
+            let wanted = [0, 2, 3, 4].map(|i| inputs[i]);
+            for (i, gradient) in grad((y * dy).sum_all(), &wanted).into_iter().enumerate() {
+                f.output(&format!("d{i}"), gradient);
+            }
+        });
+        let args = [&args[..], &[dy]].concat();
+        let (native, forms) = passes::lower(&program, Target::Cpu, KernelChoice::Auto);
+        let on_host = |(name, form): &(String, passes::Form)| {
+            name.starts_with("swiglu_backward") && *form == passes::Form::Native
+        };
+        assert!(forms.iter().any(on_host), "{forms:?}");
+        check_lowered(&program, &native, &args, 1e-5);
     });
 }

@@ -419,7 +419,9 @@ fn attention_to_a_cache_is_the_naive_one() {
 
 fn check_swiglu(seed: u64, [n, m, i]: [usize; 3], rate: f64, dtype: DType, tolerance: f64, on_cpu: bool) {
     let matrix = Type::new(dtype, [m, i]);
-    let mut types = vec![Type::new(dtype, [n, m]), Type::new(wide(dtype), [n]), matrix.clone(), matrix];
+    let x = Type::new(dtype, [n, m]);
+    let down = Type::new(dtype, [i, m]);
+    let mut types = vec![x, Type::new(wide(dtype), [n]), matrix.clone(), matrix, down];
     let mut random = Random::new(!seed);
     let mut given = vec![(1, scales(&mut random, n))];
     if rate > 0.0 {
@@ -430,20 +432,20 @@ fn check_swiglu(seed: u64, [n, m, i]: [usize; 3], rate: f64, dtype: DType, toler
     }
     Check {
         kernel: SwiGlu { rate },
-        wrt: vec![0, 1, 2, 3],
+        wrt: vec![0, 1, 2, 3, 4],
         types,
         given,
-        results: 3,
+        results: 1,
         naive: function(move |args| {
             let x = args[0].convert(wide(dtype));
             let x = x * args[1].along(x, &[0]);
             let (g, u) = (x.matmul(args[2].convert(x.dtype())), x.matmul(args[3].convert(x.dtype())));
             let h = g / ((-g).exp() + 1.0) * u;
-            let h = match args[4..] {
+            let h = match args[5..] {
                 [rows, columns] => h * dropout_mask(rows, columns, rate, h.dtype()),
                 _ => h,
             };
-            [h, g, u].map(|x| x.convert(dtype)).to_vec()
+            vec![h.matmul(args[4].convert(h.dtype())).convert(dtype)]
         }),
     }
     .run(seed, tolerance, on_cpu);

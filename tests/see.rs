@@ -170,10 +170,10 @@ const HIDDEN: i64 = 352;
 #[test]
 fn the_figures_of_a_known_program_are_those_of_its_formula() {
     let json: Value = serde_json::from_str(&dumped(&[&SWIGLU[..], &["--format", "json"]].concat())).unwrap();
-    let products = 2 * 2 * TOKENS * WIDTH * HIDDEN;
-    assert_eq!(json["ops"]["dot_general"], serde_json::json!({ "count": 2, "runs": 2.0 }));
+    let products = 3 * 2 * TOKENS * WIDTH * HIDDEN;
+    assert_eq!(json["ops"]["dot_general"], serde_json::json!({ "count": 3, "runs": 3.0 }));
     assert_eq!(json["flops"]["by_op"]["dot_general"].as_f64().unwrap(), products as f64);
-    // r (x W) twice, and g * sigmoid(g) * u: four products and a sigmoid of each hidden value.
+    // r (x W) twice, g * sigmoid(g) * u, and the product of that: four products and a sigmoid of each hidden value.
     assert_eq!(json["flops"]["total"].as_f64().unwrap(), (products + 5 * TOKENS * HIDDEN) as f64);
     let kernels: Vec<_> = json["kernels"].as_object().unwrap().iter().collect();
     assert!(
@@ -187,9 +187,9 @@ fn the_figures_of_a_known_program_are_those_of_its_formula() {
     let optimized = [&SWIGLU[..], &["--format", "json", "--stage", "optimized"]].concat();
     let json: Value = serde_json::from_str(&dumped(&optimized)).unwrap();
     let memory = &json["compiled"]["memory"];
-    // x, the scale of its rows, and two matrices.
-    assert_eq!(memory["arguments"].as_i64().unwrap(), 4 * (TOKENS * WIDTH + TOKENS + 2 * WIDTH * HIDDEN));
-    let outputs = memory["outputs"].as_i64().unwrap() - 4 * 3 * TOKENS * HIDDEN;
+    // x, the scale of its rows, and three matrices; y, g and u.
+    assert_eq!(memory["arguments"].as_i64().unwrap(), 4 * (TOKENS * WIDTH + TOKENS + 3 * WIDTH * HIDDEN));
+    let outputs = memory["outputs"].as_i64().unwrap() - 4 * TOKENS * (WIDTH + 2 * HIDDEN);
     // A tuple of pointers stands beside the results.
     assert!((0..=64).contains(&outputs), "{memory}");
     assert!(json["compiled"]["cost"]["flops"].as_f64().unwrap() >= products as f64);
@@ -216,11 +216,11 @@ fn a_table_of_cycles_has_groups_a_roofline_and_what_changed() {
     );
     let groups: Vec<&Value> = cycles["breakdown"]["groups"].as_object().unwrap().values().collect();
     assert_eq!((groups.len(), sum(groups.clone(), "estimated")), (6, total));
-    let matmuls = (2 * 2 * TOKENS * WIDTH * HIDDEN) as f64 / 493e3;
+    let matmuls = (3 * 2 * TOKENS * WIDTH * HIDDEN) as f64 / 493e3;
     let found = cycles["breakdown"]["groups"]["layer_matmuls"]["matmuls"].as_f64().unwrap();
     assert!((found / matmuls - 1.0).abs() < 1e-12, "{cycles:#}");
     // All weights come from main memory, at 936 bytes a cycle.
-    let bytes = 4 * 2 * WIDTH * HIDDEN;
+    let bytes = 4 * 3 * WIDTH * HIDDEN;
     let roofline = sum(groups, "roofline") + cycles["breakdown"]["transfers"].as_f64().unwrap();
     assert!(roofline > bytes as f64 / 936.0 && roofline < total, "{cycles:#}");
 
@@ -306,7 +306,7 @@ fn what_cannot_be_shown_is_said_in_one_line() {
         (&["--program", "wat"], "wanted step, loss, prefill, decode, or kernel:NAME"),
         (
             &["--program", "kernel:wat"],
-            "diff_attention, diff_attention_backward, linear_cross_entropy, row_dot, scaled_linear, swiglu",
+            "diff_attention, diff_attention_backward, linear_cross_entropy, row_dot, scaled_linear, swiglu, swiglu_backward",
         ),
         (&["--format", "svg", "--stage", "optimized"], "leave out --stage optimized"),
         (&["--format", "cycles"], "--platform tpu:v6e:1x1 --stage optimized"),

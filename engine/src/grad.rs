@@ -265,8 +265,18 @@ pub(crate) fn vjp<'f>(
     wrt.iter().map(total).collect()
 }
 
-/// A cotangent on its way into a sum of a wider type. A matrix product's own sums are wide: they are not rounded first.
+/// A cotangent on its way into a sum of a wider type. A matrix product's own sums are wide, and so is what was wide before
+/// it got the tensor's type: they are not rounded first.
 pub(crate) fn widened<'f>(ct: Tensor<'f>, dtype: DType) -> Tensor<'f> {
+    let before = ct.builder().with_node(ct.value().node, |node| match &node.op {
+        Op::Convert(_) => Some(node.operands[0]),
+        _ => None,
+    });
+    if let Some(before) =
+        before.map(|value| ct.builder().tensor(value)).filter(|before| before.dtype() == dtype)
+    {
+        return before;
+    }
     let dot = ct.builder().with_node(ct.value().node, |node| match &node.op {
         Op::DotGeneral(dot) if dot.dtype != dtype => {
             Some((DotGeneral { dtype, ..dot.clone() }, node.operands.clone()))

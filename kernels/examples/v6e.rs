@@ -125,6 +125,7 @@ fn program(case: Case) -> (Program, KernelChoice) {
             let program = Program::build("swiglu", |f| {
                 let mut args = vec![f.input("x", bf16(vec![n, m])), f.input("scale", Type::f32([n]))];
                 args.extend(["gate", "up"].map(|name| f.input(name, bf16(vec![m, i]))));
+                args.push(f.input("down", bf16(vec![i, m])));
                 if rate > 0.0 {
                     let words = [("rows", n), ("columns", i)];
                     args.extend(words.map(|(name, count)| f.input(name, Type::new(DType::U32, [count]))));

@@ -48,7 +48,8 @@ fn chunk_of(target: Target) -> usize {
         // Mcycles for 16384 tokens, 66 with 2048; with 64 MiB of on-chip memory for an operation 60 with 2048 and 52
         // with 4096 (V6E A 3).
         Target::TpuV6e => 4096,
-        Target::Cpu | Target::Cuda => 1024,
+        Target::Cpu => 256,
+        Target::Cuda => 1024,
     }
 }
 

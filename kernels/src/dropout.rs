@@ -24,6 +24,17 @@ pub fn dropout_mask<'f>(rows: Tensor<'f>, columns: Tensor<'f>, rate: f64, dtype:
     bits.ge(threshold(rate)).select(scale, 0.0)
 }
 
+/// [`dropout_mask`] of one column on the host: writes the factor of each row. rows: their random words.
+#[inline(always)]
+pub(crate) fn column_mask(rows: &[u32], column: u32, rate: f64, mask: &mut [f32]) {
+    let (threshold, scale) = (threshold(rate), (1.0 / (1.0 - rate)) as f32);
+    for (row, mask) in rows.iter().zip(mask) {
+        let mixed = (row ^ column).wrapping_mul(MIX[0]);
+        let bits = (mixed ^ (mixed >> SHIFT)).wrapping_mul(MIX[1]);
+        *mask = if bits >= threshold { scale } else { 0.0 };
+    }
+}
+
 /// [`dropout_mask`] in a tile, f32. rows: i32 `[n, 1]`, columns: i32 `[1, width]`, the words' bits.
 pub(crate) fn tile_mask<'k>(rows: Vector<'k>, columns: Vector<'k>, rate: f64) -> Vector<'k> {
     let shape = [rows.shape()[0], columns.shape()[1]];

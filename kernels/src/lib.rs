@@ -8,7 +8,7 @@
 //! | [`CachedBlock`] | plain ops and the kernels that it is made of | the reference | none | up to 32 rows, matrices in panels |
 //! | [`Linear`] | plain ops | the reference | none | matrices in panels |
 //! | [`Greatest`] | plain ops | the reference | none | all |
-//! | [`SwiGlu`] | plain ops, which XLA fuses | the reference | forward, `swiglu/tiles.rs`; chosen only by name | none |
+//! | [`SwiGlu`] | plain ops, which XLA fuses | the reference | forward, `swiglu/tiles.rs`; chosen only by name | backward, `swiglu/host.rs` |
 //! | [`ScaledLinear`] | plain ops, which XLA fuses | the reference | none | none |
 //! | `row_dot`, for [`rms_scale`] and the gradients of scales | a product and a sum | on a TPU a product with ones | none | none |
 //! | [`LinearCrossEntropy`] | all logits at once | chunks of tokens, loss and gradients in one visit | the portable form | the portable form |

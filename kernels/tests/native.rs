@@ -353,11 +353,12 @@ fn swiglu_is_its_reference() {
             let scale = f.input("scale", Type::f32([n]));
             let mut args = vec![f.input("x", Type::new(dtype, [n, m])), scale * 0.5 + 1.0];
             args.extend(["gate", "up"].map(|name| f.input(name, Type::new(dtype, [m, i]))));
+            args.push(f.input("down", Type::new(dtype, [i, m])));
             if rate > 0.0 {
                 args.push(f.input("rows", Type::new(DType::U32, [n])));
                 args.push(f.input("columns", Type::new(DType::U32, [i])));
             }
-            for (name, x) in ["h", "g", "u"].into_iter().zip(f.kernel(SwiGlu { rate }, &args)) {
+            for (name, x) in ["y", "g", "u"].into_iter().zip(f.kernel(SwiGlu { rate }, &args)) {
                 f.output(name, x);
             }
         });

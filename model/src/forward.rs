@@ -194,20 +194,20 @@ fn attention<'f>(
     o.reshape([n, o.dim(2)]).einsum("nw,wm->nm", weights.o)
 }
 
-/// SwiGLU between its projections. x: `[n, m]`, scale: of its norm, `[n]`.
+/// SwiGLU with its projections. x: `[n, m]`, scale: of its norm, `[n]`.
 fn mlp<'f>(
     weights: &FoldedBlock<Tensor<'f>>,
     x: Tensor<'f>,
     scale: Tensor<'f>,
     masks: Option<Masks<'f>>,
 ) -> Tensor<'f> {
-    let mut operands = vec![x, scale, weights.gate, weights.up];
+    let mut operands = vec![x, scale, weights.gate, weights.up, weights.down];
     operands.extend(masks.iter().flat_map(|masks| masks.words(Site::Hidden, weights.gate.dim(1))));
     let kernel = SwiGlu { rate: masks.map_or(0.0, |masks| masks.rate) };
-    let hidden = x.builder().kernel(kernel, &operands); // [n, i] each
-    hidden[1].named("gate");
-    hidden[2].named("up");
-    hidden[0].einsum("ni,im->nm", weights.down)
+    let results = x.builder().kernel(kernel, &operands);
+    results[1].named("gate"); // [n, i]
+    results[2].named("up");
+    results[0] // [n, m]
 }
 
 /// The hidden state that predicts the token after next: the trunk's state and the next token's embedding, projected and

@@ -1,18 +1,24 @@
-//! SwiGLU of scaled rows: `h = mask * silu(r (x Wg)) * (r (x Wu))`, the dropout mask in the epilogue. The scale is what an
-//! RMS norm does to a row; its weight is part of the matrices. Source: arXiv 2002.05202; gradient SPEC 8.2.
+//! SwiGLU of scaled rows: `y = h Wd` with `h = mask * silu(r (x Wg)) * (r (x Wu))`, the dropout mask in the epilogue. The
+//! scale is what an RMS norm does to a row; its weight is part of the matrices. Source: arXiv 2002.05202; gradient SPEC 8.2.
+//!
+//! The down projection is part of it for the gradient: where that is one kernel, h, its cotangent and those of g and u are
+//! never whole arrays.
 
+mod backward;
+mod host;
 mod tiles;
 
 use crate::dropout::dropout_mask;
 use crate::row_dot::row_dot;
 use crate::scaled_linear::scaled;
 use crate::wide;
+use backward::SwiGluBackward;
 use engine::{Backward, DType, Func, Kernel, KernelChoice, Lowering, ShapeError, Target, Tensor, Type};
 use tiles::Tiles;
 
-/// Arguments: x `[n, m]`, the scale r of each row `[n]` f32, Wg and Wu `[m, i]`, and with dropout the random words of rows
-/// `u32[n]` and columns `u32[i]` ([`dropout_mask`]). Results: h, g = r (x Wg) and u = r (x Wu), each `[n, i]`; g and u are
-/// what the gradient needs.
+/// Arguments: x `[n, m]`, the scale r of each row `[n]` f32, Wg and Wu `[m, i]`, Wd `[i, m]`, and with dropout the random
+/// words of rows `u32[n]` and columns `u32[i]` ([`dropout_mask`]). Results: y `[n, m]`, and what the gradient needs besides:
+/// g = r (x Wg) and u = r (x Wu), each `[n, i]`.
 #[derive(Clone, Debug)]
 pub struct SwiGlu {
     /// Probability to drop an element of h; 0 is off.
@@ -20,16 +26,22 @@ pub struct SwiGlu {
 }
 
 impl SwiGlu {
-    fn sizes(&self, args: &[Type]) -> Result<Type, ShapeError> {
+    /// The type of g and u.
+    fn hidden(&self, args: &[Type]) -> Result<Type, ShapeError> {
         let complain = |wanted: String| Err(ShapeError(format!("wants {wanted}")));
-        let [x, scale, gate, up, words @ ..] = args else {
-            return complain("x, its scale, the gate and the up matrix, and perhaps random words".to_owned());
+        let [x, scale, gate, up, down, words @ ..] = args else {
+            return complain(
+                "x, its scale, the gate, up and down matrix, and perhaps random words".to_owned(),
+            );
         };
         let (&[n, m], &[gm, i]) = (&x.shape[..], &gate.shape[..]) else {
             return complain("x [n, m] and matrices [m, i]".to_owned());
         };
         if gm != m || up != gate || x.dtype != gate.dtype || !x.dtype.is_float() {
             return complain(format!("gate and up {}[{m},i]", x.dtype));
+        }
+        if *down != gate.with_shape([i, m]) {
+            return complain(format!("down {}", gate.with_shape([i, m])));
         }
         if *scale != Type::new(wide(x.dtype), [n]) {
             return complain(format!("the rows' scale {}[{n}]", wide(x.dtype)));
@@ -46,8 +58,14 @@ impl SwiGlu {
 
     /// The mask, if there is one.
     fn mask<'f>(&self, args: &[Tensor<'f>]) -> Option<Tensor<'f>> {
-        let &[rows, columns] = args.get(4..)? else { return None };
+        let &[rows, columns] = args.get(5..)? else { return None };
         Some(dropout_mask(rows, columns, self.rate, wide(args[0].dtype())))
+    }
+
+    /// The results of g and u.
+    fn finish<'f>(&self, args: &[Tensor<'f>], g: Tensor<'f>, u: Tensor<'f>) -> Vec<Tensor<'f>> {
+        let h = activated(g, u, self.mask(args));
+        vec![h.einsum("ni,im->nm", args[4]), g, u]
     }
 }
 
@@ -70,25 +88,23 @@ impl Kernel for SwiGlu {
     }
 
     fn infer(&self, args: &[Type]) -> Result<Vec<Type>, ShapeError> {
-        let hidden = self.sizes(args)?;
-        Ok(vec![hidden.clone(), hidden.clone(), hidden])
+        let hidden = self.hidden(args)?;
+        Ok(vec![args[0].clone(), hidden.clone(), hidden])
     }
 
     fn reference<'f>(&self, args: &[Tensor<'f>]) -> Vec<Tensor<'f>> {
         let (x, scale, narrow) = (args[0], args[1], args[0].dtype());
         let wide = wide(narrow);
         let product = |w: Tensor<'f>| scaled(x.einsum_as("nm,mi->ni", w, wide), scale).convert(narrow);
-        let (g, u) = (product(args[2]), product(args[3]));
-        vec![activated(g, u, self.mask(args)), g, u]
+        self.finish(args, product(args[2]), product(args[3]))
     }
 
     fn again<'f>(&self, args: &[Tensor<'f>], known: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
         let &[_, Some(g), Some(u)] = known else { return None };
-        Some(vec![activated(g, u, self.mask(args)), g, u])
+        Some(self.finish(args, g, u))
     }
 
-    /// With a = g s, s = sigmoid(g): du = r dh mask a, dg = r dh mask u s (1 + g (1 - s)) are the cotangents of the
-    /// products, the rest are matrix products, and dr = sum(dx x) / r.
+    /// Of [`SwiGluBackward`], and dr = sum(dx x) / r.
     fn vjp<'f>(
         &self,
         args: &[Tensor<'f>],
@@ -96,20 +112,14 @@ impl Kernel for SwiGlu {
         cts: &[Tensor<'f>],
         _: &[bool],
     ) -> Backward<'f> {
-        let (x, scale, narrow) = (args[0], args[1], args[0].dtype());
-        let wide = wide(narrow);
-        let (g, u) = (results[1].convert(wide), results[2].convert(wide));
-        let dh = cts[0].convert(wide);
-        let dh = self.mask(args).map_or(dh, |mask| dh * mask);
-        let (a, s) = silu(g);
-        // g and u are results too: what others ask of them is added.
-        let du = scaled(dh * a + cts[2].convert(wide), scale).convert(narrow);
-        let dg = dh * u * s * (1.0 + g * (1.0 - s)) + cts[1].convert(wide);
-        let dg = scaled(dg, scale).convert(narrow);
-        let [dg, du] = Tensor::pinned([dg, du]);
-        let [dx] = Tensor::pinned([dg.einsum("ni,mi->nm", args[2]) + du.einsum("ni,mi->nm", args[3])]);
-        let mut grads = vec![Some(dx), Some(row_dot(dx, x) / scale)];
-        grads.extend([dg, du].map(|ct| Some(x.einsum("nm,ni->mi", ct))));
+        let (x, scale) = (args[0], args[1]);
+        let operands = [args, &results[1..], &cts[..1]].concat();
+        let kernel = SwiGluBackward { forward: self.clone() };
+        let [dx, d_weights @ ..] = &x.builder().kernel(kernel, &operands)[..] else {
+            unreachable!("four results")
+        };
+        let mut grads = vec![Some(*dx), Some(row_dot(*dx, x) / scale)];
+        grads.extend(d_weights.iter().map(|d_weight| Some(d_weight.convert(x.dtype()))));
         grads.resize(args.len(), None);
         Backward::Grads(grads)
     }
@@ -123,8 +133,12 @@ impl Kernel for SwiGlu {
         match Tiles::new(self, args).filter(|_| wanted) {
             Some(tiles) => Lowering::Native(Func::build(args, |f, args| {
                 let x = scaled(args[0], args[1]).convert(args[0].dtype());
-                let args = [&[x], &args[2..]].concat();
-                f.custom_call(tiles.program().custom_call(), &tiles.operands(&args))
+                let operands = [&[x], &args[2..4], &args[5..]].concat();
+                let [h, g, u] = f.custom_call(tiles.program().custom_call(), &tiles.operands(&operands))[..]
+                else {
+                    unreachable!("three results")
+                };
+                vec![h.einsum("ni,im->nm", args[4]), g, u]
             })),
             None => Lowering::Reference,
         }

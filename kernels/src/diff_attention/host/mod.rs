@@ -10,19 +10,17 @@ use super::{HeadNorm, Keys};
 use crate::host::exponential::{exp2, tanh};
 use crate::host::matrix::{Left, Onto, multiply};
 use crate::host::rotation::{rotate, rotate_back};
+use crate::host::tiles::{LINE, Spare, Tile, aligned, turn};
 pub(super) use call::{backward_call, fits, forward_call};
 use engine::Workers;
 use pulp::{Arch, Simd, WithSimd};
 use std::f32::consts::{LN_2, LOG2_E};
-use std::ops::{Deref, DerefMut};
 use std::sync::Mutex;
 
 /// Queries of a block, and the width of its score tiles.
 const QUERIES: usize = 64;
 /// Keys of a tile.
 const KEYS: usize = 64;
-/// Floats of a cache line.
-const LINE: usize = 16;
 
 /// Sizes and options, as in [`DiffAttention`](super::DiffAttention).
 #[derive(Clone, Copy, Debug)]
@@ -112,73 +110,6 @@ impl Span {
 
     fn end(self) -> usize {
         self.first + self.len
-    }
-}
-
-/// From the first element that starts a cache line: vectors that straddle two are loaded at half the speed.
-fn aligned(x: &mut [f32]) -> &mut [f32] {
-    let padding = x.as_ptr().align_offset(LINE * size_of::<f32>()).min(x.len());
-    &mut x[padding..]
-}
-
-/// Zeros of a task, from the start of a cache line on.
-struct Tile {
-    data: Vec<f32>,
-    padding: usize,
-    len: usize,
-}
-
-impl Tile {
-    fn new(len: usize) -> Tile {
-        let data = vec![0.0; len + LINE];
-        let padding = data.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
-        Tile { data, padding, len }
-    }
-}
-
-impl Deref for Tile {
-    type Target = [f32];
-
-    #[inline(always)]
-    fn deref(&self) -> &[f32] {
-        &self.data[self.padding..][..self.len]
-    }
-}
-
-impl DerefMut for Tile {
-    #[inline(always)]
-    fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.data[self.padding..][..self.len]
-    }
-}
-
-/// What tasks work in, for the next one when a task is done with it: pages that are new to each task cost more than its
-/// small products.
-struct Spare<T>(Mutex<Vec<T>>);
-
-impl<T> Spare<T> {
-    fn new() -> Spare<T> {
-        Spare(Mutex::new(Vec::new()))
-    }
-
-    /// Runs `task` with what another left, or something new.
-    fn with<R>(&self, new: impl FnOnce() -> T, task: impl FnOnce(&mut T) -> R) -> R {
-        let spare = self.0.lock().expect("no task panicked").pop();
-        let mut tiles = spare.unwrap_or_else(new);
-        let result = task(&mut tiles);
-        self.0.lock().expect("no task panicked").push(tiles);
-        result
-    }
-}
-
-/// Turns `[rows, columns]` into `[columns, rows]`.
-#[inline(always)]
-fn turn(x: &[f32], columns: usize, result: &mut [f32]) {
-    let rows = x.len() / columns;
-    for (row, x) in x.chunks_exact(columns).enumerate() {
-        for (x, result) in x.iter().zip(result.chunks_exact_mut(rows)) {
-            result[row] = *x;
-        }
     }
 }
 
