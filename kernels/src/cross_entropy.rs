@@ -48,6 +48,7 @@ fn chunk_of(target: Target) -> usize {
         // Mcycles for 16384 tokens, 66 with 2048; with 64 MiB of on-chip memory for an operation 60 with 2048 and 52
         // with 4096 (V6E A 3).
         Target::TpuV6e => 4096,
+        // Logits of 256 tokens of `bench` and their cotangent take 8 MiB, of 1024 they were the largest arrays of its step.
         Target::Cpu => 256,
         Target::Cuda => 1024,
     }

@@ -28,7 +28,8 @@ pub enum Remat {
     Full,
     /// Results of matrix products and of attention, but not the wide ones of SwiGLU: two more products.
     Lean,
-    /// Results of all matrix products and of attention; norms, masks and activations are computed again.
+    /// Results of all matrix products and of attention; norms, masks and activations are computed again. The CPU's native
+    /// gradient of the MLP computes its own wide products again, so there this keeps what `Lean` keeps.
     #[default]
     Selective,
 }

@@ -9,9 +9,9 @@ pub(crate) fn exp2<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let shift = simd.splat_f32s(12_582_912.0);
     let shifted = simd.add_f32s(x, shift);
     let rest = simd.sub_f32s(x, simd.sub_f32s(shifted, shift));
-    // The minimax polynomial of 2^rest on [-1/2, 1/2], with an error of 1.6e-7.
-    let mut power = simd.splat_f32s(0.001_327_647_2);
-    for coefficient in [0.009_675_541, 0.055_507_13, 0.240_221_2, 0.693_146_94, 1.0] {
+    // The minimax polynomial of 2^rest on [-1/2, 1/2], with an error of 8e-8 in f32: attention's differences enlarge it.
+    let mut power = simd.splat_f32s(1.534_581_1e-4);
+    for coefficient in [1.339_993_1e-3, 9.618_489e-3, 5.550_328_6e-2, 0.240_226_46, 0.693_147_2, 1.0] {
         power = simd.mul_add_e_f32s(power, rest, simd.splat_f32s(coefficient));
     }
     let exponent = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(shifted), simd.splat_u32s(23));
@@ -69,13 +69,13 @@ mod tests {
     }
 
     #[test]
-    fn powers_are_within_two_units_in_the_last_place() {
+    fn powers_are_as_exact_as_their_numbers() {
         let x: Vec<f32> = (0..1 << 20).map(|i| 2.0 - 128.0 * (i as f32 / (1 << 20) as f32)).collect();
         for [powers, tangents] in both(&x) {
             for ((x, power), tanh) in x.iter().zip(powers).zip(tangents) {
                 let wanted = f64::from(*x).exp2();
                 let error = (f64::from(power) / wanted - 1.0).abs();
-                assert!(error < 2.4e-7, "2^{x}: {power}, not {wanted}");
+                assert!(error < 1.6e-7, "2^{x}: {power}, not {wanted}");
                 let wanted = f64::from(*x).tanh();
                 assert!((f64::from(tanh) - wanted).abs() < 2e-7, "tanh {x}: {tanh}, not {wanted}");
             }
