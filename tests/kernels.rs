@@ -10,7 +10,7 @@ use kernels::{
 };
 use proptest::prelude::*;
 use serde_json::Value;
-use tests::{Random, golden, property, run_on_cpu};
+use tests::{Random, golden, panic_of, property, run_on_cpu};
 
 /// The forms that run on the CPU.
 const FORMS: [KernelChoice; 2] = [KernelChoice::Reference, KernelChoice::Portable];
@@ -449,6 +449,20 @@ fn check_swiglu(seed: u64, [n, m, i]: [usize; 3], rate: f64, dtype: DType, toler
         }),
     }
     .run(seed, tolerance, on_cpu);
+}
+
+#[test]
+fn what_is_there_for_the_backward_pass_has_no_gradient() {
+    let refused = panic_of(|| {
+        Program::build("saved", |f| {
+            let args = [[4, 16], [16, 32], [16, 32], [32, 16]].map(|shape| f.zeros(Type::f32(shape)));
+            let [x, gate, up, down] = args;
+            let results = f.kernel(SwiGlu { rate: 0.0 }, &[x, f.zeros(Type::f32([4])), gate, up, down]);
+            f.output("d", grad(results[1].sum_all(), &[x])[0]);
+        });
+    });
+    let message = refused.expect("g is there for the backward pass").message;
+    assert!(message.contains("the result is there for the backward pass alone"), "{message}");
 }
 
 #[test]

@@ -166,7 +166,7 @@ pub enum Form {
     Native,
 }
 
-/// Chooses a form for every kernel, and drops layout pins where they mean nothing. Returns the choices: (kernel, form),
+/// Chooses a form for every kernel, also for those that forms are made of, and drops layout pins where they mean nothing. Returns the choices: (kernel, form),
 /// each once.
 pub fn select(program: &Program, target: Target, choice: KernelChoice) -> (Program, Vec<(String, Form)>) {
     let mut chosen = BTreeSet::new();

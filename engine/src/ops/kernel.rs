@@ -32,6 +32,11 @@ pub trait Kernel: fmt::Debug + Send + Sync {
         cts: &[Tensor<'f>],
         wanted: &[bool],
     ) -> Backward<'f>;
+    /// Results that have a gradient, the first ones; the others are there for the backward pass alone, and a gradient
+    /// through them is refused.
+    fn differentiable(&self) -> usize {
+        usize::MAX
+    }
     /// All results, from those that a gradient has saved, where that is cheaper than to compute them again from the
     /// arguments. `known`: the saved ones.
     fn again<'f>(&self, _args: &[Tensor<'f>], _known: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
@@ -116,6 +121,9 @@ impl Rules for KernelCall {
     }
     fn vjp<'f>(&self, v: &Vjp<'f>) -> Result<Vec<Cotangent<'f>>, NoGradient> {
         let results = v.all_results();
+        if (self.0.differentiable()..results.len()).any(|i| v.ct_if_any(i).is_some()) {
+            return Err(NoGradient("the result is there for the backward pass alone"));
+        }
         let cts: Vec<Tensor<'f>> = (0..results.len()).map(|i| v.ct(i)).collect();
         let grads = match self.0.vjp(v.all_operands(), results, &cts, v.all_wanted()) {
             Backward::Grads(grads) => grads,

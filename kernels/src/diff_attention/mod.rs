@@ -194,6 +194,10 @@ impl Kernel for DiffAttention {
         self.results(args)
     }
 
+    fn differentiable(&self) -> usize {
+        1
+    }
+
     fn reference<'f>(&self, args: &[Tensor<'f>]) -> Vec<Tensor<'f>> {
         portable::forward(self, args, args[0].dim(1))
     }

@@ -92,6 +92,10 @@ impl Kernel for SwiGlu {
         Ok(vec![args[0].clone(), hidden.clone(), hidden])
     }
 
+    fn differentiable(&self) -> usize {
+        1
+    }
+
     fn reference<'f>(&self, args: &[Tensor<'f>]) -> Vec<Tensor<'f>> {
         let (x, scale, narrow) = (args[0], args[1], args[0].dtype());
         let wide = wide(narrow);
