@@ -6,7 +6,7 @@ use engine::{
     Backward, CustomCall, DType, Kernel, KernelChoice, Lowering, Program, Save, ShapeError, Sharding, Target,
     Tensor, Type, grad,
 };
-use kernels::{CachedAttention, HeadNorm};
+use kernels::{CachedAttention, DiffAttention, HeadNorm, Keys, ROWS, SwiGlu};
 use model::decode::{Drafts, Matrices, Sampler, Shape, cache_types, tokens_program};
 use model::{Config, Preset};
 use tests::{Mlp, mlp_step, residual_mlp, tpu};
@@ -158,6 +158,63 @@ fn a_native_kernel_compiles_in_place_with_its_gradient() {
     let optimized = executable.optimized_program().unwrap().code;
     let calls = optimized.windows(15).filter(|window| window == b"tpu_custom_call").count();
     assert!(calls >= 2, "{calls} calls of the forward and the backward kernel");
+}
+
+/// Attention and SwiGLU of a layer and micro-batch of `1b`, with their gradients, in native forms.
+#[test]
+fn the_kernels_compile_at_the_shapes_of_1b() {
+    let bf16 = |shape: Vec<usize>| Type::new(DType::Bf16, shape);
+    let (batch, d) = (8, 128);
+    for seq in [2048, 8192] {
+        let program = Program::build("attention", |f| {
+            let kernel = DiffAttention {
+                heads: 6,
+                groups: 2,
+                head_dim: d,
+                value_dim: 2 * d,
+                keys: Keys::PerMap,
+                norm: HeadNorm::Rms { eps: 1e-5 },
+                cap: 0.0,
+                rows: ROWS,
+                tiling: None,
+            };
+            let qkv = f.input("qkv", bf16(vec![batch, seq, 2560]));
+            let table = |name: &str| f.input(name, Type::f32([seq, d / 2]));
+            let lambda = f.input("lambda", Type::scalar(DType::F32));
+            let starts = f.input("starts", Type::i32([batch, seq]));
+            let y = f.kernel(kernel, &[qkv, table("cos"), table("sin"), lambda, starts])[0];
+            let loss = (y.convert(DType::F32) * f.input("ct", y.ty()).convert(DType::F32)).sum_all();
+            f.output("d_qkv", grad(loss, &[qkv])[0]);
+        });
+        let forms = compiled_natively(&program);
+        let native = forms.iter().filter(|(_, form)| *form == Form::Native).count();
+        assert_eq!(native, 2, "forward and backward: {forms:?}");
+    }
+    let (n, m, i) = (batch * 2048, 1536, 4096);
+    for rate in [0.0, 0.1] {
+        let program = Program::build("swiglu", |f| {
+            let mut args = vec![f.input("x", bf16(vec![n, m])), f.input("scale", Type::f32([n]))];
+            args.extend(["gate", "up"].map(|name| f.input(name, bf16(vec![m, i]))));
+            args.push(f.input("down", bf16(vec![i, m])));
+            if rate > 0.0 {
+                let words = [("rows", n), ("columns", i)];
+                args.extend(words.map(|(name, count)| f.input(name, Type::new(DType::U32, [count]))));
+            }
+            for (name, result) in ["y", "g", "u"].into_iter().zip(f.kernel(SwiGlu { rate }, &args)) {
+                f.output(name, result);
+            }
+        });
+        let forms = compiled_natively(&program);
+        assert!(forms.iter().all(|(_, form)| *form == Form::Native), "{forms:?}");
+    }
+}
+
+/// Compiles for v6e what asks for native forms; which kernels have them.
+fn compiled_natively(program: &Program) -> Vec<(String, Form)> {
+    let (native, forms) = passes::lower(program, Target::TpuV6e, KernelChoice::Native);
+    let executable = native.compile_for(&tpu("v6e:1x1"), &CompileOptions::single()).unwrap();
+    println!("{}: {}", program.name(), executable.memory_use().unwrap());
+    forms
 }
 
 /// A layer of `1b`, in both forms of attention: queries of so many new tokens against a cache.

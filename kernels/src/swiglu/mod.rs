@@ -129,12 +129,11 @@ impl Kernel for SwiGlu {
     }
 
     fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering {
-        // Native only if asked for. 16384 x 1536 x 4096, results h, g and u, static cycles of libtpu 0.0.52
-        // (2026-11-23): native 890,600, with dropout 1,061,810, of which the kernel 855,354 and 1,018,770 and the scaling of
-        // x the rest; XLA's two fusions of the reference 851,658 and 939,813. The kernel takes 19,664 and 22,268 KiB of
-        // vector memory. With the down projection (`cargo run -p kernels --example v6e swiglu`, 2026-11-28): native
-        // 1,302,101 and 1,473,311, XLA's 1,309,996 and 1,440,171; but with nothing beside it the compiler puts all of the
-        // native h into vector memory and then finds it too small by 19 MiB.
+        // Native only if asked for. 16384 x 1536 x 4096, static cycles of libtpu 0.0.52 (`cargo run -p kernels --example v6e
+        // swiglu`, 2026-11-28): native 1,302,101, with dropout 1,473,311, of which the kernel 855,354 and 1,018,770, the down
+        // projection 411,501 and the scaling of x 35,246; XLA's three fusions of the reference 1,309,996 and 1,440,171, of
+        // which the first two, the same maths as the kernel and the scaling, 831,458. The kernel takes 31.2 and 21.7 MiB of
+        // vector memory. So without dropout they tie, with it XLA wins.
         let wanted = target == Target::TpuV6e && choice == KernelChoice::Native;
         match Tiles::new(self, args).filter(|_| wanted) {
             Some(tiles) => Lowering::Native(Func::build(args, |f, args| {
