@@ -7,7 +7,7 @@
 //! | [`CachedAttention`] | plain ops | on the CPU small products row by row | a few tokens, `cached_attention/native.rs` | a few tokens, `cached_attention/host.rs` |
 //! | [`CachedBlock`] | plain ops and the kernels that it is made of | the reference | none | up to 32 rows, matrices in panels |
 //! | [`Linear`] | plain ops | the reference | none | matrices in panels |
-//! | [`Greatest`] | plain ops | the reference | none | all |
+//! | [`Draw`] | plain ops | the reference | none | all |
 //! | [`SwiGlu`] | plain ops, which XLA fuses | the reference | forward, `swiglu/tiles.rs`; chosen only by name | backward, `swiglu/host.rs` |
 //! | [`ScaledLinear`] | plain ops, which XLA fuses | the reference | none | none |
 //! | `row_dot`, for [`rms_scale`] and the gradients of scales | a product and a sum | on a TPU a product with ones | none | none |
@@ -29,8 +29,8 @@
 //! |---|---|---|---|
 //! | attention forward | 810 P | 13,100 E | 65,620 |
 //! | attention backward | 1,250 B | 16,200 E | 107,016 |
-//! | SwiGLU of 16384 rows, with its down projection (2026-11-28) | 1,302 P, alone not compiled | 1,310 P | 19,664 |
-//! | SwiGLU with dropout | 1,473 P, alone not compiled | 1,440 P | 22,268 |
+//! | SwiGLU of 16384 rows, with its down projection (2026-11-28) | 1,302 P | 1,310 P | 31,950 |
+//! | SwiGLU with dropout | 1,473 P | 1,440 P | 22,220 |
 //! | one token to a cache | 38 P | 17 P, and a transfer of the cache, 36 | 4,160 |
 //! | two tokens to a cache | 39 P | 25 P, and the transfer | 4,160 |
 //!
@@ -46,8 +46,8 @@ mod cached_attention;
 mod cached_block;
 mod cross_entropy;
 mod diff_attention;
+mod draw;
 mod dropout;
-mod greatest;
 mod host;
 mod linear;
 mod row_dot;
@@ -59,8 +59,8 @@ pub use cached_attention::CachedAttention;
 pub use cached_block::{CachedBlock, normalized, project};
 pub use cross_entropy::{Gradients, LinearCrossEntropy};
 pub use diff_attention::{DiffAttention, HeadNorm, Keys, ROWS, Tiling, document_starts, rotate};
+pub use draw::{Draw, Filter, Sampler};
 pub use dropout::dropout_mask;
-pub use greatest::Greatest;
 pub use linear::{Linear, PANEL, panels};
 pub use scaled_linear::{ScaledLinear, rms_scale};
 pub use swiglu::SwiGlu;

@@ -15,17 +15,14 @@
 //! | [`spread_program`] | rows of prompts to rows of samples |
 //! | [`tokens_program`] | a bounded number of new tokens: draw, emit, forward, in one loop on the device |
 
-mod sample;
 mod weights;
 
-pub use sample::{Filter, Sampler};
+pub use kernels::{Filter, Sampler};
 pub use weights::{Layer, Matrices, Second, Weights, prepare_program, weight_types};
 
 use crate::config::{Attention, Config, Yarn};
-use crate::loss::soft_capped;
 use engine::{Builder, DType, Program, Tensor, Type};
-use kernels::{CachedBlock, HeadNorm, normalized, project};
-use sample::{Drawn, Draws};
+use kernels::{CachedBlock, Draw, HeadNorm, normalized, project};
 
 /// Keys and values of all layers, and which slots each row sees. They lie exactly as the products read them: for another
 /// shape, even of the same bytes, XLA writes the update twice, once for the loop and once for the product, and copies the
@@ -333,8 +330,7 @@ pub fn tokens_program(config: &Config, shape: Shape, sampler: Sampler, drafts: D
         let state = state_types(config, shape).map(|name, ty| f.input(name, ty));
         let row = Type::i32([shape.rows]);
         let left = f.input("left", row.clone());
-        let draws = Draws {
-            sampler,
+        let numbers = Numbers {
             keys: f.input("keys", Type::new(DType::U32, [shape.rows, 2])),
             temperature: f.input("temperature", Type::scalar(DType::F32)),
             top_k: f.input("top_k", Type::scalar(DType::I32)),
@@ -361,7 +357,8 @@ pub fn tokens_program(config: &Config, shape: Shape, sampler: Sampler, drafts: D
                 let pass = Pass {
                     config,
                     model: model.captured(g),
-                    draws: draws.map(|number| g.capture(number)),
+                    sampler,
+                    numbers: numbers.map(|number| g.capture(number)),
                     stops: g.capture(stops),
                 };
                 let emitted = Emitted::from_leaves(&carry[1..7]);
@@ -395,17 +392,44 @@ pub fn tokens_program(config: &Config, shape: Shape, sampler: Sampler, drafts: D
 struct Pass<'c, 'f> {
     config: &'c Config,
     model: Model<Tensor<'f>>,
-    draws: Draws<'f>,
+    sampler: Sampler,
+    numbers: Numbers<Tensor<'f>>,
     stops: Tensor<'f>,
+}
+
+/// What a random draw depends on beside logits and positions, as [`Draw`] wants it. Unused numbers are there for every
+/// sampler, so that one list of inputs serves all.
+#[derive(Clone, Copy)]
+struct Numbers<T> {
+    keys: T,
+    temperature: T,
+    top_k: T,
+    top_p: T,
+}
+
+impl<T> Numbers<T> {
+    fn map<U>(self, mut f: impl FnMut(T) -> U) -> Numbers<U> {
+        Numbers {
+            keys: f(self.keys),
+            temperature: f(self.temperature),
+            top_k: f(self.top_k),
+            top_p: f(self.top_p),
+        }
+    }
 }
 
 impl<'f> Pass<'_, 'f> {
     /// The drawn tokens at `positions` `[b]` and their log-probabilities, given the logits before the cap, `[b, v]`.
     fn draw(&self, logits: Tensor<'f>, positions: Tensor<'f>) -> (Tensor<'f>, Tensor<'f>) {
-        let [b, v] = logits.shape()[..] else { unreachable!("[b, v]") };
-        let Drawn { token, lse } = self.draws.draw(self.config, logits, positions);
-        let place = token + token.builder().iota(token.ty(), 0) * v as i32;
-        (token, soft_capped(self.config, logits.reshape([b * v]).gather(place)) - lse)
+        let kernel =
+            Draw { sampler: self.sampler, cap: self.config.final_logit_cap, columns: self.config.num_tokens };
+        let Numbers { keys, temperature, top_k, top_p } = self.numbers;
+        let args = match self.sampler {
+            Sampler::Greedy => vec![logits],
+            Sampler::Random(_) => vec![logits, keys, positions, temperature, top_k, top_p],
+        };
+        let drawn = logits.builder().kernel(kernel, &args);
+        (drawn[0], drawn[1])
     }
 
     /// The state behind new tokens `ids` `[b, n]`, each n * `[b, m]`.
@@ -478,7 +502,7 @@ impl<'f> Pass<'_, 'f> {
         let z = project(joined.reshape([b, 1, 2 * m]), head.proj, joined.dtype()); // [b, 1, m]
         let z = rms_norm(z, head.norm, config.rms_norm_eps);
         let guess = logits(z, head.head).reshape([b, config.vocab_size]);
-        let draft = self.draws.draw(config, guess, position + 1).token;
+        let (draft, _) = self.draw(guess, position + 1);
         let (hidden, cache) = self.forward(cache, pair(last, draft), position, slot);
         let state = State {
             cache,

@@ -194,7 +194,7 @@ pub fn logits<'f>(config: &Config, hidden: Tensor<'f>, w: Tensor<'f>) -> Tensor<
 }
 
 /// The final cap, `cap tanh(z / cap)`, if there is one.
-pub(crate) fn soft_capped<'f>(config: &Config, z: Tensor<'f>) -> Tensor<'f> {
+fn soft_capped<'f>(config: &Config, z: Tensor<'f>) -> Tensor<'f> {
     let cap = config.final_logit_cap;
     if cap > 0.0 { (z * (1.0 / cap)).tanh() * cap } else { z }
 }

@@ -1,4 +1,4 @@
-//! Drawing tokens on the device.
+//! Drawing a token from each row of logits.
 //!
 //! A token is drawn by an exponential race: token `i` with weight `w_i` arrives after `E_i / w_i`, `E_i` exponential,
 //! and the first one wins; it is `i` with probability `w_i / sum(w)`. The `E` of a position depend on the row's key and
@@ -6,12 +6,14 @@
 //! token, which makes a draft exact without further randomness: the model's own draw decides, and a draft is right if
 //! it is the same token. Source: Daliri, Musco, Suresh, arXiv 2408.07978.
 
-use crate::config::Config;
-use crate::loss::capped;
-use engine::{DType, Host, ScanOptions, Tensor, Type, threefry};
-use kernels::Greatest;
+mod host;
 
-/// How tokens are drawn; a program is built for one of them.
+use engine::{
+    Backward, DType, Func, Host, HostCall, Kernel, KernelChoice, Lowering, ScanOptions, ShapeError, Target,
+    Tensor, Type, threefry,
+};
+
+/// How tokens are drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Sampler {
     /// The most probable token, the lowest id among equals.
@@ -33,71 +35,99 @@ pub enum Filter {
     TopKThenP,
 }
 
-/// What a draw depends on beside the logits. Unused numbers are there for every sampler, so that one list of inputs
-/// serves all.
-#[derive(Clone, Copy)]
-pub(super) struct Draws<'f> {
-    pub(super) sampler: Sampler,
-    /// Key of each row's random numbers, `[b, 2]` u32.
-    pub(super) keys: Tensor<'f>,
-    /// Scalar f32.
-    pub(super) temperature: Tensor<'f>,
-    /// Scalar i32, at least 1.
-    pub(super) top_k: Tensor<'f>,
-    /// Scalar f32 in (0, 1].
-    pub(super) top_p: Tensor<'f>,
+/// Arguments: logits before the cap `[b, v]` f32, none of them NaN; for a random draw also the key of each row's random
+/// numbers `u32[b, 2]`, the rows' positions `i32[b]`, the temperature f32, `top_k` i32 of at least 1 and `top_p` f32 in
+/// (0, 1]. Numbers that the filter does not use are there all the same. Results: the token of each row, i32 `[b]`, and
+/// the logarithm of its probability in the model, f32 `[b]`: without temperature and filter.
+#[derive(Clone, Copy, Debug)]
+pub struct Draw {
+    /// How.
+    pub sampler: Sampler,
+    /// Soft cap of the logits, `cap tanh(x / cap)`; 0 is off.
+    pub cap: f64,
+    /// Columns from here on are padding: they are never drawn and count in nothing.
+    pub columns: usize,
 }
 
-/// What was drawn from rows of logits.
-pub(super) struct Drawn<'f> {
-    /// i32 `[b]`.
-    pub(super) token: Tensor<'f>,
-    /// `log sum exp` of all logits behind the cap, `[b]`.
-    pub(super) lse: Tensor<'f>,
-}
+impl Kernel for Draw {
+    fn name(&self) -> String {
+        format!("draw({:?}, cap={}, columns={})", self.sampler, self.cap, self.columns)
+    }
 
-impl<'f> Draws<'f> {
-    /// Takes the numbers into the body of a loop.
-    pub(super) fn map<'g>(self, mut f: impl FnMut(Tensor<'f>) -> Tensor<'g>) -> Draws<'g> {
-        Draws {
-            sampler: self.sampler,
-            keys: f(self.keys),
-            temperature: f(self.temperature),
-            top_k: f(self.top_k),
-            top_p: f(self.top_p),
+    fn infer(&self, args: &[Type]) -> Result<Vec<Type>, ShapeError> {
+        let Some((logits, numbers)) = args.split_first().filter(|(logits, _)| logits.rank() == 2) else {
+            return Err(ShapeError("wants logits f32[b, v]".to_owned()));
+        };
+        let &[b, v] = &logits.shape[..] else { unreachable!("of rank 2") };
+        if *logits != Type::f32([b, v]) || self.columns == 0 || self.columns > v {
+            return Err(ShapeError(format!("{} columns of {logits}, which should be f32", self.columns)));
         }
+        let wanted = match self.sampler {
+            Sampler::Greedy => vec![],
+            Sampler::Random(_) => vec![
+                Type::new(DType::U32, [b, 2]),
+                Type::i32([b]),
+                Type::scalar(DType::F32),
+                Type::scalar(DType::I32),
+                Type::scalar(DType::F32),
+            ],
+        };
+        if numbers != wanted {
+            return Err(ShapeError(format!("wants {wanted:?} behind the logits")));
+        }
+        Ok(vec![Type::i32([b]), Type::f32([b])])
     }
 
-    /// The tokens at `positions` i32 `[b]`, given the logits before the cap, `[b, v]` f32.
-    pub(super) fn draw(&self, config: &Config, logits: Tensor<'f>, positions: Tensor<'f>) -> Drawn<'f> {
-        let kernel = Greatest { cap: config.final_logit_cap, columns: config.num_tokens };
-        let [best, top, lse] = logits.builder().kernel(kernel, &[logits])[..] else { unreachable!("three") };
+    fn reference<'f>(&self, args: &[Tensor<'f>]) -> Vec<Tensor<'f>> {
+        let b = args[0].dim(0);
+        let logits = args[0].slice_axis(1, 0, self.columns);
+        let capped = if self.cap > 0.0 { (logits * (1.0 / self.cap)).tanh() * self.cap } else { logits };
+        let top = capped.reduce_max(&[1]);
+        let below = capped - top.along(capped, &[0]);
         let token = match self.sampler {
-            Sampler::Greedy => best,
-            Sampler::Random(filter) => self.race(filter, capped(config, logits), top, positions),
+            Sampler::Greedy => logits.argmax(1),
+            Sampler::Random(filter) => race(filter, below, args),
         };
-        Drawn { token, lse }
+        let place = token + token.builder().iota(token.ty(), 0) * self.columns as i32;
+        let log_prob = below.reshape([b * self.columns]).gather(place) - below.exp().sum(&[1]).log();
+        vec![token, log_prob]
     }
 
-    /// A draw in proportion to the weights that the filter lets through. top: the greatest logit of each row, `[b]`.
-    fn race(&self, filter: Filter, logits: Tensor<'f>, top: Tensor<'f>, positions: Tensor<'f>) -> Tensor<'f> {
-        let weights = ((logits - top.along(logits, &[0])) / self.temperature).exp();
-        let arrivals = arrivals(self.keys, positions, logits.dim(1));
-        let (weights, by, most) = match filter {
-            Filter::Off => return (weights / arrivals).argmax(1),
-            Filter::TopK => (weights, weights.full_like(1.0), self.top_k.convert(DType::F32)),
-            Filter::TopP => (weights, weights, self.top_p),
-            Filter::TopKThenP => {
-                let kept = most_probable(weights, self.top_k);
-                (kept, kept, self.top_p)
-            }
-        };
-        let most = match filter {
-            Filter::TopK => most.along(top, &[]),
-            _ => by.sum(&[1]) * most,
-        };
-        first_allowed(weights, weights / arrivals, by, most)
+    fn vjp<'f>(&self, _: &[Tensor<'f>], _: &[Tensor<'f>], _: &[Tensor<'f>], _: &[bool]) -> Backward<'f> {
+        Backward::OfReference("nothing is trained through a draw")
     }
+
+    fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering {
+        let wanted = target == Target::Cpu && matches!(choice, KernelChoice::Auto | KernelChoice::Native);
+        if !wanted {
+            return Lowering::Reference;
+        }
+        let results = self.infer(args).expect("checked when called");
+        let call = HostCall::new::<Draw>(host::attributes(self), results);
+        Lowering::Native(Func::build(args, |f, args| f.host_call(call, args)))
+    }
+}
+
+/// A draw in proportion to the weights that the filter lets through. below: logits less the greatest of their row,
+/// `[b, columns]`; args: those of the kernel.
+fn race<'f>(filter: Filter, below: Tensor<'f>, args: &[Tensor<'f>]) -> Tensor<'f> {
+    let &[logits, keys, positions, temperature, top_k, top_p] = args else { unreachable!("as inferred") };
+    let weights = (below / temperature).exp();
+    let arrivals = arrivals(keys, positions, logits.dim(1)).slice_axis(1, 0, below.dim(1));
+    let (weights, by, most) = match filter {
+        Filter::Off => return (weights / arrivals).argmax(1),
+        Filter::TopK => (weights, weights.full_like(1.0), top_k.convert(DType::F32)),
+        Filter::TopP => (weights, weights, top_p),
+        Filter::TopKThenP => {
+            let kept = most_probable(weights, top_k);
+            (kept, kept, top_p)
+        }
+    };
+    let most = match filter {
+        Filter::TopK => most.along(positions, &[]),
+        _ => by.sum(&[1]) * most,
+    };
+    first_allowed(weights, weights / arrivals, by, most)
 }
 
 /// The token that wins the race `[b, v]` among those that the filter allows. A token is allowed if less than `most` `[b]`
@@ -126,7 +156,8 @@ fn first_allowed<'f>(weights: Tensor<'f>, race: Tensor<'f>, by: Tensor<'f>, most
     results[2]
 }
 
-/// Exponential numbers of each row and token, `[b, count]`, for `positions` `[b]`. Never 0 nor infinite.
+/// Exponential numbers of each row and token, `[b, count]`, for `positions` `[b]`. Never 0 nor infinite. Both words of a
+/// counter are used: the first half of the tokens takes the first ones.
 fn arrivals<'f>(keys: Tensor<'f>, positions: Tensor<'f>, count: usize) -> Tensor<'f> {
     let f = keys.builder();
     let b = positions.dim(0);
@@ -134,7 +165,6 @@ fn arrivals<'f>(keys: Tensor<'f>, positions: Tensor<'f>, count: usize) -> Tensor
     let spread = |x: Tensor<'f>| x.broadcast_in_dim(half.shape.clone(), &[0]);
     let key = [0, 1].map(|word| spread(keys.slice_axis(1, word, word + 1).reshape([b])));
     let counter = [spread(positions.convert(DType::U32)), f.iota(half.clone(), 1)];
-    // Both words of a counter are used: the first half of the tokens takes the first ones.
     let words = Tensor::concatenate(&threefry(key, counter), 1).slice_axis(1, 0, count);
     // In (0, 1), with all the precision that f32 has near 0, where the first arrivals are.
     let uniform = (words.convert(DType::F32) * 2f64.powi(-32)).clamp(2f64.powi(-33), 1.0 - 2f64.powi(-24));

@@ -1,0 +1,365 @@
+//! Drawing on the host, a task for each row of logits. XLA's CPU code takes as long for a draw as the model for its token:
+//! many passes, one number after the other.
+
+use super::{Draw, Filter, Sampler};
+use crate::host::exponential::{exp2, tanh};
+use crate::host::tiles::{LINE, Spare, Tile};
+use engine::random::threefry2x32;
+use engine::{Frame, HostFunction};
+use pulp::{Arch, Simd, WithSimd};
+use std::f32::consts::{LN_2, LOG2_E};
+
+/// Samplers by their number in the call.
+const SAMPLERS: [Sampler; 5] = [
+    Sampler::Greedy,
+    Sampler::Random(Filter::Off),
+    Sampler::Random(Filter::TopK),
+    Sampler::Random(Filter::TopP),
+    Sampler::Random(Filter::TopKThenP),
+];
+
+pub(super) fn attributes(draw: &Draw) -> Vec<i64> {
+    let sampler = SAMPLERS.iter().position(|sampler| *sampler == draw.sampler).expect("one of them");
+    vec![sampler as i64, draw.cap.to_bits() as i64, draw.columns as i64]
+}
+
+impl HostFunction for Draw {
+    const NAME: &'static str = "draw";
+
+    fn call(Frame { attributes, operands, results, workers }: Frame<'_>) {
+        let &[sampler, cap, columns] = attributes else { unreachable!("as the call was made") };
+        let (cap, columns) = (f64::from_bits(cap as u64) as f32, columns as usize);
+        let v = operands[0].shape()[1];
+        let random = match SAMPLERS[sampler as usize] {
+            Sampler::Greedy => None,
+            Sampler::Random(filter) => Some(Random {
+                filter,
+                keys: operands[1].as_slice(),
+                positions: operands[2].as_slice(),
+                temperature: operands[3].as_slice::<f32>()[0],
+                top_k: operands[4].as_slice::<i32>()[0],
+                top_p: operands[5].as_slice::<f32>()[0],
+            }),
+        };
+        let Ok([token, log_prob]) = <[_; 2]>::try_from(results) else { unreachable!("two results") };
+        let rows = operands[0].as_slice::<f32>().chunks(v).enumerate();
+        let items = rows.zip(token.into_slice::<i32>().iter_mut().zip(log_prob.into_slice::<f32>()));
+        let spare = Spare::new();
+        workers.for_each(items.collect(), |((row, logits), (token, log_prob))| {
+            let logits = Logits { row: &logits[..columns], all: v, cap };
+            let race = random.as_ref().map(|random| (random, row));
+            (*token, *log_prob) = match race {
+                None => Arch::new().dispatch(Greedy { logits }),
+                Some((random, row)) => {
+                    let len = v.next_multiple_of(2 * LINE);
+                    spare.with(
+                        || [(); 2].map(|()| Tile::new(len)),
+                        |[weights, race]| Arch::new().dispatch(Race { logits, random, row, weights, race }),
+                    )
+                }
+            };
+        });
+    }
+}
+
+/// A row of logits before the cap.
+#[derive(Clone, Copy)]
+struct Logits<'a> {
+    /// Those that can be drawn.
+    row: &'a [f32],
+    /// How many there are with padding.
+    all: usize,
+    cap: f32,
+}
+
+/// What a row's probabilities are made with.
+struct Summary {
+    /// The first place of the greatest logit.
+    place: usize,
+    /// That logit behind the cap, times log2(e).
+    top: f32,
+    /// `log2 sum 2^x` of all behind the cap, times log2(e), less `top`.
+    sum: f32,
+}
+
+impl Logits<'_> {
+    #[inline(always)]
+    fn summary<S: Simd>(&self, simd: S) -> Summary {
+        let (vectors, rest) = S::as_simd_f32s(self.row);
+        let mut tops = [simd.splat_f32s(f32::NEG_INFINITY); 4];
+        for (i, &x) in vectors.iter().enumerate() {
+            tops[i % 4] = simd.max_f32s(tops[i % 4], x);
+        }
+        let tops = tops.map(|top| simd.reduce_max_f32s(top));
+        let greatest = tops.iter().chain(rest).fold(f32::NEG_INFINITY, |top, &x| top.max(x));
+        let place = self.row.iter().position(|&x| x == greatest).unwrap_or(0);
+        let top = self.capped(simd, simd.splat_f32s(greatest));
+        // Four sums side by side: one alone would wait for its own additions.
+        let mut sums = [simd.splat_f32s(0.0); 4];
+        for (i, &x) in vectors.iter().enumerate() {
+            sums[i % 4] = simd.add_f32s(sums[i % 4], exp2(simd, simd.sub_f32s(self.capped(simd, x), top)));
+        }
+        let mut last = 0.0;
+        for &x in rest {
+            let power = exp2(simd, simd.sub_f32s(self.capped(simd, simd.splat_f32s(x)), top));
+            last += simd.reduce_max_f32s(power);
+        }
+        let sum = sums.into_iter().map(|sum| simd.reduce_sum_f32s(sum)).sum::<f32>() + last;
+        Summary { place, top: simd.reduce_max_f32s(top), sum: sum.log2() }
+    }
+
+    /// `cap tanh(x / cap)`, or x where cap is 0, times log2(e).
+    #[inline(always)]
+    fn capped<S: Simd>(&self, simd: S, x: S::f32s) -> S::f32s {
+        let cap = self.cap;
+        if cap == 0.0 {
+            return simd.mul_f32s(x, simd.splat_f32s(LOG2_E));
+        }
+        let tanh = tanh(simd, simd.mul_f32s(x, simd.splat_f32s(cap.recip())));
+        simd.mul_f32s(tanh, simd.splat_f32s(cap * LOG2_E))
+    }
+
+    /// A token, and the logarithm of its probability.
+    #[inline(always)]
+    fn drawn<S: Simd>(&self, simd: S, token: usize, summary: &Summary) -> (i32, f32) {
+        let logit = simd.reduce_max_f32s(self.capped(simd, simd.splat_f32s(self.row[token])));
+        (token as i32, (logit - summary.top - summary.sum) * LN_2)
+    }
+}
+
+struct Greedy<'a> {
+    logits: Logits<'a>,
+}
+
+impl WithSimd for Greedy<'_> {
+    type Output = (i32, f32);
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> (i32, f32) {
+        let summary = self.logits.summary(simd);
+        self.logits.drawn(simd, summary.place, &summary)
+    }
+}
+
+/// The numbers of a random draw, of all rows.
+struct Random<'a> {
+    filter: Filter,
+    /// `[b, 2]`
+    keys: &'a [u32],
+    positions: &'a [i32],
+    temperature: f32,
+    top_k: i32,
+    top_p: f32,
+}
+
+struct Race<'a> {
+    logits: Logits<'a>,
+    random: &'a Random<'a>,
+    row: usize,
+    /// As many as there are logits with padding, rounded up to whole vectors.
+    weights: &'a mut [f32],
+    race: &'a mut [f32],
+}
+
+impl WithSimd for Race<'_> {
+    type Output = (i32, f32);
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> (i32, f32) {
+        let Race { logits, random, row, weights, race } = self;
+        let summary = logits.summary(simd);
+        weigh(simd, logits, summary.top, random.temperature, weights);
+        if random.filter == Filter::TopKThenP {
+            keep(simd, weights, random.top_k as f32);
+        }
+        let key = [random.keys[2 * row], random.keys[2 * row + 1]];
+        fill_arrivals(simd, key, random.positions[row] as u32, logits.all, race);
+        let weight_vectors = S::as_simd_f32s(weights).0;
+        for (race, &weight) in S::as_mut_simd_f32s(race).0.iter_mut().zip(weight_vectors) {
+            *race = simd.div_f32s(weight, *race);
+        }
+        let (measure, most) = match random.filter {
+            Filter::Off => (Measure::Count, f32::INFINITY),
+            Filter::TopK => (Measure::Count, random.top_k as f32),
+            Filter::TopP | Filter::TopKThenP => {
+                (Measure::Weight, random.top_p * larger(simd, weights, -1.0, Measure::Weight))
+            }
+        };
+        let mut bound = -1.0;
+        let token = loop {
+            let token = winner(simd, weights, race, bound);
+            let again = larger(simd, weights, weights[token], measure) >= most;
+            if !again {
+                break token;
+            }
+            bound = weights[token];
+        };
+        logits.drawn(simd, token, &summary)
+    }
+}
+
+/// `exp((logit - greatest) / temperature)` of a row, zeros for padding. top: as in [`Summary`].
+#[inline(always)]
+fn weigh<S: Simd>(simd: S, logits: Logits<'_>, top: f32, temperature: f32, weights: &mut [f32]) {
+    let columns = logits.row.len();
+    weights[..columns].copy_from_slice(logits.row);
+    let (top, scale) = (simd.splat_f32s(top), simd.splat_f32s(temperature.recip()));
+    for x in S::as_mut_simd_f32s(weights).0 {
+        *x = exp2(simd, simd.mul_f32s(simd.sub_f32s(logits.capped(simd, *x), top), scale));
+    }
+    weights[columns..].fill(0.0);
+}
+
+/// What is summed of the weights that are larger than another.
+#[derive(Clone, Copy)]
+enum Measure {
+    Count,
+    Weight,
+}
+
+/// How much is larger than `bound`.
+#[inline(always)]
+fn larger<S: Simd>(simd: S, weights: &[f32], bound: f32, measure: Measure) -> f32 {
+    let (zero, one, bound) = (simd.splat_f32s(0.0), simd.splat_f32s(1.0), simd.splat_f32s(bound));
+    let mut sums = [zero; 4];
+    for (i, &weight) in S::as_simd_f32s(weights).0.iter().enumerate() {
+        let amount = match measure {
+            Measure::Count => one,
+            Measure::Weight => weight,
+        };
+        let amount = simd.select_f32s(simd.greater_than_f32s(weight, bound), amount, zero);
+        sums[i % 4] = simd.add_f32s(sums[i % 4], amount);
+    }
+    sums.into_iter().map(|sum| simd.reduce_sum_f32s(sum)).sum()
+}
+
+/// The first place of the largest in the race among those with weights larger than `bound`.
+#[inline(always)]
+fn winner<S: Simd>(simd: S, weights: &[f32], race: &[f32], bound: f32) -> usize {
+    let (none, least) = (simd.splat_f32s(-1.0), simd.splat_f32s(bound));
+    let mut tops = [none; 4];
+    let vectors = S::as_simd_f32s(weights).0.iter().zip(S::as_simd_f32s(race).0);
+    for (i, (&weight, &race)) in vectors.enumerate() {
+        let counted = simd.select_f32s(simd.greater_than_f32s(weight, least), race, none);
+        tops[i % 4] = simd.max_f32s(tops[i % 4], counted);
+    }
+    let top = tops.into_iter().map(|top| simd.reduce_max_f32s(top)).fold(-1.0, f32::max);
+    let mut all = weights.iter().zip(race);
+    all.position(|(&weight, &race)| race == top && weight > bound).unwrap_or(0)
+}
+
+/// Keeps the `k` largest of the weights, which are at most 1, and those equal to the last of them: the k-th largest is
+/// found bit by bit.
+#[inline(always)]
+fn keep<S: Simd>(simd: S, weights: &mut [f32], k: f32) {
+    let mut threshold = 0;
+    for bit in (0..30).rev() {
+        let higher = threshold + (1 << bit);
+        // As many as reach it: those larger than the number before it.
+        if larger(simd, weights, f32::from_bits(higher - 1), Measure::Count) >= k {
+            threshold = higher;
+        }
+    }
+    let (threshold, zero) = (simd.splat_f32s(f32::from_bits(threshold)), simd.splat_f32s(0.0));
+    for weight in S::as_mut_simd_f32s(weights).0 {
+        *weight = simd.select_f32s(simd.greater_than_or_equal_f32s(*weight, threshold), *weight, zero);
+    }
+}
+
+/// The exponential numbers of `all` tokens at a position, and ones behind them.
+#[inline(always)]
+fn fill_arrivals<S: Simd>(simd: S, key: [u32; 2], position: u32, all: usize, arrivals: &mut [f32]) {
+    let half = all.div_ceil(2);
+    arrivals[all..].fill(1.0);
+    for first in (0..half).step_by(LINE) {
+        let mut words = [[0; LINE]; 2];
+        for lane in 0..LINE {
+            [words[0][lane], words[1][lane]] = threefry2x32(key, [position, (first + lane) as u32]);
+        }
+        for (words, start) in words.into_iter().zip([0, half]) {
+            // In (0, 1), with all the precision that f32 has near 0.
+            let mut x =
+                words.map(|word| (word as f32 * 2f32.powi(-32)).clamp(2f32.powi(-33), 1.0 - 2f32.powi(-24)));
+            for x in S::as_mut_simd_f32s(&mut x).0 {
+                *x = arrival(simd, *x);
+            }
+            let end = (start + half).min(all);
+            let place = &mut arrivals[(start + first).min(end)..end];
+            let count = place.len().min(LINE);
+            place[..count].copy_from_slice(&x[..count]);
+        }
+    }
+}
+
+/// `-ln(1 - u)` for u in (0, 1), within 3e-7 of it.
+///
+/// With w = 1 - u rounded: `-ln(w) u / (1 - w)`, which takes the rounding back. `ln(2^k (1 + t))`, with 1 + t in
+/// `[sqrt(1/2), sqrt(2))`, is `k ln(2) + 2 artanh(t / (2 + t))`.
+#[inline(always)]
+fn arrival<S: Simd>(simd: S, u: S::f32s) -> S::f32s {
+    let one = simd.splat_f32s(1.0);
+    let w = simd.sub_f32s(one, u);
+    // The bits of sqrt(1/2), such that the exponent counts from there; 127 more, lest it be negative.
+    let moved =
+        simd.sub_u32s(simd.transmute_u32s_f32s(w), simd.splat_u32s(0x3f35_04f3_u32.wrapping_sub(127 << 23)));
+    let exponent = simd.wrapping_dyn_shr_u32s(moved, simd.splat_u32s(23));
+    let bits = simd.sub_u32s(
+        simd.transmute_u32s_f32s(w),
+        simd.wrapping_dyn_shl_u32s(simd.sub_u32s(exponent, simd.splat_u32s(127)), simd.splat_u32s(23)),
+    );
+    // As the lowest bits of 2^23 a number stands as it is.
+    let shifted = simd.transmute_f32s_u32s(simd.or_u32s(exponent, simd.splat_u32s(0x4b00_0000)));
+    let k = simd.sub_f32s(shifted, simd.splat_f32s(8_388_608.0 + 127.0));
+    let t = simd.sub_f32s(simd.transmute_f32s_u32s(bits), one);
+    let s = simd.div_f32s(t, simd.add_f32s(t, simd.splat_f32s(2.0)));
+    let square = simd.mul_f32s(s, s);
+    let mut series = simd.splat_f32s(2.0 / 9.0);
+    for coefficient in [2.0 / 7.0, 2.0 / 5.0, 2.0 / 3.0, 2.0] {
+        series = simd.mul_add_e_f32s(series, square, simd.splat_f32s(coefficient));
+    }
+    let ln = simd.mul_add_e_f32s(k, simd.splat_f32s(LN_2), simd.mul_f32s(series, s));
+    let rounded = simd.sub_f32s(one, w);
+    let whole = simd.div_f32s(simd.mul_f32s(simd.neg_f32s(ln), u), rounded);
+    simd.select_f32s(simd.equal_f32s(rounded, simd.splat_f32s(0.0)), u, whole)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pulp::Scalar;
+
+    struct Arrivals<'a>(&'a mut [f32]);
+
+    impl WithSimd for Arrivals<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) {
+            for x in S::as_mut_simd_f32s(self.0).0 {
+                *x = arrival(simd, *x);
+            }
+        }
+    }
+
+    #[test]
+    fn arrivals_are_exact_from_the_first_to_the_last() {
+        // Evenly between 0 and 1, and ever nearer to both.
+        let even = (1..1 << 16).map(|i| i as f32 / (1 << 16) as f32);
+        let early = (0..1 << 10).map(|i| 2f32.powf(-33.0 + 32.0 * i as f32 / (1 << 10) as f32));
+        let late = (1..=24).map(|i| 1.0 - 2f32.powi(-i));
+        let mut u: Vec<f32> = even.chain(early).chain(late).collect();
+        u.resize(u.len().next_multiple_of(LINE), 0.5);
+        for vectors in [true, false] {
+            let mut found = u.clone();
+            if vectors {
+                Arch::new().dispatch(Arrivals(&mut found));
+            } else {
+                Scalar.vectorize(Arrivals(&mut found));
+            }
+            for (u, found) in u.iter().zip(found) {
+                let wanted = -(-f64::from(*u)).ln_1p();
+                assert!((f64::from(found) / wanted - 1.0).abs() < 3e-7, "{u}: {found}, not {wanted}");
+            }
+        }
+    }
+}
