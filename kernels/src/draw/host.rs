@@ -272,11 +272,11 @@ fn fill_arrivals<S: Simd>(simd: S, key: [u32; 2], position: u32, all: usize, arr
     let half = all.div_ceil(2);
     arrivals[all..].fill(1.0);
     for first in (0..half).step_by(LINE) {
-        let mut words = [[0; LINE]; 2];
-        for lane in 0..LINE {
-            [words[0][lane], words[1][lane]] = threefry2x32(key, [position, (first + lane) as u32]);
+        let (mut low, mut high) = ([0; LINE], [0; LINE]);
+        for (counter, (low, high)) in (first as u32..).zip(low.iter_mut().zip(&mut high)) {
+            [*low, *high] = threefry2x32(key, [position, counter]);
         }
-        for (words, start) in words.into_iter().zip([0, half]) {
+        for (words, start) in [(low, 0), (high, half)] {
             // In (0, 1), with all the precision that f32 has near 0.
             let mut x =
                 words.map(|word| (word as f32 * 2f32.powi(-32)).clamp(2f32.powi(-33), 1.0 - 2f32.powi(-24)));
