@@ -1,4 +1,5 @@
-//! The native form of the CPU: a row's maps, softmaxes and values in one call, over the filled slots only.
+//! The native form of the CPU: maps, softmaxes and values in one call, over the filled slots only; a task for each group of
+//! a row.
 
 use super::{CachedAttention, Sizes};
 use crate::HeadNorm;
@@ -44,17 +45,35 @@ impl HostFunction for CachedAttention {
             filled,
         };
         let (q, lambda) = (q.as_slice::<f32>(), lambda.as_slice::<f32>());
-        let lambdas = lambda.chunks(lambda.len().div_ceil(b)).cycle();
         let Some(y) = results.into_iter().next() else { unreachable!("one result") };
-        let rows =
-            q.chunks(n * h * 2 * d).zip(lambdas).zip(y.into_slice::<f32>().chunks_mut(n * h * 2 * half));
-        let items =
-            rows.enumerate().map(|(row, ((q, lambda), y))| Row { call: &call, row, q, lambda, new: None, y });
-        workers.for_each(items.collect(), |row| Arch::new().dispatch(row));
+        let mut tokens = y.into_slice::<f32>().chunks_mut(h * 2 * half).enumerate();
+        let r = h / g;
+        let mut items = Vec::with_capacity(b * g);
+        for row in 0..b {
+            let of_row = items.len();
+            items.extend((0..g).map(|group| Group {
+                call: &call,
+                row,
+                group,
+                tokens: Vec::with_capacity(n),
+                new: None,
+            }));
+            for (token, y) in tokens.by_ref().take(n) {
+                let q = q[token * h * 2 * d..][..h * 2 * d].chunks(r * 2 * d);
+                let lambda = |group: usize| match lambda.len() {
+                    1 => lambda,
+                    _ => &lambda[token * h + group * r..][..r],
+                };
+                for (group, (q, y)) in q.zip(y.chunks_mut(r * 2 * half)).enumerate() {
+                    items[of_row + group].tokens.push(Token { q, lambda: lambda(group), y });
+                }
+            }
+        }
+        workers.for_each(items, |group| Arch::new().dispatch(group));
     }
 }
 
-/// What rows have in common.
+/// What the tasks have in common.
 pub(crate) struct Call<'a> {
     pub(crate) sizes: Sizes,
     /// Of the norm, if there is one.
@@ -70,34 +89,40 @@ pub(crate) struct Call<'a> {
     pub(crate) filled: usize,
 }
 
-/// Keys and values of a row's new tokens, which are not in the cache.
+/// Keys and values of new tokens, which are not in the cache, of one group of a row.
 #[derive(Clone, Copy)]
 pub(crate) struct New<'a> {
-    /// `[g*maps, d, n]`
+    /// `[maps, d, n]`
     pub(crate) keys: &'a [f32],
-    /// `[g*2, n, e/2]`
+    /// `[2, n, e/2]`
     pub(crate) values: &'a [f32],
 }
 
-/// One row of the batch.
-pub(crate) struct Row<'a, 'b> {
+/// The heads of one group, of a row of the batch: a task.
+pub(crate) struct Group<'a, 'b> {
     pub(crate) call: &'a Call<'a>,
     pub(crate) row: usize,
-    /// `[n, h, 2, d]`, rotated.
-    pub(crate) q: &'a [f32],
-    /// One number, or `[n, h]`.
-    pub(crate) lambda: &'a [f32],
+    pub(crate) group: usize,
+    pub(crate) tokens: Vec<Token<'a, 'b>>,
     pub(crate) new: Option<New<'a>>,
-    /// `[n, h, e]`
+}
+
+/// A token's part of a group.
+pub(crate) struct Token<'a, 'b> {
+    /// `[r, 2, d]`, rotated.
+    pub(crate) q: &'a [f32],
+    /// One number, or `[r]`.
+    pub(crate) lambda: &'a [f32],
+    /// `[r, e]`
     pub(crate) y: &'b mut [f32],
 }
 
-impl WithSimd for Row<'_, '_> {
+impl WithSimd for Group<'_, '_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Row { call, row, q, lambda, new, y } = self;
+        let Group { call, row, group, mut tokens, new } = self;
         let Sizes { n, g, r, d, e, slots, key_maps, .. } = call.sizes;
         let (rows, used, half) = (n * r, call.filled.next_multiple_of(16), e / 2);
         // The lowest number, not minus infinity: a token that sees nothing must not become NaN.
@@ -108,56 +133,54 @@ impl WithSimd for Row<'_, '_> {
         let (mut x, mut o) = (vec![0.0; rows * d], vec![0.0; rows * half]);
         let mut scores = [vec![0.0; rows * used], vec![0.0; rows * used]];
         let mut own = vec![0.0; rows * n];
-        for group in 0..g {
-            let head = |j: usize| ((j / r) * g + group) * r + j % r;
-            for (t, scores) in scores.iter_mut().enumerate() {
-                for (j, x) in x.chunks_mut(d).enumerate() {
-                    let q = &q[(head(j) * 2 + t) * d..][..d];
-                    x.iter_mut().zip(q).for_each(|(x, q)| *x = q * scale);
-                }
-                let map = group * key_maps + t % key_maps;
-                let keys = &call.keys[(row * g * key_maps + map) * d * slots..];
-                product(simd, &x, d, Columns::row_major(keys, slots), scores, used);
-                for (j, scores) in scores.chunks_mut(used).enumerate() {
-                    if let Some(new) = new {
-                        let scores = &mut scores[call.cached..][..n];
-                        scores.fill(0.0);
-                        for (x, keys) in x[j * d..][..d].iter().zip(new.keys[map * d * n..].chunks(n)) {
-                            scores.iter_mut().zip(keys).for_each(|(score, key)| *score += x * key);
-                        }
-                    }
-                    cap(simd, scores, call.cap);
-                    scores[call.filled - n + j / r + 1..].fill(f32::MIN);
-                    soften(simd, scores, &hidden);
-                }
+        for (t, scores) in scores.iter_mut().enumerate() {
+            for (j, x) in x.chunks_mut(d).enumerate() {
+                let q = &tokens[j / r].q[(j % r * 2 + t) * d..][..d];
+                x.iter_mut().zip(q).for_each(|(x, q)| *x = q * scale);
             }
-            let [a, p2] = &mut scores;
-            for (j, (a, p2)) in a.chunks_mut(used).zip(p2.chunks(used)).enumerate() {
-                let lambda = simd.splat_f32s(-lambda[head(j) % lambda.len()]);
-                let (vectors, p2) = (S::as_mut_simd_f32s(a).0, S::as_simd_f32s(p2).0);
-                vectors.iter_mut().zip(p2).for_each(|(a, &p2)| *a = simd.mul_add_f32s(lambda, p2, *a));
-                if new.is_some() {
-                    let a = &mut a[call.cached..][..n];
-                    own[j * n..][..n].copy_from_slice(a);
-                    a.fill(0.0);
-                }
-            }
-            for t in 0..2 {
-                let values = &call.values[((row * g + group) * 2 + t) * slots * half..];
-                product(simd, a, used, Columns::row_major(values, half), &mut o, half);
-                for (j, o) in o.chunks_mut(half).enumerate() {
-                    if let Some(new) = new {
-                        let values = new.values[(group * 2 + t) * n * half..].chunks(half);
-                        for (a, values) in own[j * n..][..n].iter().zip(values) {
-                            o.iter_mut().zip(values).for_each(|(o, value)| *o += a * value);
-                        }
+            let map = t % key_maps;
+            let keys = &call.keys[((row * g + group) * key_maps + map) * d * slots..];
+            product(simd, &x, d, Columns::row_major(keys, slots), scores, used);
+            for (j, scores) in scores.chunks_mut(used).enumerate() {
+                if let Some(new) = new {
+                    let scores = &mut scores[call.cached..][..n];
+                    scores.fill(0.0);
+                    for (x, keys) in x[j * d..][..d].iter().zip(new.keys[map * d * n..].chunks(n)) {
+                        scores.iter_mut().zip(keys).for_each(|(score, key)| *score += x * key);
                     }
-                    y[head(j) * e + t * half..][..half].copy_from_slice(o);
                 }
+                cap(simd, scores, call.cap);
+                scores[call.filled - n + j / r + 1..].fill(f32::MIN);
+                soften(simd, scores, &hidden);
+            }
+        }
+        let [a, p2] = &mut scores;
+        for (j, (a, p2)) in a.chunks_mut(used).zip(p2.chunks(used)).enumerate() {
+            let lambda = tokens[j / r].lambda;
+            let lambda = simd.splat_f32s(-lambda[j % r % lambda.len()]);
+            let (vectors, p2) = (S::as_mut_simd_f32s(a).0, S::as_simd_f32s(p2).0);
+            vectors.iter_mut().zip(p2).for_each(|(a, &p2)| *a = simd.mul_add_f32s(lambda, p2, *a));
+            if new.is_some() {
+                let a = &mut a[call.cached..][..n];
+                own[j * n..][..n].copy_from_slice(a);
+                a.fill(0.0);
+            }
+        }
+        for t in 0..2 {
+            let values = &call.values[((row * g + group) * 2 + t) * slots * half..];
+            product(simd, a, used, Columns::row_major(values, half), &mut o, half);
+            for (j, o) in o.chunks_mut(half).enumerate() {
+                if let Some(new) = new {
+                    let values = new.values[t * n * half..].chunks(half);
+                    for (a, values) in own[j * n..][..n].iter().zip(values) {
+                        o.iter_mut().zip(values).for_each(|(o, value)| *o += a * value);
+                    }
+                }
+                tokens[j / r].y[j % r * e + t * half..][..half].copy_from_slice(o);
             }
         }
         if let Some(eps) = call.eps {
-            normalize(simd, y, e, eps);
+            tokens.iter_mut().for_each(|token| normalize(simd, token.y, e, eps));
         }
     }
 }

@@ -93,7 +93,7 @@ struct Block<'a> {
 
 impl Block<'_> {
     fn run(&self, workers: Workers<'_>, y: &mut [f32], k: &mut [f32], v: &mut [f32]) {
-        let Sizes { b, n, m, h, e, i, .. } = self.sizes;
+        let Sizes { b, n, m, h, g, e, i, .. } = self.sizes;
         let [qkv, o, gate_up, down] = self.matrices;
         let (rows, width) = (b * n, qkv.len() / m);
         let normed = |x: &[f32]| {
@@ -105,11 +105,26 @@ impl Block<'_> {
         let mut projected = vec![0.0; rows * width];
         linear(workers, &normed(self.x), qkv, Then::Nothing, &mut projected, width);
         let mut heads = vec![0.0; rows * h * e];
-        let results =
-            heads.chunks_mut(n * h * e).zip(k.chunks_mut(k.len() / b).zip(v.chunks_mut(v.len() / b)));
-        let items = projected.chunks(n * width).zip(results).enumerate();
-        let items = items.map(|(row, (qkv, (heads, (k, v))))| Attend { block: self, row, qkv, heads, k, v });
-        workers.for_each(items.collect(), |row| Arch::new().dispatch(row));
+        let mut tokens = projected.chunks(width).zip(heads.chunks_mut(h * e));
+        let mut news = k.chunks_mut(k.len() / (b * g)).zip(v.chunks_mut(v.len() / (b * g)));
+        let mut items = Vec::with_capacity(b * g);
+        for row in 0..b {
+            let of_row = items.len();
+            let of_groups = news.by_ref().take(g).enumerate();
+            items.extend(of_groups.map(|(group, (k, v))| Attend {
+                block: self,
+                row,
+                group,
+                tokens: Vec::with_capacity(n),
+                k,
+                v,
+            }));
+            for (qkv, heads) in tokens.by_ref().take(n) {
+                let of_groups = items[of_row..].iter_mut().zip(heads.chunks_mut(h / g * e));
+                of_groups.for_each(|(group, heads)| group.tokens.push((qkv, heads)));
+            }
+        }
+        workers.for_each(items, |group| Arch::new().dispatch(group));
         let mut x = vec![0.0; rows * m];
         linear(workers, &heads, o, Then::Plus(self.x), &mut x, m);
 
@@ -135,17 +150,16 @@ impl WithSimd for Normalize<'_> {
     }
 }
 
-/// Attention of one row of the batch.
+/// Attention of one group, of a row of the batch.
 struct Attend<'a, 'b> {
     block: &'a Block<'a>,
     row: usize,
-    /// `[n, w]`
-    qkv: &'b [f32],
-    /// `[n, h, e]`
-    heads: &'b mut [f32],
-    /// `[g*t, d, n]`
+    group: usize,
+    /// Of each token `[w]`, and its heads of the group, `[r, e]`.
+    tokens: Vec<(&'a [f32], &'b mut [f32])>,
+    /// `[t, d, n]`
     k: &'b mut [f32],
-    /// `[g*2, n, e/2]`
+    /// `[2, n, e/2]`
     v: &'b mut [f32],
 }
 
@@ -154,18 +168,21 @@ impl WithSimd for Attend<'_, '_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Attend { block, row, qkv, heads, k, v } = self;
-        let Sizes { n, h, d, e, .. } = block.sizes;
+        let Attend { block, row, group, tokens, k, v } = self;
+        let Sizes { n, h, g, d, e, .. } = block.sizes;
         let [of_q, of_k, of_v] = block.sizes.widths();
-        let mut q = vec![0.0; n * of_q];
+        let r = h / g;
+        let mut q = vec![0.0; n * of_q / g];
         let mut turned = vec![0.0; d];
-        let mut lambda = block.lambda.map(<[f32]>::to_vec).unwrap_or_default();
-        for (token, qkv) in qkv.chunks(qkv.len() / n).enumerate() {
+        let mut lambdas = vec![0.0; n * r];
+        for (token, (qkv, _)) in tokens.iter().enumerate() {
             let angles = block.tables.map(|table| &table[(row * n + token) * (d / 2)..][..d / 2]);
             let (queries, rest) = qkv.split_at(of_q);
             let (keys, rest) = rest.split_at(of_k);
             let (values, own_lambda) = rest.split_at(of_v);
-            for (x, q) in queries.chunks(d).zip(q[token * of_q..][..of_q].chunks_mut(d)) {
+            let [queries, keys, values] =
+                [queries, keys, values].map(|x| &x[group * (x.len() / g)..][..x.len() / g]);
+            for (x, q) in queries.chunks(d).zip(q[token * of_q / g..][..of_q / g].chunks_mut(d)) {
                 rotate(x, angles, 1.0, q);
             }
             for (x, k) in keys.chunks(d).zip(k.chunks_mut(d * n)) {
@@ -176,11 +193,19 @@ impl WithSimd for Attend<'_, '_> {
                 v[token * (e / 2)..][..e / 2].copy_from_slice(x);
             }
             if block.lambda.is_none() {
-                lambda.extend(own_lambda[..h].iter().map(|x| 1.0 / (1.0 + (-x).exp())));
+                let own = own_lambda[group * r..][..r].iter().map(|x| 1.0 / (1.0 + (-x).exp()));
+                lambdas[token * r..][..r].iter_mut().zip(own).for_each(|(lambda, own)| *lambda = own);
             }
         }
+        let of_tokens = tokens.into_iter().zip(q.chunks(of_q / g)).zip(lambdas.chunks(r));
+        let tokens = of_tokens.map(|(((_, y), q), own)| attention::Token {
+            q,
+            lambda: block.lambda.unwrap_or(own),
+            y,
+        });
         let new = Some(attention::New { keys: k, values: v });
-        let call = &block.attention;
-        attention::Row { call, row, q: &q, lambda: &lambda, new, y: heads }.with_simd(simd);
+        let attention =
+            attention::Group { call: &block.attention, row, group, tokens: tokens.collect(), new };
+        attention.with_simd(simd);
     }
 }
