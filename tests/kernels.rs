@@ -119,7 +119,7 @@ struct Check<K, N> {
     given: Vec<(usize, Vec<f64>)>,
     /// Arguments with a gradient.
     wrt: Vec<usize>,
-    /// Results that are compared.
+    /// Results that are compared; those that have a gradient come first.
     results: usize,
     naive: N,
 }
@@ -129,7 +129,7 @@ where
     K: Kernel + Clone + 'static,
     N: for<'f> Fn(&[Tensor<'f>]) -> Vec<Tensor<'f>>,
 {
-    /// Results, and gradients of their sum weighted by further inputs.
+    /// Results, and gradients of the sum of those that have them, weighted by further inputs.
     fn program(&self, naive: bool) -> Program {
         Program::build("check", |f| {
             let input = |(i, ty): (usize, &Type)| f.input(&format!("x{i}"), ty.clone());
@@ -137,7 +137,7 @@ where
             let results = if naive { (self.naive)(&args) } else { f.kernel(self.kernel.clone(), &args) };
             let results = &results[..self.results];
             let mut loss = f.zeros(Type::scalar(wide(self.types[0].dtype)));
-            for (i, x) in results.iter().enumerate() {
+            for (i, x) in results.iter().take(self.kernel.differentiable()).enumerate() {
                 let ty = x.ty().with_dtype(loss.dtype());
                 loss = loss + (f.input(&format!("ct{i}"), ty.clone()) * x.convert(ty.dtype)).sum_all();
             }
@@ -435,17 +435,18 @@ fn check_swiglu(seed: u64, [n, m, i]: [usize; 3], rate: f64, dtype: DType, toler
         wrt: vec![0, 1, 2, 3, 4],
         types,
         given,
-        results: 1,
+        results: 3,
         naive: function(move |args| {
             let x = args[0].convert(wide(dtype));
             let x = x * args[1].along(x, &[0]);
             let (g, u) = (x.matmul(args[2].convert(x.dtype())), x.matmul(args[3].convert(x.dtype())));
             let h = g / ((-g).exp() + 1.0) * u;
+            let saved = [g, u].map(|x| x.convert(dtype));
             let h = match args[5..] {
                 [rows, columns] => h * dropout_mask(rows, columns, rate, h.dtype()),
                 _ => h,
             };
-            vec![h.matmul(args[4].convert(h.dtype())).convert(dtype)]
+            [&[h.matmul(args[4].convert(h.dtype())).convert(dtype)], &saved[..]].concat()
         }),
     }
     .run(seed, tolerance, on_cpu);
