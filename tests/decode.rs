@@ -7,6 +7,7 @@ use model::decode::stretched;
 use model::{Attention, Batch, Config, Params, Remat, Yarn, fold, forward, loss, specs};
 use std::ops::ControlFlow;
 use tests::{Random, cpu, lowered, numbers, small_config, uneven_params};
+use train::config::Kernels;
 use train::device::Device;
 
 fn config() -> Config {
@@ -36,7 +37,7 @@ fn agreeing_params(config: &Config) -> Params<Host> {
 }
 
 fn generator(config: &Config, params: &Params<Host>) -> Generator {
-    Generator::new(Device::open("cpu").unwrap(), config, params).unwrap()
+    Generator::new(Device::open("cpu", Kernels::Auto).unwrap(), config, params).unwrap()
 }
 
 fn random_ids(random: &mut Random, count: usize, config: &Config) -> Vec<i32> {

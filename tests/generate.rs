@@ -66,6 +66,8 @@ fn the_same_seed_writes_the_same_text_from_wherever_the_prompt_comes() {
         (&[], prompt),
         (&["--speculative", "on"], prompt),
         (&["--speculative", "off"], prompt),
+        (&["--kernels", "portable"], prompt),
+        (&["--kernels", "reference"], prompt),
     ] {
         let (again, report) = generate(&[&common[..], args].concat(), input);
         assert_eq!(again, text, "{args:?}");

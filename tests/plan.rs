@@ -53,7 +53,7 @@ fn configuration(set: &[&str]) -> RunConfig {
 
 /// Makes a state and takes steps, ready to be done again.
 fn steps(device: &Device, run: &RunConfig) -> impl Fn() {
-    let (step, _) = device.compile(&step_of(run), run.kernels, CodeGeneration::Quick).unwrap();
+    let (step, _) = device.compile(&step_of(run), CodeGeneration::Quick).unwrap();
     let weights = initial_params(&run.model, 0);
     let rows = run.batch.rows() * run.batch.seq;
     let batch = Batch {
@@ -75,7 +75,7 @@ fn steps(device: &Device, run: &RunConfig) -> impl Fn() {
 
 /// What the process's memory grows by, at most, while a state is made and steps run.
 fn measured(run: &RunConfig) -> i64 {
-    let device = Device::open("cpu").unwrap();
+    let device = Device::open("cpu", run.kernels).unwrap();
     let large = steps(&device, run);
     // Steps of a small model bring in the plugin's code and its threads, which stay whatever the program is.
     steps(&device, &configuration(&SMALL))();

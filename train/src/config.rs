@@ -181,7 +181,7 @@ pub struct Log {
 }
 
 /// Which lowering of the fused kernels to use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Kernels {
     /// The fastest that the device has.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 pub struct Device {
     client: Client,
     target: Target,
+    kernels: KernelChoice,
     cache: ExecutableCache,
 }
 
@@ -80,17 +81,18 @@ pub(crate) fn options(target: Target, code: CodeGeneration) -> CompileOptions {
 }
 
 impl Device {
-    /// Loads the plugin of a platform, fetching it if need be, and takes its first device.
+    /// Loads the plugin of a platform, fetching it if need be, and takes its first device. kernels: the forms that its
+    /// programs take.
     ///
     /// # Errors
     /// If the plugin cannot be had or used, or has no device.
-    pub fn open(platform: &str) -> Result<Device> {
+    pub fn open(platform: &str, kernels: Kernels) -> Result<Device> {
         let platform = Platform::choose(Some(platform))?;
         let client = Client::new(&platform.load()?, &[])?;
         anyhow::ensure!(!client.devices().is_empty(), "platform {platform} has no device on this machine");
         let target = target_of(&client, &platform)?;
         let cache = ExecutableCache::new(cache_folder()?.join("executables"), CACHE_BYTES);
-        Ok(Device { client, target, cache })
+        Ok(Device { client, target, kernels: kernels.choice(), cache })
     }
 
     /// What programs are compiled for.
@@ -107,14 +109,9 @@ impl Device {
     ///
     /// # Errors
     /// If it does not compile or does not fit.
-    pub fn compile(
-        &self,
-        program: &Program,
-        kernels: Kernels,
-        code: CodeGeneration,
-    ) -> Result<(Compiled, Preparation)> {
+    pub fn compile(&self, program: &Program, code: CodeGeneration) -> Result<(Compiled, Preparation)> {
         let start = Instant::now();
-        let (program, forms) = passes::lower(program, self.target, kernels.choice());
+        let (program, forms) = passes::lower(program, self.target, self.kernels);
         let options = options(self.target, code);
         let (compiled, lookup) = program
             .compile_cached(&self.client, &options, &self.cache)

@@ -142,8 +142,8 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
     // Started before the compiler: the first rows are made meanwhile.
     let loader = Loader::start(dataset.clone(), rows.clone(), position)?;
 
-    let device = Device::open(&run.platform)?;
-    let (step, preparation) = device.compile(&step_of(&run), run.kernels, CodeGeneration::Quick)?;
+    let device = Device::open(&run.platform, run.kernels)?;
+    let (step, preparation) = device.compile(&step_of(&run), CodeGeneration::Quick)?;
     report_program(&device, &step, &preparation)?;
     if cli.dry_run {
         println!("dry run  nothing was trained or written");
@@ -548,7 +548,6 @@ impl Session {
             let text = sample::sample(
                 &self.device,
                 &self.run.model,
-                self.run.kernels,
                 self.state.weights(),
                 tokenizer,
                 SAMPLE_TOKENS,

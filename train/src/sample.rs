@@ -1,7 +1,6 @@
 //! A short sample of what the model writes, at the end of a run. It computes the whole prefix for each token; for real
 //! use there is `generate`.
 
-use crate::config::Kernels;
 use crate::data::{END_OF_TEXT, Tokenizer};
 use crate::device::{CodeGeneration, Device};
 use anyhow::Result;
@@ -39,7 +38,6 @@ fn next_token_program(config: &Config, length: usize) -> Program {
 pub fn sample(
     device: &Device,
     config: &Config,
-    kernels: Kernels,
     weights: &[Buffer],
     tokenizer: &Tokenizer,
     tokens: usize,
@@ -48,7 +46,7 @@ pub fn sample(
     let mut ids = tokenizer.encode(PROMPT)?;
     let prompt = ids.len();
     let length = (prompt + tokens).min(config.max_position_embeddings);
-    let (program, _) = device.compile(&next_token_program(config, length), kernels, CodeGeneration::Quick)?;
+    let (program, _) = device.compile(&next_token_program(config, length), CodeGeneration::Quick)?;
     let stop = tokenizer.find_special(END_OF_TEXT);
     while ids.len() < length {
         let mut row = ids.clone();

@@ -84,7 +84,7 @@ impl DeviceState {
         optimizer: &[(String, Host)],
     ) -> Result<DeviceState> {
         let fold = match kept_folded(&run.model) {
-            Some(_) => Some(device.compile(&fold_program(&run.model), run.kernels, CodeGeneration::Quick)?.0),
+            Some(_) => Some(device.compile(&fold_program(&run.model), CodeGeneration::Quick)?.0),
             None => None,
         };
         let first_moment = run.optimizer.first_moment.dtype();

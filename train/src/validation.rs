@@ -43,7 +43,7 @@ impl Validator {
         }
         if self.program.is_none() {
             let program = validation_program(&self.run.model, self.run.batch);
-            self.program = Some(device.compile(&program, self.run.kernels, CodeGeneration::Quick)?.0);
+            self.program = Some(device.compile(&program, CodeGeneration::Quick)?.0);
         }
         let program = self.program.as_ref().expect("compiled above");
         let mut sums = [0.0; 4];

@@ -14,7 +14,6 @@ use model::{Compute, Config, Params};
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
-use train::config::Kernels;
 use train::device::{CodeGeneration, Device};
 
 /// Weights on a device, ready to generate, and the programs that were needed so far.
@@ -86,7 +85,7 @@ impl Generator {
             config.dtype = Compute::F32;
         }
         let prepare = prepare_program(&config, Matrices::of(device.target()));
-        let (prepare, _) = device.compile(&prepare, Kernels::Auto, CodeGeneration::Quick)?;
+        let (prepare, _) = device.compile(&prepare, CodeGeneration::Quick)?;
         let masters = params.iter().map(|(_, host)| device.put(host)).collect::<Result<Vec<Buffer>>>()?;
         let weights = prepare.run(masters.iter().map(Arg::Keep)).context("preparing the weights")?;
         Ok(Generator { device, config, weights, tables: Vec::new(), programs: HashMap::new() })
@@ -112,7 +111,7 @@ impl Generator {
                     tokens_program(&self.config, shape, sampler, drafts)
                 }
             };
-            let (compiled, _) = self.device.compile(&program, Kernels::Auto, CodeGeneration::Thorough)?;
+            let (compiled, _) = self.device.compile(&program, CodeGeneration::Thorough)?;
             self.programs.insert(wanted, compiled);
             took.compile += start.elapsed();
         }

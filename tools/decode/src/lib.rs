@@ -17,6 +17,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use text::Text;
 use train::checkpoint::{files, load_params};
+use train::config::Kernels;
 use train::data::{FIM_MIDDLE, FIM_PREFIX, FIM_SUFFIX, Tokenizer};
 use train::device::Device;
 
@@ -79,14 +80,14 @@ pub fn load_tokenizer(checkpoint: &Path, config: &Config) -> Result<Tokenizer> {
 
 impl Decoder {
     /// Loads a checkpoint's model and tokenizer onto the first device of a platform (`cpu`, `cuda`, `tpu`, or the path of a
-    /// PJRT plugin).
+    /// PJRT plugin). kernels: the forms that its programs take.
     ///
     /// # Errors
     /// As [`load_model`] and [`load_tokenizer`], or if the device does not take the weights.
-    pub fn open(checkpoint: &Path, platform: &str) -> Result<Decoder> {
+    pub fn open(checkpoint: &Path, platform: &str, kernels: Kernels) -> Result<Decoder> {
         let (config, params) = load_model(checkpoint)?;
         let tokenizer = load_tokenizer(checkpoint, &config)?;
-        let generator = Generator::new(Device::open(platform)?, &config, &params)?;
+        let generator = Generator::new(Device::open(platform, kernels)?, &config, &params)?;
         let text = |id: i32| tokenizer.decode_bytes(&[id]).is_some();
         let stops = (0..config.vocab_size).map(|id| i32::try_from(id).is_ok_and(|id| !text(id))).collect();
         Ok(Decoder { generator, tokenizer, stops })

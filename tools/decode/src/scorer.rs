@@ -6,7 +6,6 @@ use engine::{Compiled, Host, Program, Type};
 use model::decode::stretched;
 use model::{Batch, Config, Params, fold, specs, token_log_probs};
 use std::collections::HashMap;
-use train::config::Kernels;
 use train::device::{CodeGeneration, Device};
 
 /// Weights on a device, ready to score, and the programs that were needed so far.
@@ -87,7 +86,7 @@ impl Scorer {
         let key = Key { length, stretched: stretch != self.config };
         if !self.programs.contains_key(&key) {
             let program = score_program(&stretch, length);
-            let (compiled, _) = self.device.compile(&program, Kernels::Auto, CodeGeneration::Thorough)?;
+            let (compiled, _) = self.device.compile(&program, CodeGeneration::Thorough)?;
             self.programs.insert(key, compiled);
         }
         let padded = |numbers: &[i32], padding: i32| {

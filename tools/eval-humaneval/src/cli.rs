@@ -4,6 +4,7 @@ use crate::problems::StopStyle;
 use crate::sandbox::{Level, Limits};
 use clap::{ArgGroup, Args, Parser, value_parser};
 use std::path::PathBuf;
+use train::config::Kernels;
 
 /// Generate completions of HumanEval or MBPP problems, run them against their tests in a sandbox, and estimate pass@k.
 #[derive(Clone, Debug, Parser)]
@@ -72,6 +73,9 @@ pub(crate) struct Generation {
     /// Device platform: cpu, cuda, tpu or the path of a PJRT plugin
     #[arg(long, value_name = "NAME|PATH", default_value = "cpu")]
     pub(crate) platform: String,
+    /// Forms of the fused operations, as in a run's configuration
+    #[arg(long, value_enum, value_name = "FORM", default_value_t = Kernels::Auto)]
+    pub(crate) kernels: Kernels,
 }
 
 /// How completions are judged.

@@ -149,13 +149,18 @@ impl<'a> Evaluation<'a> {
         Ok(if passed == all { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
+    fn decoder(&self, checkpoint: &Path) -> Result<Decoder> {
+        let generation = &self.arguments.generation;
+        Decoder::open(checkpoint, &generation.platform, generation.kernels)
+    }
+
     /// Evaluates one checkpoint.
     fn checkpoint(&self, path: &Path) -> Result<ExitCode> {
         let out = match &self.arguments.out {
             Some(out) => out.clone(),
             None => PathBuf::from(format!("{}_{}.jsonl", self.benchmark(), name_of(path))),
         };
-        let mut decoder = Decoder::open(path, &self.arguments.generation.platform)?;
+        let mut decoder = self.decoder(path)?;
         self.generated(&mut decoder, path, &out)?;
         println!("results   {}", out.display());
         Ok(ExitCode::SUCCESS)
@@ -174,7 +179,7 @@ impl<'a> Evaluation<'a> {
         let (mut evaluated, mut refused) = (Vec::new(), Vec::new());
         for (step, path) in found {
             println!("checkpoint {}", path.display());
-            let mut decoder = match Decoder::open(&path, &self.arguments.generation.platform) {
+            let mut decoder = match self.decoder(&path) {
                 Ok(decoder) => decoder,
                 // A damaged one does not keep the others from being evaluated.
                 Err(error) => {
@@ -367,6 +372,7 @@ impl<'a> Evaluation<'a> {
             "rows": generation.rows,
             "speculative": format!("{:?}", speculation(generation)).to_lowercase(),
             "platform": generation.platform,
+            "kernels": generation.kernels,
         })));
         settings
     }

@@ -9,6 +9,7 @@ use std::io::{self, IsTerminal, Read, Write};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use train::config::Kernels;
 use train::program::{exit_code, with_large_pages};
 
 /// Continue Python source with a checkpoint. Without --prompt or --prompt-file, the prompt is read from standard input.
@@ -61,6 +62,9 @@ struct Arguments {
     /// cpu, cuda, tpu, or the path of a PJRT plugin
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     platform: String,
+    /// Forms of the fused operations, as in a run's configuration
+    #[arg(long, value_enum, value_name = "FORM", default_value_t = Kernels::Auto)]
+    kernels: Kernels,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -95,7 +99,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         !text.is_empty() || arguments.suffix.is_some(),
         "the prompt is empty; give the beginning of a text, or a --suffix to write what stands before it"
     );
-    let mut decoder = Decoder::open(&arguments.checkpoint, &arguments.platform)?;
+    let mut decoder = Decoder::open(&arguments.checkpoint, &arguments.platform, arguments.kernels)?;
     let prompt = match &arguments.suffix {
         Some(suffix) => decoder.infill(&text, suffix)?,
         None => decoder.prompt(&text)?,

@@ -11,6 +11,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use train::checkpoint::files;
+use train::config::Kernels;
 use train::data::Tokenizer;
 use train::device::Device;
 use train::program::{exit_code, with_large_pages};
@@ -37,6 +38,9 @@ struct Arguments {
     /// cpu, cuda, tpu, or the path of a PJRT plugin
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     platform: String,
+    /// Forms of the fused operations, as in a run's configuration
+    #[arg(long, value_enum, value_name = "FORM", default_value_t = Kernels::Auto)]
+    kernels: Kernels,
 }
 
 /// One line of --ids.
@@ -69,7 +73,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         true => Some(load_tokenizer(checkpoint, &config)?),
         false => None,
     };
-    let mut scorer = Scorer::new(Device::open(&arguments.platform)?, &config, &params)?;
+    let mut scorer = Scorer::new(Device::open(&arguments.platform, arguments.kernels)?, &config, &params)?;
     drop(params);
     let longest = config.max_position_embeddings;
     let window = arguments.window.unwrap_or(longest.min(TRAINED_POSITIONS));
