@@ -235,6 +235,12 @@ fn measure(name: &str, how: Measure) -> Result<(), String> {
     match how {
         Measure::Profile => {
             let operations = profile(name);
+            if !operations.iter().any(|(_, name)| *name == schedule.operation) {
+                return Err(format!(
+                    "{memory:>6.1} MiB, no profile: the compiler left out {}",
+                    schedule.operation
+                ));
+            }
             let total: u64 = operations.iter().map(|(cycles, _)| cycles).sum();
             let largest: Vec<String> =
                 operations.iter().take(4).map(|(cycles, name)| format!("{name} {cycles}")).collect();
@@ -278,6 +284,7 @@ struct Part {
 
 /// The final schedule of a program's kernel, or of its largest operation if it calls none.
 struct Schedule {
+    operation: String,
     /// Between the heads of loops, their ends and the branches.
     parts: Vec<Part>,
     /// Bytes of vector memory that the compiler gave out, to windows, scratch and spilled registers.
@@ -313,7 +320,8 @@ impl Schedule {
             }
         }
         parts.retain(|part| part.bundles >= SHORTEST);
-        Schedule { parts, memory }
+        let operation = operation.split_once('-').expect("two parts").1.to_owned();
+        Schedule { operation, parts, memory }
     }
 }
 
