@@ -47,10 +47,9 @@ impl HostFunction for Draw {
         let spare = Spare::new();
         workers.for_each(items.collect(), |((row, logits), (token, log_prob))| {
             let logits = Logits { row: &logits[..columns], all: v, cap };
-            let race = random.as_ref().map(|random| (random, row));
-            (*token, *log_prob) = match race {
+            (*token, *log_prob) = match &random {
                 None => Arch::new().dispatch(Greedy { logits }),
-                Some((random, row)) => {
+                Some(random) => {
                     let len = v.next_multiple_of(2 * LINE);
                     spare.with(
                         || [(); 2].map(|()| Tile::new(len)),
