@@ -160,7 +160,7 @@ fn a_native_kernel_compiles_in_place_with_its_gradient() {
     assert!(calls >= 2, "{calls} calls of the forward and the backward kernel");
 }
 
-/// Attention and SwiGLU of a layer and micro-batch of `1b`, with their gradients, in native forms.
+/// Attention of a layer and micro-batch of `1b` with its gradient, and SwiGLU, whose gradient has no native form there.
 #[test]
 fn the_kernels_compile_at_the_shapes_of_1b() {
     let bf16 = |shape: Vec<usize>| Type::new(DType::Bf16, shape);

@@ -166,8 +166,8 @@ pub enum Form {
     Native,
 }
 
-/// Chooses a form for every kernel, also for those that forms are made of, and drops layout pins where they mean nothing. Returns the choices: (kernel, form),
-/// each once.
+/// Chooses a form for every kernel, also for those that forms are made of, and drops layout pins where they mean nothing.
+/// Returns the choices: (kernel, form), each once.
 pub fn select(program: &Program, target: Target, choice: KernelChoice) -> (Program, Vec<(String, Form)>) {
     let mut chosen = BTreeSet::new();
     let main = select_in(program.main(), target, choice, &mut chosen);

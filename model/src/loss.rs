@@ -188,20 +188,12 @@ fn log_probs<'f>(config: &Config, hidden: Tensor<'f>, w: Tensor<'f>, targets: Te
     hot.select(logits, 0.0).sum(&[2]) - lse
 }
 
-/// Capped logits of a head, f32, -inf in padding columns. hidden `[b, s, m]`, w `[v, m]` -> `[b, s, v]`.
+/// Logits of a head behind the final cap, `cap tanh(z / cap)` if there is one, f32; -inf in padding columns. hidden
+/// `[b, s, m]`, w `[v, m]` -> `[b, s, v]`.
 pub fn logits<'f>(config: &Config, hidden: Tensor<'f>, w: Tensor<'f>) -> Tensor<'f> {
-    capped(config, hidden.einsum_as("bsm,vm->bsv", w.convert(hidden.dtype()), DType::F32))
-}
-
-/// The final cap, `cap tanh(z / cap)`, if there is one.
-fn soft_capped<'f>(config: &Config, z: Tensor<'f>) -> Tensor<'f> {
+    let z = hidden.einsum_as("bsm,vm->bsv", w.convert(hidden.dtype()), DType::F32);
     let cap = config.final_logit_cap;
-    if cap > 0.0 { (z * (1.0 / cap)).tanh() * cap } else { z }
-}
-
-/// The final cap and -inf in padding columns. z: `[.., v]` f32.
-pub(crate) fn capped<'f>(config: &Config, z: Tensor<'f>) -> Tensor<'f> {
-    let y = soft_capped(config, z);
+    let y = if cap > 0.0 { (z * (1.0 / cap)).tanh() * cap } else { z };
     if config.num_tokens == config.vocab_size {
         return y;
     }

@@ -177,18 +177,19 @@ impl WithSimd for Race<'_> {
         for (race, &weight) in S::as_mut_simd_f32s(race).0.iter_mut().zip(weight_vectors) {
             *race = simd.div_f32s(weight, *race);
         }
-        let (measure, most) = match random.filter {
-            Filter::Off => (Measure::Count, f32::INFINITY),
-            Filter::TopK => (Measure::Count, random.top_k as f32),
+        // What must not be reached by all that is larger than a token's weight.
+        let limit = match random.filter {
+            Filter::Off => None,
+            Filter::TopK => Some((Measure::Count, random.top_k as f32)),
             Filter::TopP | Filter::TopKThenP => {
-                (Measure::Weight, random.top_p * larger(simd, weights, -1.0, Measure::Weight))
+                Some((Measure::Weight, random.top_p * larger(simd, weights, -1.0, Measure::Weight)))
             }
         };
         let mut bound = -1.0;
         let token = loop {
             let token = winner(simd, weights, race, bound);
-            let again = larger(simd, weights, weights[token], measure) >= most;
-            if !again {
+            let refused = |(measure, most)| larger(simd, weights, weights[token], measure) >= most;
+            if !limit.is_some_and(refused) {
                 break token;
             }
             bound = weights[token];
