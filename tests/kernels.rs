@@ -626,3 +626,111 @@ fn linear_cross_entropy_in_chunks() {
         check_head(Head { n: 40, ..head }, DType::Bf16, 2f64.powi(-7), true);
     }
 }
+
+/// Loss, dh, and dW in f32 of tokens, for a weight of 1 each, as the step has them.
+fn head_program(cap: f64, columns: usize, dtype: DType, [n, m, v]: [usize; 3]) -> Program {
+    Program::build("head", |f| {
+        let (h, w) = (f.input("h", Type::new(dtype, [n, m])), f.input("w", Type::new(dtype, [v, m])));
+        let targets = f.input("targets", Type::i32([n]));
+        let (weights, sum) = (f.full(Type::f32([n]), 1.0), f.zeros(Type::f32([v, m])));
+        let kernel = LinearCrossEntropy { cap, columns, z_loss: 0.0, gradients: Gradients::Into };
+        for (name, x) in
+            ["loss", "dh", "dw"].into_iter().zip(f.kernel(kernel, &[h, w, targets, weights, sum]))
+        {
+            f.output(name, x);
+        }
+    })
+}
+
+/// The norm of a difference as a part of the norm of what is wanted.
+fn relative(found: &[f64], wanted: &[f64]) -> f64 {
+    let squares = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>();
+    let difference = squares(&mut found.iter().zip(wanted).map(|(a, b)| a - b));
+    (difference / squares(&mut wanted.iter().copied())).sqrt()
+}
+
+/// In bf16 the gradient of a token that is predicted with confidence is small, and as exact as that of any other one: of
+/// what it is made of, q and the rows of W, only q is rounded, and then the sum itself, each by 2^-9 at most; for dW also
+/// the rows of h. Rows of W are about as long as their differences, so that no sum is much shorter than its terms.
+#[test]
+fn linear_cross_entropy_of_confident_tokens() {
+    let [n, m, v] = [384, 32, 512];
+    let columns = v - 7;
+    let mut random = Random::new(4);
+    let w = random.array(Type::new(DType::Bf16, [v, m]), -1.0, 1.0);
+    // From tokens about which nothing is known to such as are nearly certain.
+    let targets: Vec<usize> = (0..n).map(|_| random.below(columns)).collect();
+    let h: Vec<f64> = (targets.iter().enumerate())
+        .flat_map(|(i, target)| {
+            let row = &w.floats()[target * m..][..m];
+            row.iter()
+                .map(|w| w * 2.2 * i as f64 / n as f64 + random.between(-0.2, 0.2))
+                .collect::<Vec<f64>>()
+        })
+        .collect();
+    let targets: Vec<i32> = targets.iter().map(|&target| target as i32).collect();
+    let hosts = [Host::from_f64(Type::new(DType::Bf16, [n, m]), &h), w.to_host(), Host::new([n], &targets)];
+    let args = hosts.map(|host| Array::from_host(&host));
+    let program = head_program(30.0, columns, DType::Bf16, [n, m, v]);
+    let lowered = |target, form| passes::lower(&program, target, form).0;
+    let truth = evaluate(&lowered(Target::Cpu, KernelChoice::Reference), &args, Rounding::None);
+    let size = |i: usize| truth[1].floats()[i * m..][..m].iter().map(|x| x * x).sum::<f64>().sqrt();
+    let found = [
+        ("reference", run_on_cpu(&lowered(Target::Cpu, KernelChoice::Reference), &args)),
+        ("CPU", run_on_cpu(&lowered(Target::Cpu, KernelChoice::Portable), &args)),
+        ("v6e", evaluate(&lowered(Target::TpuV6e, KernelChoice::Auto), &args, Rounding::EachOp)),
+    ];
+    for (form, found) in found {
+        // Tokens whose gradient is between 1 and 10, 0.1 and 1 ...
+        for decade in -4..1 {
+            let low = 10f64.powi(decade);
+            let tokens = (0..n).filter(|&i| (low..10.0 * low).contains(&size(i)));
+            let rows = |x: &Array| {
+                let row = |i: usize| x.floats()[i * m..][..m].to_vec();
+                tokens.clone().flat_map(row).collect::<Vec<f64>>()
+            };
+            let (count, error) = (tokens.clone().count(), relative(&rows(&found[1]), &rows(&truth[1])));
+            println!("{form}: {count} tokens with |dh| from {low:e}: {error:.1e}");
+            assert!(count > 4, "{count} tokens with |dh| from {low:e}");
+            assert!(error < 2f64.powi(-8), "{form}, |dh| from {low:e}: {error:e}");
+        }
+        let error = relative(found[2].floats(), truth[2].floats());
+        println!("{form}: dW {error:.1e}");
+        assert!(error < 2f64.powi(-8), "{form}, dW: {error:e}");
+    }
+}
+
+/// Logits on both sides up to their cap, whatever it is: exp of one overflows f32 from 88 on.
+#[test]
+fn linear_cross_entropy_of_any_cap() {
+    let [n, m, v] = [24, 3, 40];
+    for (cap, dtype) in
+        [30.0, 43.0, 70.0, 90.0, 500.0].into_iter().flat_map(|cap| [(cap, DType::F32), (cap, DType::Bf16)])
+    {
+        let mut random = Random::new(6);
+        // A token's first number lifts all of its logits, from -1.2 to 1.2 caps; the others spread them.
+        let w = (0..v * m).map(|i| if i % m == 0 { 1.0 } else { random.between(-1.0, 1.0) });
+        let w = Host::from_f64(Type::new(dtype, [v, m]), &w.collect::<Vec<f64>>());
+        let h = (0..n * m).map(|i| match i % m {
+            0 => cap * (i as f64 / ((n - 1) * m) as f64 * 2.4 - 1.2),
+            _ => cap * random.between(-0.2, 0.2),
+        });
+        let h = Host::from_f64(Type::new(dtype, [n, m]), &h.collect::<Vec<f64>>());
+        let targets: Vec<i32> = (0..n).map(|_| random.below(v - 3) as i32).collect();
+        let args = [h, w, Host::new([n], &targets)].map(|host| Array::from_host(&host));
+        let program = head_program(cap, v - 3, dtype, [n, m, v]);
+        let lowered = |form| passes::lower(&program, Target::Cpu, form).0;
+        let truth = evaluate(&lowered(KernelChoice::Reference), &args, Rounding::None);
+        // Logits are rounded a few times, which is as much in the logarithm of a probability.
+        let rounding = if dtype == DType::F32 { 1e-5 } else { 2f64.powi(-8) };
+        let tolerance = rounding + 4.0 * cap * 2f64.powi(-24);
+        for form in FORMS {
+            let found = evaluate(&lowered(form), &args, Rounding::EachOp);
+            for (name, (found, truth)) in ["loss", "dh", "dw"].into_iter().zip(found.iter().zip(&truth)) {
+                let error = relative(found.floats(), truth.floats());
+                println!("cap {cap} {dtype} {form:?} {name}: {error:.1e}");
+                assert!(error < tolerance, "cap {cap} {dtype} {form:?} {name}: {error:e}");
+            }
+        }
+    }
+}

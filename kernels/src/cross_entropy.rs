@@ -1,10 +1,19 @@
 //! Linear cross-entropy: the loss of `h W^T` against target tokens, and both gradients in the same visit, so that the
 //! logits of all tokens never exist at once and are never computed twice.
 //!
-//! The portable form works on chunks of tokens with unnormalised probabilities: with y the capped logit and e = exp(y),
-//! `q = e dy/dz` is the one matrix that both products read, and what is per token (1/sum of e, the weight, the target)
-//! moves to rows of width m: `dh = (q W) w/s - c W[t]`, `dW = q^T (h w/s)` and rows `-c h` scattered at t, where
-//! `c = w dy_t/dz_t`. Checked against automatic differentiation by the tests.
+//! The portable form works on chunks of tokens with unnormalised probabilities. With y the capped logit, e = exp(y), s the
+//! sum of e in a row, t the target, w the weight and z the factor of `lse^2`, `lse = log(s)`:
+//!
+//! ```text
+//! dz_j = w dy_j/dz_j  e_j (1 + 2 z lse) / s                                          j != t
+//! dz_t = w dy_t/dz_t (e_t (1 + 2 z lse) / s - 1) = -w dy_t/dz_t (o - 2 z lse e_t) / s =: -c,    o = s - e_t
+//! ```
+//!
+//! `q = e dy/dz` without the target's column is the one matrix that both products read, and what is per token moves to rows
+//! of width m: with `r = w (1 + 2 z lse) / s` it is `dh = r (q W) - c W[t]`, `dW = q^T (r h)` and rows `-c h` scattered at t.
+//! q is rounded to the compute type. Where a token is predicted with confidence e_t/s is nearly 1, and its rounding would be
+//! larger than all that the token contributes; so that column stays outside, and o is the sum of the others, not a
+//! difference. Checked against automatic differentiation by the tests.
 
 use crate::wide;
 use engine::{
@@ -39,6 +48,10 @@ pub struct LinearCrossEntropy {
     /// Whether gradients are computed.
     pub gradients: Gradients,
 }
+
+/// Largest cap whose logits need no shift before exp: then exp(y) lies within 2^-64 and 2^64. That is half of the exponents
+/// of f32 and bf16; the other half is left to the sum over the vocabulary, the weights and h.
+const UNSHIFTED: f64 = 44.0; // < 64 ln 2
 
 /// Tokens of one chunk of the portable form: enough for the products to hide the sums' traffic, few enough for the
 /// logits to stay small (151808 columns, 1024 tokens: 0.6 GB in f32).
@@ -87,9 +100,12 @@ impl LinearCrossEntropy {
 
     /// Capped logits of real columns, `[n, v]`, and -inf for padding.
     fn logits<'f>(&self, h: Tensor<'f>, w: Tensor<'f>) -> Tensor<'f> {
-        let z = h.einsum_as("nm,vm->nv", w, wide(h.dtype()));
-        let y = if self.cap > 0.0 { (z * (1.0 / self.cap)).tanh() * self.cap } else { z };
+        let y = self.capped(h.einsum_as("nm,vm->nv", w, wide(h.dtype())));
         self.real(y, f64::NEG_INFINITY)
+    }
+
+    fn capped<'f>(&self, z: Tensor<'f>) -> Tensor<'f> {
+        if self.cap > 0.0 { (z * (1.0 / self.cap)).tanh() * self.cap } else { z }
     }
 
     /// `x` in real columns, `other` in padding.
@@ -119,23 +135,31 @@ impl LinearCrossEntropy {
         dw: Option<Tensor<'f>>,
     ) -> (Tensor<'f>, Option<[Tensor<'f>; 2]>) {
         let (narrow, wide) = (h.dtype(), wide(h.dtype()));
-        let y = self.logits(h, w);
-        // |y| <= cap: exp needs no shift, and the logits are visited once less.
-        let top = if self.cap > 0.0 { weights.zeros_like() } else { y.reduce_max(&[1]) };
-        let e = (y - top.along(y, &[0])).exp();
-        let sum = e.sum(&[1]);
-        let lse = sum.log() + top;
+        let y = self.capped(h.einsum_as("nm,vm->nv", w, wide)); // [n, v]
         let rows = w.gather(targets); // [n, m]
-        let z_target = (h.convert(wide) * rows.convert(wide)).sum(&[1]);
-        let y_target =
-            if self.cap > 0.0 { (z_target * (1.0 / self.cap)).tanh() * self.cap } else { z_target };
-        let loss = (weights * (lse - y_target + lse * lse * self.z_loss)).sum(&[0]);
+        let y_target = self.capped((h.convert(wide) * rows.convert(wide)).sum(&[1]));
+        let column = y.builder().iota(y.ty().with_dtype(DType::I32), 1);
+        let other = column.ne(targets.along(column, &[0]));
+        let other = if self.columns < y.dim(1) { other & column.lt(self.columns as i32) } else { other };
+        let top = if self.cap > 0.0 && self.cap <= UNSHIFTED {
+            // No shift: the logits are visited once less.
+            weights.zeros_like()
+        } else {
+            other.select(y, f64::NEG_INFINITY).reduce_max(&[1]).max(y_target)
+        };
+        let e = other.select((y - top.along(y, &[0])).exp(), 0.0);
+        let e_target = (y_target - top).exp();
+        let others = e.sum(&[1]);
+        let sum = others + e_target;
+        let lse = sum.log() + top;
+        let loss = (weights * (sum.log() - (y_target - top) + lse * lse * self.z_loss)).sum(&[0]);
         let Some(dw) = dw else { return (loss, None) };
-        let q = self.slope(y).map_or(e, |slope| self.real(e * slope, 0.0)).convert(narrow);
+        let q = self.slope(y).map_or(e, |slope| e * slope).convert(narrow);
         // Without the pin libtpu stores q in f32 and rounds it in both products' loops.
         let [q] = Tensor::pinned([q]);
-        let scale = weights * (1.0 + lse * (2.0 * self.z_loss)) / sum; // w (1 + 2 z lse) / s
-        let c = self.slope(y_target).map_or(weights, |slope| weights * slope);
+        let scale = weights * (1.0 + lse * (2.0 * self.z_loss)) / sum;
+        let c = weights * (others - e_target * lse * (2.0 * self.z_loss)) / sum;
+        let c = self.slope(y_target).map_or(c, |slope| c * slope);
         let (along_h, c) = (scale.along(rows, &[0]), c.along(rows, &[0]));
         let dh = q.einsum_as("nv,vm->nm", w, wide) * along_h - c * rows.convert(wide);
         let scaled = (h.convert(wide) * along_h).convert(narrow);
@@ -218,7 +242,8 @@ impl Kernel for LinearCrossEntropy {
         if self.gradients == Gradients::Without {
             return vec![loss];
         }
-        // dz = (P (1 + 2 z lse) - onehot) w dy/dz
+        // dz = (P (1 + 2 z lse) - onehot) w dy/dz, subtracted in f32: what is left of a confident token's 1 - p is exact to 6e-8,
+        // as are the other tokens' parts of the sums that it is added to.
         let p = e / sum.along(e, &[0]) * (1.0 + lse * (2.0 * self.z_loss)).along(e, &[0]);
         let dy = (p - hot.convert(p.dtype())) * weights.along(p, &[0]);
         let dz = self.real(self.slope(y).map_or(dy, |slope| dy * slope), 0.0).convert(h.dtype());
