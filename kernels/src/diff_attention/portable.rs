@@ -130,8 +130,8 @@ impl<'f> Block<'f> {
         [y, o2, Tensor::concatenate(&[lse, factor], 2)]
     }
 
-    /// Cotangents of these rows of q (rotated) and lambda, and their contributions to k (rotated) and v. y, dy
-    /// `[b, q, h e]` and statistics `[b, h, 3, q]` of these rows.
+    /// Cotangents of these rows of q (rotated) and lambda, and their contributions to k (rotated) and v, none of them rounded
+    /// yet. y, dy `[b, q, h e]` and statistics `[b, h, 3, q]` of these rows.
     fn backward(&self, norm: HeadNorm, y: Tensor<'f>, stats: Tensor<'f>, dy: Tensor<'f>) -> [Tensor<'f>; 4] {
         let [b, queries, g, r, _, d] = self.q.shape()[..] else { unreachable!("six axes") };
         let e = self.v.dim(3);
@@ -156,7 +156,7 @@ impl<'f> Block<'f> {
         let p = (self.scores - lse.along(self.scores, &[0, 1, 2, 3, 4])).exp(); // [b, g, t, q, r, k]
         // dA = dO V^T, dV = A^T dO
         let da = d_out.einsum_as("bqgre,bkge->bgqrk", self.v, wide);
-        let dv = self.difference(p).convert(narrow).einsum_as("bgqrk,bqgre->bkge", d_out, narrow);
+        let dv = self.difference(p).convert(narrow).einsum_as("bgqrk,bqgre->bkge", d_out, wide);
         // dS1 = P1 (dA - D1), dS2 = -lambda P2 (dA - D2) with Dt = rowsum(Pt dA) = rowsum(dO Ot);
         // D1 - lambda D2 = rowsum(dO O); dlambda = -D2
         let d2 = (Block::map(p, 1) * da).sum(&[4]); // [b, g, q, r]
@@ -169,8 +169,8 @@ impl<'f> Block<'f> {
         let ds = p * (both - row_sums.along(both, &[0, 1, 2, 3, 4])) * sign.along(p, &[0, 1, 2, 3, 4]);
         let ds = self.slope.map_or(ds, |slope| ds * slope);
         let ds = (ds * (d as f64).powf(-0.5)).convert(narrow);
-        let dq = ds.einsum("bgtqrk,bkgtd->bqgrtd", self.k);
-        let dk = ds.einsum("bgtqrk,bqgrtd->bkgtd", self.q);
+        let dq = ds.einsum_as("bgtqrk,bkgtd->bqgrtd", self.k, wide);
+        let dk = ds.einsum_as("bgtqrk,bqgrtd->bkgtd", self.q, wide);
         let d_lambda = (-d2).transpose(&[0, 2, 1, 3]).reshape([b, queries, g * r]);
         [dq, dk, dv, d_lambda]
     }
@@ -290,7 +290,8 @@ pub(super) fn backward<'f>(kernel: &DiffAttention, args: &[Tensor<'f>], rows: us
     let x = Operands::new(kernel, args);
     let (y, stats, dy) = (args[5], args[7], args[8]);
     let (b, s) = (y.dim(0), y.dim(1));
-    let mut sums = [x.k, x.v].map(Tensor::zeros_like);
+    // Sums of all blocks, rounded once, behind the rotation.
+    let mut sums = [x.k, x.v].map(|x| x.convert(wide(x.dtype())).zeros_like());
     let mut parts: Vec<Vec<Tensor<'f>>> = Vec::new();
     for span in Span::all(s, rows) {
         let end = span.end();
@@ -320,7 +321,7 @@ pub(super) fn backward<'f>(kernel: &DiffAttention, args: &[Tensor<'f>], rows: us
     let dq = back(dq, 2 * kernel.heads, of_q);
     let dk = back(dk, kernel.key_maps() * kernel.groups, of_k);
     let d_qkv = Tensor::concatenate(&[dq, dk, dv.reshape([b, s, of_v])], 2);
-    vec![d_qkv, if args[3].rank() == 0 { d_lambda.sum_all() } else { d_lambda }]
+    vec![d_qkv.convert(args[0].dtype()), if args[3].rank() == 0 { d_lambda.sum_all() } else { d_lambda }]
 }
 
 /// Results of all spans, each put together along its axis.
