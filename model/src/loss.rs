@@ -181,11 +181,12 @@ pub fn token_log_probs<'f>(
 /// hidden `[b, s, m]`, w `[v, m]`, targets `[b, s]` -> `[b, s]`.
 fn log_probs<'f>(config: &Config, hidden: Tensor<'f>, w: Tensor<'f>, targets: Tensor<'f>) -> Tensor<'f> {
     let logits = logits(config, hidden, w); // [b, s, v]
-    let top = logits.reduce_max(&[2]);
-    let lse = (logits - top.along(logits, &[0, 1])).exp().sum(&[2]).log() + top;
+    // Less the largest one before anything is subtracted: the logarithm of a probability near 1 is a difference of nothing
+    // larger than itself.
+    let logits = logits - logits.reduce_max(&[2]).along(logits, &[0, 1]);
     let column = logits.builder().iota(logits.ty().with_dtype(DType::I32), 2);
     let hot = column.eq(targets.along(logits, &[0, 1]));
-    hot.select(logits, 0.0).sum(&[2]) - lse
+    hot.select(logits, 0.0).sum(&[2]) - logits.exp().sum(&[2]).log()
 }
 
 /// Logits of a head behind the final cap, `cap tanh(z / cap)` if there is one, f32; -inf in padding columns. hidden
