@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +12,9 @@ use arrow_array::{ArrayRef, RecordBatch, StringArray};
 use parquet::arrow::ArrowWriter;
 use proptest::prelude::*;
 use tempfile::TempDir;
+use tests::sources::{go, jsonl, preparation as options, program};
 use train::data::{
-    Batch, DataError, Dataset, Loader, Order, PADDING, Packing, Position, PrepareOptions, PrepareProgress,
+    BadLines, Batch, DataError, Dataset, Loader, Order, PADDING, Packing, Position, PrepareProgress,
     RowOptions, TokenizerSource, prepare, prepare_standard_library,
 };
 
@@ -22,34 +23,6 @@ const EOS: i32 = 151_643;
 const VOCABULARY: usize = 1 << 24;
 
 // Folders to work on.
-
-/// A small program, another one for each number.
-fn program(number: usize) -> String {
-    let body: String =
-        (0..1 + number % 7).map(|line| format!("    total += x * {number} + {line}\n")).collect();
-    format!("def function_{number}(x, total=0):\n    # größe {number}\n{body}    return total\n")
-}
-
-/// `count` programs as JSONL.
-fn jsonl(folder: &Path, count: usize) -> PathBuf {
-    let path = folder.join("programs.jsonl");
-    let line = |i| serde_json::json!({ "text": program(i) }).to_string() + "\n";
-    fs::write(&path, (0..count).map(line).collect::<String>()).expect("write");
-    path
-}
-
-fn options(input: PathBuf, out: PathBuf) -> PrepareOptions {
-    let mut options = PrepareOptions::new(vec![input], out);
-    options.tokenizer = TokenizerSource::Train(320);
-    options.validation_fraction = 0.1;
-    options.shard_tokens = 20_000;
-    options.threads = 2;
-    options
-}
-
-fn go(_: PrepareProgress) -> ControlFlow<()> {
-    ControlFlow::Continue(())
-}
 
 /// Names and bytes of all files of a folder.
 fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
@@ -242,7 +215,13 @@ fn parquet_text_is_read_like_jsonl() {
     let (a, b) = (options(lines, dir.path().join("a")), options(table.clone(), dir.path().join("b")));
     prepare(&a, &mut go).expect("prepare");
     prepare(&b, &mut go).expect("prepare");
-    assert!(files(&a.out) == files(&b.out));
+    let shards = |folder: &Path| {
+        let mut files = files(folder);
+        // It names the inputs.
+        files.remove("dataset.json");
+        files
+    };
+    assert!(shards(&a.out) == shards(&b.out));
     let mut other = options(table, dir.path().join("c"));
     other.text_column = "content".to_owned();
     let message = message(prepare(&other, &mut go));
@@ -276,9 +255,14 @@ fn bad_inputs_to_preparation_are_named() {
     let out = at("out");
     assert!(message(prepare(&options(at("absent"), out.clone()), &mut go)).contains("absent"));
     fs::create_dir(at("nothing")).expect("folder");
-    assert!(message(prepare(&options(at("nothing"), out.clone()), &mut go)).contains("no *.py files"));
+    assert!(
+        message(prepare(&options(at("nothing"), out.clone()), &mut go))
+            .contains("nothing to read in this folder")
+    );
     fs::write(at("bad.jsonl"), "{\"text\": \"x = 1\"}\n{\"code\": \"x\"}\n").expect("write");
-    let lines = message(prepare(&options(at("bad.jsonl"), out.clone()), &mut go));
+    let mut strict = options(at("bad.jsonl"), out.clone());
+    strict.bad_lines = BadLines::Stop;
+    let lines = message(prepare(&strict, &mut go));
     assert!(lines.contains("line 2") && lines.contains("code"), "{lines}");
     fs::write(at("bad.parquet"), "PAR1 not really").expect("write");
     assert!(message(prepare(&options(at("bad.parquet"), out.clone()), &mut go)).contains("bad.parquet"));

@@ -17,7 +17,10 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use train::checkpoint::{FileRecord, Manifest, TensorFile, files, read_params, verify, write_tensors};
 use train::config::{Override, resolve};
-use train::data::{DataError, Dataset, Loader, Order, Packing, Position, RowOptions};
+use train::data::{
+    BadLines, DataError, Dataset, Loader, Order, Packing, Position, RowOptions, Tokenizer, TokenizerSource,
+    prepare,
+};
 
 /// One reader and what it is fed with.
 pub struct Target {
@@ -37,6 +40,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "rows", seeds: row_files, run: rows },
     Target { name: "position", seeds: positions, run: position },
     Target { name: "printer", seeds: programs, run: printer },
+    Target { name: "tokenizer", seeds: tokenizers, run: tokenizer },
+    Target { name: "source", seeds: sources, run: source },
 ];
 
 /// An input that a target did not survive.
@@ -328,6 +333,74 @@ fn position(folder: &Path, input: &[u8]) {
     let mark = start(Position::default()).unwrap().next_batch(1, 1).unwrap().position_after.mark;
     let batch = start(Position { mark, ..position }).and_then(|mut loader| loader.next_batch(1, 2));
     assert!(!matches!(batch, Err(DataError::ThreadGone)), "the data thread died");
+}
+
+// tokenizer.json and text
+
+const TOKENIZER: &str = "tokenizer_other_eos/llama3.json";
+
+fn case(name: &str) -> Vec<u8> {
+    fs::read(golden("cases").join(name)).unwrap()
+}
+
+fn tokenizers() -> Vec<Vec<u8>> {
+    let small = br#"{"version": "1.0", "truncation": null, "added_tokens": [{"id": 2, "content": "<|endoftext|>",
+        "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}],
+        "normalizer": {"type": "NFC"}, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false,
+        "trim_offsets": true}, "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true},
+        "model": {"type": "BPE", "vocab": {"a": 0, "aa": 1}, "merges": [["a", "a"]]}}"#;
+    let added = "tokenizer_added_whitespace/neox.json";
+    [TOKENIZER, added, "tokenizer_not_byte_level/bert.json", "tokenizer_not_byte_level/llama2.json"]
+        .map(case)
+        .into_iter()
+        .chain([small.to_vec()])
+        .collect()
+}
+
+/// One that is not refused keeps text.
+fn tokenizer(_: &Path, input: &[u8]) {
+    let Ok(tokenizer) = Tokenizer::from_json(input, Path::new("tokenizer.json")) else { return };
+    let text = "def mean(values):\n    return sum(values) / len(values)  # größe <|endoftext|>\n";
+    let ids = tokenizer.encode(text).unwrap();
+    assert!(ids.iter().all(|id| (0..tokenizer.vocab_size() as i32).contains(id)));
+    assert_eq!(tokenizer.decode(&ids).as_deref(), Some(text));
+}
+
+fn sources() -> Vec<Vec<u8>> {
+    let lines: String = (0..3).map(|i| crate::sources::json_line(i) + "\n").collect();
+    let array = format!("[{}, {}]", crate::sources::json_line(4), r#"{"a": [{"b": "]\\""}], "text": "x"}"#);
+    let files = [
+        "codec_gzip_brotli_lz4/codec_gzip.parquet",
+        "codec_gzip_brotli_lz4/codec_brotli.parquet",
+        "codec_gzip_brotli_lz4/codec_lz4.parquet",
+        "compressed_and_names/z.jsonl.gz",
+        "compressed_and_names/z.jsonl.zst",
+    ];
+    files.map(case).into_iter().chain([lines.into_bytes(), array.into_bytes()]).collect()
+}
+
+/// A file with text, of the kind that its first bytes say.
+fn source(folder: &Path, input: &[u8]) {
+    let name = match input {
+        [b'P', b'A', b'R', b'1', ..] => "x.parquet",
+        [0x1F, 0x8B, ..] => "x.jsonl.gz",
+        [0x28, 0xB5, 0x2F, 0xFD, ..] => "x.json.zst",
+        _ => "x.jsonl",
+    };
+    let (path, out) = (folder.join(name), folder.join("out"));
+    // A new file each time, as mapped files are never written in place.
+    let _ = fs::remove_file(&path);
+    let _ = fs::remove_dir_all(&out);
+    fs::write(&path, input).unwrap();
+    let mut options = crate::sources::preparation(path, out);
+    options.tokenizer = TokenizerSource::File(golden("cases").join(TOKENIZER));
+    options.end_of_text = "<|end_of_text|>".to_owned();
+    options.bad_lines = BadLines::Skip { most: 1.0 };
+    options.threads = 1;
+    if let Ok(summary) = prepare(&options, &mut crate::sources::go) {
+        assert!(summary.info.train.documents > 0);
+        Dataset::open(&summary.out, VOCABULARY, 0.0).unwrap();
+    }
 }
 
 // StableHLO

@@ -4,6 +4,7 @@
 pub mod fuzz;
 pub mod kernel;
 mod programs;
+pub mod sources;
 pub mod trainer;
 
 pub use programs::*;

@@ -108,6 +108,9 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
         group(size.documents),
         group(size.tokens)
     );
+    for note in dataset.tokenizer().iter().flat_map(|tokenizer| tokenizer.notes()) {
+        println!("data     tokenizer.json: {note}");
+    }
     println!(
         "batch    {} x {} rows of {} = {} tokens a step, {} steps",
         run.batch.accumulation,

@@ -1,7 +1,7 @@
 //! A short sample of what the model writes, at the end of a run. It computes the whole prefix for each token; for real
 //! use there is `generate`.
 
-use crate::data::{END_OF_TEXT, Tokenizer};
+use crate::data::Tokenizer;
 use crate::device::{CodeGeneration, Device};
 use anyhow::Result;
 use engine::pjrt::{Arg, Buffer};
@@ -47,7 +47,6 @@ pub fn sample(
     let prompt = ids.len();
     let length = (prompt + tokens).min(config.max_position_embeddings);
     let (program, _) = device.compile(&next_token_program(config, length), CodeGeneration::Quick)?;
-    let stop = tokenizer.find_special(END_OF_TEXT);
     while ids.len() < length {
         let mut row = ids.clone();
         row.resize(length, 0);
@@ -56,7 +55,8 @@ pub fn sample(
         let logits = program.run(weights.iter().chain(&inputs).map(Arg::Keep))?[0].to_host()?.to_f64();
         let word = threefry2x32([seed as u32, (seed >> 32) as u32], [ids.len() as u32, 0])[0];
         let token = draw(&logits, f64::from(word) / 2f64.powi(32));
-        if Some(token) == stop {
+        // As in `generate`: every token that is not text ends it.
+        if tokenizer.decode_bytes(&[token]).is_none() {
             break;
         }
         ids.push(token);

@@ -53,7 +53,7 @@ pub fn load_model(checkpoint: &Path) -> Result<(Config, Params<Host>)> {
 /// Reads the tokenizer of a checkpoint folder.
 ///
 /// # Errors
-/// If there is none, or it has tokens that the model does not, or its tokens are not bytes of text.
+/// If there is none, or it has tokens that the model does not, or [`Tokenizer::open`] refuses it.
 pub fn load_tokenizer(checkpoint: &Path, config: &Config) -> Result<Tokenizer> {
     let path = checkpoint.join(files::TOKENIZER);
     ensure!(
@@ -69,11 +69,6 @@ pub fn load_tokenizer(checkpoint: &Path, config: &Config) -> Result<Tokenizer> {
         path.display(),
         tokenizer.vocab_size(),
         config.num_tokens
-    );
-    ensure!(
-        tokenizer.is_byte_level(),
-        "{} is not a byte-level tokenizer: its tokens cannot be put together to text exactly",
-        path.display()
     );
     Ok(tokenizer)
 }

@@ -216,16 +216,19 @@ fn special_ids(
     if let Some(info) = info {
         return Ok((info.end_of_text, info.pad));
     }
-    let purpose = "ends every document";
     if let Some(tokenizer) = tokenizer {
-        let end = tokenizer.special(END_OF_TEXT, purpose)?;
+        let end = tokenizer.end_of_text(END_OF_TEXT)?;
         return Ok((end, tokenizer.find_special(FIM_PAD).unwrap_or(end)));
     }
     if vocabulary > QWEN_PAD as usize {
         return Ok((QWEN_END_OF_TEXT, QWEN_PAD));
     }
-    let or = " and copy it into the folder";
-    Err(DataError::NoSpecial { path: folder.to_owned(), token: END_OF_TEXT, purpose, or })
+    Err(DataError::NoSpecial {
+        path: folder.to_owned(),
+        token: END_OF_TEXT.to_owned(),
+        purpose: "ends every document",
+        remedy: "copy the tokenizer.json that made the rows into the folder".to_owned(),
+    })
 }
 
 /// The training and validation shards, each in order.

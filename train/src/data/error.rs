@@ -44,12 +44,15 @@ pub enum DataError {
     )]
     Unfinished(PathBuf),
     /// A shard is absent although `dataset.json` lists it.
-    #[error("shard {0} is listed in dataset.json but is not there; copy it back or run prepare-data again")]
+    #[error(
+        "shard {0} is listed in dataset.json but is not there; copy it back, or run the same prepare-data command again, \
+         which makes it again"
+    )]
     MissingShard(PathBuf),
     /// A shard has another size than when it was written.
     #[error(
         "shard {path} is {found} bytes, dataset.json says {wanted}: it is truncated or was replaced; \
-         copy it again, or delete it and run prepare-data again"
+         copy it again, or run the same prepare-data command again, which makes it again"
     )]
     ShardSize {
         /// The shard.
@@ -117,8 +120,8 @@ pub enum DataError {
     },
     /// `tokenizer.json` is not the one that made the data.
     #[error(
-        "{path} has hash {found}, dataset.json was made with {wanted}: put the original tokenizer.json back or prepare \
-         the data again"
+        "{path} has hash {found}, dataset.json was made with {wanted}: put the original tokenizer.json back, or run the same \
+         prepare-data command again, which writes it again"
     )]
     TokenizerMismatch {
         /// The tokenizer file.
@@ -154,22 +157,38 @@ pub enum DataError {
         /// What went wrong.
         reason: String,
     },
+    /// A tokenizer that changes text, or whose tokens are not bytes of text.
+    #[error(
+        "tokenizer {path} does not give text back: {kind} {text} becomes {back} ({parts}); take a byte-level tokenizer \
+         without a normalizer or with NFC, such as those of GPT-2, Qwen, Llama 3, DeepSeek or StarCoder, or let \
+         prepare-data train one with --train-tokenizer 4096"
+    )]
+    LossyTokenizer {
+        /// The tokenizer's file.
+        path: PathBuf,
+        /// What kind of text it was tried with.
+        kind: &'static str,
+        /// The text.
+        text: String,
+        /// What it became.
+        back: String,
+        /// Of which parts the tokenizer is made.
+        parts: String,
+    },
     /// A special token is not in the vocabulary.
-    #[error("{path} does not say the id of `{token}`, which {purpose}; use a tokenizer.json that has it{or}")]
+    #[error("{path} does not say the id of `{token}`, which {purpose}; {remedy}")]
     NoSpecial {
         /// The tokenizer or folder.
         path: PathBuf,
         /// The token.
-        token: &'static str,
+        token: String,
         /// What it is needed for.
         purpose: &'static str,
-        /// Another way out, or nothing.
-        or: &'static str,
+        /// What to do.
+        remedy: String,
     },
-    /// FIM cuts text, so it needs a byte-level tokenizer beside the data.
-    #[error(
-        "FIM (data.fim_rate > 0) needs a byte-level tokenizer.json in {0}; copy it there or set data.fim_rate = 0"
-    )]
+    /// FIM cuts text, so it needs the tokenizer beside the data.
+    #[error("FIM (data.fim_rate > 0) needs a tokenizer.json in {0}; copy it there or set data.fim_rate = 0")]
     FimNeedsTokenizer(PathBuf),
     /// Complete training rows cannot be packed again.
     #[error("{0} holds complete training rows (it has a column `labels`): set data.packing = \"none\"")]
@@ -230,7 +249,8 @@ pub enum DataError {
     InputsChanged(PathBuf),
     /// No such input, or one that is not understood.
     #[error(
-        "input {path}: {reason}; inputs are *.py files, folders with them, *.jsonl or *.parquet with a text column"
+        "input {path}: {reason}; inputs are *.py files, *.jsonl, *.ndjson and *.json (also .gz and .zst), *.parquet with a \
+         text column, and folders with them"
     )]
     Input {
         /// The input.
@@ -241,22 +261,48 @@ pub enum DataError {
     /// Nothing was left to train on.
     #[error("no documents in the inputs: {0}; give files or folders with Python source")]
     NoDocuments(String),
-    /// A JSON file or line that cannot be understood.
+    /// Input that is no document, where none is borne.
+    #[error("{0}; --bad-lines skip leaves such input out and counts it")]
+    BadLine(String),
+    /// More of the input is no document than is borne.
     #[error(
-        "{path}, line {line}: {reason}; every line must be a JSON object with the text in `{column}` (--text-column)"
+        "{bad} of {documents} lines, rows and files are bad; borne are {percent} % of them, or ten if that is more. The \
+         first: {first}. All are listed in {report}: mend or remove them, or bear more with --max-bad-lines SHARE"
     )]
-    JsonLine {
-        /// The file.
+    BadLines {
+        /// How many are bad.
+        bad: u64,
+        /// Of how many.
+        documents: u64,
+        /// How many are borne, in percent.
+        percent: f64,
+        /// The first one.
+        first: String,
+        /// The report.
+        report: PathBuf,
+    },
+    /// Another process prepares the folder.
+    #[error(
+        "{folder} is being written by another process (id {holder}); wait for it to end, or choose another --out"
+    )]
+    Locked {
+        /// The folder.
+        folder: PathBuf,
+        /// The process.
+        holder: String,
+    },
+    /// A shard that cannot be written.
+    #[error("shard {path} cannot be made: {reason}; leave the largest documents out with --max-file-bytes")]
+    Shard {
+        /// The shard.
         path: PathBuf,
-        /// The line, from 1.
-        line: usize,
-        /// What is wrong.
+        /// What the encoder said.
         reason: String,
-        /// The column that was looked for.
-        column: String,
     },
     /// A description file of ours that cannot be understood.
-    #[error("{path} cannot be understood: {reason}; restore it or prepare the data again")]
+    #[error(
+        "{path} cannot be understood: {reason}; restore it, or delete it and run the same prepare-data command again"
+    )]
     Description {
         /// The file.
         path: PathBuf,

@@ -85,7 +85,7 @@ impl Feed {
         }
         let marks = match options.fim_rate > 0.0 && options.packing != Packing::None {
             false => None,
-            true => match dataset.tokenizer().filter(|t| t.is_byte_level()) {
+            true => match dataset.tokenizer() {
                 Some(tokenizer) => Some(Marks::of(tokenizer)?),
                 None => return Err(DataError::FimNeedsTokenizer(dataset.folder().to_owned())),
             },

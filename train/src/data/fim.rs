@@ -25,12 +25,12 @@ pub(super) struct Marks {
 impl Marks {
     /// Looks the tokens up.
     pub(super) fn of(tokenizer: &Tokenizer) -> Result<Self> {
-        let id = |token| {
-            tokenizer.find_special(token).ok_or(DataError::NoSpecial {
+        let id = |token: &str| {
+            tokenizer.find_special(token).ok_or_else(|| DataError::NoSpecial {
                 path: "tokenizer.json".into(),
-                token,
+                token: token.to_owned(),
                 purpose: "marks a part of a document for FIM",
-                or: ", or set data.fim_rate = 0",
+                remedy: "use a tokenizer.json that has it, or set data.fim_rate = 0".to_owned(),
             })
         };
         Ok(Self { prefix: id(FIM_PREFIX)?, middle: id(FIM_MIDDLE)?, suffix: id(FIM_SUFFIX)? })

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::atomic::{RealDisk, write_file};
 
 use super::error::{DataError, Result};
+use super::tokenizer::END_OF_TEXT;
 
 /// The description of a finished data set.
 pub const DATASET_FILE: &str = "dataset.json";
@@ -33,6 +34,9 @@ pub struct Recipe {
     pub validation_fraction: f64,
     /// The column with the text in JSONL and Parquet inputs.
     pub text_column: String,
+    /// The special token that ends a document.
+    #[serde(default = "end_of_text")]
+    pub end_of_text: String,
     /// Longer documents are skipped.
     pub max_file_bytes: u64,
     /// Shards are closed at this many tokens.
@@ -41,16 +45,24 @@ pub struct Recipe {
     pub exclude: Vec<String>,
 }
 
+/// What data sets ended documents with that do not say it.
+fn end_of_text() -> String {
+    END_OF_TEXT.to_owned()
+}
+
 /// A prepared data set.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DatasetInfo {
     /// How it was made.
     pub recipe: Recipe,
+    /// What it was made of, in order.
+    #[serde(default)]
+    pub inputs: Vec<InputInfo>,
     /// One more than the largest token id.
     pub vocab_size: usize,
-    /// The id of `<|endoftext|>`; rows do not contain it, the loader ends each document with it.
+    /// The id of the token that ends a document; rows do not contain it, the loader ends each document with it.
     pub end_of_text: i32,
-    /// The id of `<|fim_pad|>`, or of `<|endoftext|>` in tokenizers without it.
+    /// The id of `<|fim_pad|>`, or the end of a document in tokenizers without it.
     pub pad: i32,
     /// What was left out, and why.
     pub skipped: Skipped,
@@ -58,6 +70,23 @@ pub struct DatasetInfo {
     pub train: Split,
     /// Held out.
     pub validation: Split,
+}
+
+/// An input and how many files were found in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InputInfo {
+    /// The file or folder, as it was given.
+    pub path: String,
+    /// Python files.
+    pub python: u64,
+    /// Files with JSON records.
+    pub json: u64,
+    /// Parquet files.
+    pub parquet: u64,
+    /// Files and folders that cannot be read.
+    pub unreadable: u64,
+    /// Files of other kinds, which are left out.
+    pub other: u64,
 }
 
 /// One split of a data set.
@@ -90,6 +119,9 @@ pub struct ShardInfo {
     pub file: String,
     /// The file's size.
     pub size: u64,
+    /// The blake3 hash of the file; empty in data sets of older versions, whose shards are made again rather than kept.
+    #[serde(default)]
+    pub blake3: String,
     /// Its rows.
     pub documents: u64,
     /// Its tokens.
@@ -113,6 +145,9 @@ pub struct Skipped {
     pub too_large: u64,
     /// Nothing but white space.
     pub empty: u64,
+    /// Lines, rows and files that are no documents.
+    #[serde(default)]
+    pub bad: u64,
 }
 
 /// What `progress.json` holds.

@@ -3,6 +3,7 @@
 //! Everything here is deterministic: the same input and options give the same bytes on disk, and the same data, options and
 //! [`Position`] give the same rows in the same order, on any machine and with any number of threads.
 
+mod bad;
 mod bigram;
 mod config;
 mod dataset;
@@ -10,6 +11,7 @@ mod error;
 mod feed;
 mod fim;
 mod loader;
+mod lock;
 mod manifest;
 mod pack;
 mod parallel;
@@ -19,16 +21,20 @@ mod random;
 mod shard;
 mod shard_write;
 mod source;
+mod splits;
 mod standard_library;
 mod tokenizer;
 mod words;
 
+pub use bad::{BAD_LINES_FILE, BadLines};
 pub use bigram::Bigram;
 pub use config::{Order, RowOptions};
 pub use dataset::Dataset;
 pub use error::{DataError, Result};
 pub use loader::{Batch, EpochSize, Loader};
-pub use manifest::{DATASET_FILE, DatasetInfo, FORMAT, Recipe, ShardInfo, Skipped, Split, TOKENIZER_FILE};
+pub use manifest::{
+    DATASET_FILE, DatasetInfo, FORMAT, InputInfo, Recipe, ShardInfo, Skipped, Split, TOKENIZER_FILE,
+};
 pub use pack::{PADDING, Packing};
 pub use position::Position;
 pub use prepare::{PrepareOptions, PrepareProgress, PrepareSummary, TokenizerSource, prepare};

@@ -3,25 +3,29 @@
 //! The same input and options give the same bytes, whatever the number of threads and however often the work was
 //! interrupted: documents are read and tokenised in parallel, but everything that depends on their order (copies, the split,
 //! where a shard ends) is decided by one thread in input order. After an interruption the inputs are read again, which is
-//! cheap, but documents of finished shards are not tokenised again; a hash over their texts notices changed inputs.
+//! cheap, but documents of finished shards are not tokenised again; a hash over their texts notices changed inputs, and one
+//! over the files notices lost and damaged shards, which are made again.
 
 use std::collections::HashSet;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::atomic::{RealDisk, write_file};
 
+use super::bad::{BadLines, Tally};
 use super::error::{DataError, Result};
+use super::lock::{Held, Lock};
 use super::manifest::{
-    self, DATASET_FILE, DatasetInfo, PROGRESS_FILE, Progress, Recipe, ShardInfo, Skipped, Split,
+    self, DATASET_FILE, DatasetInfo, InputInfo, PROGRESS_FILE, Progress, Recipe, Skipped, Split,
     TOKENIZER_FILE,
 };
 use super::parallel::{cores, in_parallel};
-use super::shard_write::ShardWriter;
-use super::source::{self, Item, Loaded, Source};
+use super::source::{self, BytesRead, Item, Loaded, Source};
+use super::splits::{Home, SplitWork};
 use super::tokenizer::{self, END_OF_TEXT, FIM_PAD, Tokenizer};
 
 /// How many documents, and how many bytes of text, are worked on at a time.
@@ -54,6 +58,10 @@ pub struct PrepareOptions {
     pub validation_fraction: f64,
     /// The column with the text in JSONL and Parquet inputs.
     pub text_column: String,
+    /// The special token that ends a document.
+    pub end_of_text: String,
+    /// What is done about input that is no document.
+    pub bad_lines: BadLines,
     /// Longer documents are skipped.
     pub max_file_bytes: u64,
     /// A shard is closed at this many tokens.
@@ -65,7 +73,8 @@ pub struct PrepareOptions {
 }
 
 impl PrepareOptions {
-    /// The defaults: a trained tokenizer of 4096 tokens, 2 % held out, files up to 1 MiB, shards of 16 Mi tokens, all cores.
+    /// The defaults: a trained tokenizer of 4096 tokens, 2 % held out, files up to 1 MiB, shards of 16 Mi tokens, up to 0.1 %
+    /// of bad lines, all cores.
     pub fn new(inputs: Vec<PathBuf>, out: PathBuf) -> Self {
         Self {
             inputs,
@@ -73,6 +82,8 @@ impl PrepareOptions {
             tokenizer: TokenizerSource::Train(4096),
             validation_fraction: 0.02,
             text_column: "text".to_owned(),
+            end_of_text: END_OF_TEXT.to_owned(),
+            bad_lines: BadLines::Skip { most: 0.001 },
             max_file_bytes: 1 << 20,
             shard_tokens: 1 << 24,
             exclude: Vec::new(),
@@ -92,15 +103,22 @@ pub enum PrepareProgress {
         bytes: u64,
     },
     /// The tokenizer is being trained.
-    TrainingTokenizer,
+    TrainingTokenizer {
+        /// Bytes of the input files read so far; all of them before the longer part of the work.
+        bytes: u64,
+    },
     /// Documents were tokenised and written, or found in finished shards.
     Tokenised {
-        /// Bytes of input read so far.
+        /// Bytes of the input files read so far.
         bytes: u64,
         /// Documents kept so far.
         documents: u64,
         /// Tokens so far.
         tokens: u64,
+        /// Shards made so far.
+        shards: usize,
+        /// Documents in shards that are not finished, whose work is lost when the preparation is stopped now.
+        open: u64,
     },
 }
 
@@ -113,62 +131,95 @@ pub struct PrepareSummary {
     pub info: DatasetInfo,
     /// Shards that an earlier run had finished.
     pub kept_shards: usize,
+    /// Shards that an earlier run had finished and that were lost or damaged: they were made again.
+    pub made_again: Vec<String>,
+    /// What is to be known of the tokenizer.
+    pub tokenizer_notes: Vec<String>,
+    /// The first of the inputs that were no documents; all are in [`BAD_LINES_FILE`](super::BAD_LINES_FILE).
+    pub first_bad: Option<String>,
     /// How long it took.
     pub elapsed: Duration,
 }
 
 /// Prepares a data set. `progress` is told how far it is and may stop it; finished shards are kept then.
+///
+/// # Errors
+/// If an option is out of range, an input cannot be found, more of the inputs than is borne are no documents, another
+/// process is at work on the same folder, or the folder holds something else.
 pub fn prepare(
     options: &PrepareOptions,
     progress: &mut dyn FnMut(PrepareProgress) -> ControlFlow<()>,
 ) -> Result<PrepareSummary> {
-    let began = Instant::now();
+    check(options)?;
+    prepare_locked(options, &Lock::take(&options.out, Held::Refuse)?, progress)
+}
+
+fn check(options: &PrepareOptions) -> Result<()> {
+    let refuse = |name, found: String, wanted| Err(DataError::Setting { name, found, wanted });
     if !(0.0..1.0).contains(&options.validation_fraction) {
         let found = options.validation_fraction.to_string();
-        return Err(DataError::Setting {
-            name: "--validation-fraction",
-            found,
-            wanted: "at least 0 and less than 1",
-        });
+        return refuse("--validation-fraction", found, "at least 0 and less than 1");
     }
     if options.shard_tokens == 0 {
-        return Err(DataError::Setting {
-            name: "--shard-tokens",
-            found: "0".to_owned(),
-            wanted: "at least 1",
-        });
+        return refuse("--shard-tokens", "0".to_owned(), "at least 1");
     }
     if options.max_file_bytes > LARGEST_DOCUMENT {
-        let found = options.max_file_bytes.to_string();
-        return Err(DataError::Setting { name: "--max-file-bytes", found, wanted: "at most 2^30" });
+        return refuse("--max-file-bytes", options.max_file_bytes.to_string(), "at most 2^30");
     }
-    let sources = source::find(&options.inputs, &options.exclude)?;
-    let size = |s: &Source| fs::metadata(s.path()).map_or(0, |m| m.len());
-    let bytes = sources.iter().map(size).sum();
-    tell(progress, PrepareProgress::Found { files: sources.len(), bytes })?;
-    fs::create_dir_all(&options.out).map_err(|e| DataError::io("create", &options.out, e))?;
-    let earlier = Earlier::read(&options.out)?;
-    let tokenizer = obtain_tokenizer(options, &sources, bytes, &earlier, progress)?;
-    let recipe = recipe(options, tokenizer.hash().to_owned());
-    earlier.check(&options.out, &recipe)?;
-    let end_of_text = tokenizer.special(END_OF_TEXT, "ends every document")?;
+    if let BadLines::Skip { most } = options.bad_lines
+        && !(0.0..=1.0).contains(&most)
+    {
+        return refuse("--max-bad-lines", most.to_string(), "between 0 and 1");
+    }
+    if matches!(options.tokenizer, TokenizerSource::Train(_)) && options.end_of_text != END_OF_TEXT {
+        let wanted =
+            "<|endoftext|> for a tokenizer that is trained; others belong to a --tokenizer that has them";
+        return refuse("--end-of-text", options.end_of_text.clone(), wanted);
+    }
+    Ok(())
+}
 
-    let kept_shards = earlier.train.shards.len() + earlier.validation.shards.len();
+/// [`prepare`] for who holds the folder's lock and has checked the options.
+pub(super) fn prepare_locked(
+    options: &PrepareOptions,
+    _lock: &Lock,
+    progress: &mut dyn FnMut(PrepareProgress) -> ControlFlow<()>,
+) -> Result<PrepareSummary> {
+    let began = Instant::now();
+    let (sources, inputs) = source::find(&options.inputs, &options.exclude, &options.text_column)?;
+    let bytes = sources.iter().map(Source::size).sum();
+    tell(progress, PrepareProgress::Found { files: sources.len(), bytes })?;
+    let earlier = Earlier::read(&options.out)?;
+    let (tokenizer, end_of_text, recipe) = obtain_tokenizer(options, &sources, bytes, &earlier, progress)?;
+    let split = |name, split| SplitWork::new(name, split, &options.out, options.threads);
+    let splits = [split("train", earlier.train), split("validation", earlier.validation)];
+    let kept_shards = splits.iter().map(SplitWork::kept).sum();
+    let made_again = splits.iter().flat_map(SplitWork::lost).collect();
     let mut work = Work {
         options,
         recipe,
-        complete: earlier.complete.is_some(),
-        splits: [SplitWork::new("train", earlier.train), SplitWork::new("validation", earlier.validation)],
+        complete: earlier.complete,
+        splits,
         seen: HashSet::new(),
         skipped: Skipped::default(),
-        input_bytes: 0,
+        tally: Tally::new(options.bad_lines, &options.out)?,
+        read: BytesRead::default(),
     };
-    for batch in batches(&sources, options) {
-        work.batch(&batch?, &tokenizer)?;
+    for batch in batches(&sources, options, &work.read.clone()) {
+        work.batch(batch, &tokenizer)?;
         tell(progress, work.progress())?;
     }
-    let info = work.finish(&tokenizer, end_of_text)?;
-    Ok(PrepareSummary { out: options.out.clone(), info, kept_shards, elapsed: began.elapsed() })
+    let first_bad = work.tally.first();
+    let info = work.finish(&tokenizer, end_of_text, inputs)?;
+    Ok(PrepareSummary {
+        out: options.out.clone(),
+        info,
+        kept_shards,
+        made_again,
+        tokenizer_notes: tokenizer.notes().to_vec(),
+        first_bad,
+        elapsed: began.elapsed(),
+    })
 }
 
 fn tell(progress: &mut dyn FnMut(PrepareProgress) -> ControlFlow<()>, state: PrepareProgress) -> Result<()> {
@@ -185,6 +236,7 @@ fn recipe(options: &PrepareOptions, tokenizer_blake3: String) -> Recipe {
         },
         validation_fraction: options.validation_fraction,
         text_column: options.text_column.clone(),
+        end_of_text: options.end_of_text.clone(),
         max_file_bytes: options.max_file_bytes,
         shard_tokens: options.shard_tokens,
         exclude: options.exclude.clone(),
@@ -195,7 +247,8 @@ fn recipe(options: &PrepareOptions, tokenizer_blake3: String) -> Recipe {
 #[derive(Default)]
 struct Earlier {
     recipe: Option<Recipe>,
-    complete: Option<DatasetInfo>,
+    /// It had come to its end.
+    complete: bool,
     train: Split,
     validation: Split,
 }
@@ -203,118 +256,135 @@ struct Earlier {
 impl Earlier {
     fn read(out: &Path) -> Result<Self> {
         if let Some(info) = manifest::read::<DatasetInfo>(&out.join(DATASET_FILE))? {
-            let (train, validation) = (info.train.clone(), info.validation.clone());
-            return Ok(Self { recipe: Some(info.recipe.clone()), complete: Some(info), train, validation });
+            let DatasetInfo { recipe, train, validation, .. } = info;
+            return Ok(Self { recipe: Some(recipe), complete: true, train, validation });
         }
         let Some(progress) = manifest::read::<Progress>(&out.join(PROGRESS_FILE))? else {
             return Ok(Self::default());
         };
-        Ok(Self {
-            recipe: Some(progress.recipe),
-            complete: None,
-            train: progress.train,
-            validation: progress.validation,
-        })
+        let Progress { recipe, train, validation } = progress;
+        Ok(Self { recipe: Some(recipe), complete: false, train, validation })
     }
 
-    /// Refuses a folder with another data set, or one whose shards were touched.
+    /// Refuses a folder with another data set.
     fn check(&self, out: &Path, recipe: &Recipe) -> Result<()> {
-        let Some(earlier) = &self.recipe else { return Ok(()) };
-        if earlier != recipe {
-            let what = if earlier.tokenizer_blake3 == recipe.tokenizer_blake3 {
-                format!("{earlier:?} then, {recipe:?} now")
-            } else {
-                "another tokenizer".to_owned()
-            };
-            return Err(DataError::OtherDataset { path: out.to_owned(), what });
-        }
-        for shard in self.train.shards.iter().chain(&self.validation.shards) {
-            let path = out.join(&shard.file);
-            let found = fs::metadata(&path).map_err(|_| DataError::MissingShard(path.clone()))?.len();
-            if found != shard.size {
-                return Err(DataError::ShardSize { path, found, wanted: shard.size });
-            }
-        }
-        Ok(())
+        let Some(earlier) = self.recipe.as_ref().filter(|earlier| *earlier != recipe) else { return Ok(()) };
+        let what = if earlier.tokenizer_blake3 == recipe.tokenizer_blake3 {
+            format!("{earlier:?} then, {recipe:?} now")
+        } else {
+            "another tokenizer".to_owned()
+        };
+        Err(DataError::OtherDataset { path: out.to_owned(), what })
     }
 }
 
-/// Reads or trains the tokenizer and puts its file into the output folder.
+/// Reads or trains the tokenizer and puts its file into the output folder, if that may hold it. Returns it with the id of the
+/// token that ends a document.
 fn obtain_tokenizer(
     options: &PrepareOptions,
     sources: &[Source],
     bytes: u64,
     earlier: &Earlier,
     progress: &mut dyn FnMut(PrepareProgress) -> ControlFlow<()>,
-) -> Result<Tokenizer> {
+) -> Result<(Tokenizer, i32, Recipe)> {
     let copy = options.out.join(TOKENIZER_FILE);
     let (json, name) = match &options.tokenizer {
         TokenizerSource::File(path) => (fs::read(path).map_err(|e| DataError::io("read", path, e))?, path),
         TokenizerSource::Train(size) => {
-            if earlier.recipe.as_ref().is_some_and(|r| r.trained_tokenizer == Some(*size)) {
-                return Tokenizer::open(&copy);
+            // One that was lost or changed is trained again, like a shard.
+            let made = |recipe: &&Recipe| recipe.trained_tokenizer == Some(*size);
+            let whole = |json: &Vec<u8>| {
+                let hash = blake3::hash(json).to_hex();
+                earlier.recipe.as_ref().filter(made).is_some_and(|r| r.tokenizer_blake3 == hash.as_str())
+            };
+            match fs::read(&copy).ok().filter(whole) {
+                Some(json) => (json, &copy),
+                None => (train_tokenizer(options, sources, bytes, *size, progress)?, &copy),
             }
-            tell(progress, PrepareProgress::TrainingTokenizer)?;
-            (train_tokenizer(options, sources, bytes, *size)?, &copy)
         }
     };
     let tokenizer = Tokenizer::from_json(&json, name)?;
-    earlier.check(&options.out, &recipe(options, tokenizer.hash().to_owned()))?;
+    let end_of_text = tokenizer.end_of_text(&options.end_of_text)?;
+    let recipe = recipe(options, tokenizer.hash().to_owned());
+    earlier.check(&options.out, &recipe)?;
     write_file(&RealDisk, &copy, |w| w.write_all(&json)).map_err(|e| DataError::io("write", &copy, e))?;
-    Ok(tokenizer)
+    Ok((tokenizer, end_of_text, recipe))
 }
 
-/// Trains on the training split; of large inputs, on documents chosen by their hash.
-fn train_tokenizer(options: &PrepareOptions, sources: &[Source], bytes: u64, size: usize) -> Result<Vec<u8>> {
+/// Trains on the training split; of large inputs, on documents chosen by their hash. The work is done by other threads, so
+/// that this one can tell how far it is.
+fn train_tokenizer(
+    options: &PrepareOptions,
+    sources: &[Source],
+    bytes: u64,
+    size: usize,
+    progress: &mut dyn FnMut(PrepareProgress) -> ControlFlow<()>,
+) -> Result<Vec<u8>> {
     let share = TOKENIZER_BYTES as f64 / bytes.max(1) as f64;
-    let failure = Mutex::new(None);
-    let mut seen = HashSet::new();
-    let texts = sources
-        .iter()
-        .flat_map(|source| match source.items(&options.text_column) {
-            Ok(items) => items,
-            Err(e) => Box::new(std::iter::once(Err(e))),
-        })
-        .map(|item| item?.load(options.max_file_bytes))
-        .map_while(|loaded| loaded.map_err(|e| *failure.lock().expect("not poisoned") = Some(e)).ok())
-        .filter_map(|loaded| match loaded {
-            Loaded::Text(text) => Some(text),
-            _ => None,
-        })
-        .filter(|text| {
-            let hash = blake3::hash(text.as_bytes());
-            let word = |at: usize| hash_fraction(&hash.as_bytes()[at..at + 8]);
-            word(8) < share && word(0) >= options.validation_fraction && seen.insert(short(&hash))
-        });
-    let json = tokenizer::train(texts, size);
-    match failure.into_inner().expect("not poisoned") {
-        Some(failure) => Err(failure),
-        None => json,
-    }
+    let read = BytesRead::default();
+    let stop = AtomicBool::new(false);
+    let work = || {
+        let mut tally = Tally::new(options.bad_lines, &options.out)?;
+        let mut failure = None;
+        let mut seen = HashSet::new();
+        let texts = sources
+            .iter()
+            .flat_map(|source| source.items(&options.text_column, &read))
+            .take_while(|_| !stop.load(Ordering::Relaxed))
+            .map_while(|item| {
+                let met = match item.load(options.max_file_bytes) {
+                    Loaded::Bad(bad) => tally.meet_bad(bad).map(|()| None),
+                    loaded => {
+                        tally.meet();
+                        Ok(if let Loaded::Text(text) = loaded { Some(text) } else { None })
+                    }
+                };
+                met.map_err(|e| failure = Some(e)).ok()
+            })
+            .flatten()
+            .filter(|text| {
+                let hash = blake3::hash(text.as_bytes());
+                let word = |at: usize| hash_fraction(&hash.as_bytes()[at..at + 8]);
+                word(8) < share && word(0) >= options.validation_fraction && seen.insert(short(&hash))
+            });
+        let counted = tokenizer::count(texts, size)?;
+        if let Some(failure) = failure {
+            return Err(failure);
+        }
+        if stop.load(Ordering::Relaxed) {
+            return Err(DataError::Interrupted);
+        }
+        tokenizer::learn(counted)
+    };
+    std::thread::scope(|scope| {
+        let worker = scope.spawn(work);
+        while !worker.is_finished() {
+            let state = PrepareProgress::TrainingTokenizer { bytes: read.load(Ordering::Relaxed) };
+            if progress(state).is_break() {
+                stop.store(true, Ordering::Relaxed);
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// Groups documents into batches of bounded size.
 fn batches<'a>(
     sources: &'a [Source],
     options: &'a PrepareOptions,
-) -> impl Iterator<Item = Result<Vec<Item>>> + 'a {
-    let mut items = sources.iter().flat_map(move |source| match source.items(&options.text_column) {
-        Ok(items) => items,
-        Err(e) => Box::new(std::iter::once(Err(e))),
-    });
+    read: &'a BytesRead,
+) -> impl Iterator<Item = Vec<Item>> + 'a {
+    let mut items = sources.iter().flat_map(|source| source.items(&options.text_column, read));
     std::iter::from_fn(move || {
         let (mut batch, mut held) = (Vec::new(), 0);
         while batch.len() < BATCH_DOCUMENTS && held < BATCH_BYTES {
-            match items.next() {
-                None => break,
-                Some(Err(e)) => return Some(Err(e)),
-                Some(Ok(item)) => {
-                    held += item.size(options.max_file_bytes);
-                    batch.push(item);
-                }
-            }
+            let Some(item) = items.next() else { break };
+            held += item.size(options.max_file_bytes);
+            batch.push(item);
         }
-        (!batch.is_empty()).then_some(Ok(batch))
+        (!batch.is_empty()).then_some(batch)
     })
 }
 
@@ -339,45 +409,48 @@ struct Work<'a> {
     splits: [SplitWork; 2],
     seen: HashSet<[u8; 16]>,
     skipped: Skipped,
-    input_bytes: u64,
+    tally: Tally,
+    read: BytesRead,
 }
 
 impl Work<'_> {
-    fn batch(&mut self, batch: &[Item], tokenizer: &Tokenizer) -> Result<()> {
-        let loaded = in_parallel(batch, self.options.threads, |item| {
-            item.load(self.options.max_file_bytes).map(|loaded| match loaded {
+    fn batch(&mut self, batch: Vec<Item>, tokenizer: &Tokenizer) -> Result<()> {
+        let batch: Vec<_> = batch.into_iter().map(|item| Mutex::new(Some(item))).collect();
+        let loaded = in_parallel(&batch, self.options.threads, |item| {
+            let item = item.lock().expect("not poisoned").take().expect("each is taken once");
+            match item.load(self.options.max_file_bytes) {
                 Loaded::Text(text) => (Some(blake3::hash(text.as_bytes())), Loaded::Text(text)),
                 other => (None, other),
-            })
+            }
         });
         let mut wanted = Vec::new();
         for document in loaded {
-            let (hash, text) = match document? {
+            let (hash, text) = match document {
                 (Some(hash), Loaded::Text(text)) => (hash, text),
-                (_, skipped) => {
-                    self.skip(&skipped);
+                (_, other) => {
+                    self.skip(other)?;
                     continue;
                 }
             };
-            self.input_bytes += text.len() as u64;
+            self.tally.meet();
             if !self.seen.insert(short(&hash)) {
                 self.skipped.duplicates += 1;
                 continue;
             }
             let split = usize::from(hash_fraction(&hash.as_bytes()[..8]) < self.options.validation_fraction);
-            if self.splits[split].meet(&hash, &self.options.out)? {
-                continue;
+            match self.splits[split].home(&hash, &self.options.out)? {
+                Home::Kept => {}
+                Home::New if self.complete => {
+                    return Err(DataError::InputsChanged(self.options.out.clone()));
+                }
+                home => wanted.push((split, home, hash, text)),
             }
-            if self.complete {
-                return Err(DataError::InputsChanged(self.options.out.clone()));
-            }
-            wanted.push((split, hash, text));
         }
-        let ids = in_parallel(&wanted, self.options.threads, |(_, _, text)| tokenizer.encode(text));
-        for ((split, hash, text), ids) in wanted.iter().zip(ids) {
-            let closes = self.splits[*split].push(hash, &ids?, text.len() as u64, self.options)?;
-            if closes {
-                let [train, validation] = self.splits.each_ref().map(|s| s.done.clone());
+        let ids = in_parallel(&wanted, self.options.threads, |(.., text)| tokenizer.encode(text));
+        for ((split, home, hash, text), ids) in wanted.iter().zip(ids) {
+            let closed = self.splits[*split].push(*home, hash, &ids?, text.len() as u64, self.options)?;
+            if closed && !self.complete {
+                let [train, validation] = self.splits.each_ref().map(SplitWork::split);
                 let progress = Progress { recipe: self.recipe.clone(), train, validation };
                 manifest::write(&self.options.out.join(PROGRESS_FILE), &progress)?;
             }
@@ -385,47 +458,61 @@ impl Work<'_> {
         Ok(())
     }
 
-    fn skip(&mut self, loaded: &Loaded) {
+    /// Counts what is not in the data set.
+    fn skip(&mut self, loaded: Loaded) -> Result<()> {
         match loaded {
-            Loaded::Text(_) => {}
+            Loaded::Text(_) => unreachable!("text is not skipped"),
+            Loaded::Bad(bad) => return self.tally.meet_bad(bad),
             Loaded::NotUtf8 => self.skipped.not_utf8 += 1,
             Loaded::TooLarge => self.skipped.too_large += 1,
             Loaded::Empty => self.skipped.empty += 1,
         }
+        self.tally.meet();
+        Ok(())
     }
 
     fn progress(&self) -> PrepareProgress {
-        let sum = |of: fn(&SplitWork) -> u64| self.splits.iter().map(of).sum();
+        let [train, validation] = self.splits.each_ref().map(SplitWork::split);
+        let [(a, x), (b, y)] = self.splits.each_ref().map(SplitWork::open);
         PrepareProgress::Tokenised {
-            bytes: self.input_bytes,
-            documents: sum(|s| s.done.documents + s.open.as_ref().map_or(0, |o| o.documents)),
-            tokens: sum(|s| s.done.tokens + s.open.as_ref().map_or(0, |o| o.tokens)),
+            bytes: self.read.load(Ordering::Relaxed),
+            documents: train.documents + validation.documents + a + b,
+            tokens: train.tokens + validation.tokens + x + y,
+            shards: self.splits.iter().map(SplitWork::made).sum(),
+            open: a + b,
         }
     }
 
     /// Closes the open shards and writes `dataset.json`, which makes the folder a data set.
-    fn finish(mut self, tokenizer: &Tokenizer, end_of_text: i32) -> Result<DatasetInfo> {
+    fn finish(
+        mut self,
+        tokenizer: &Tokenizer,
+        end_of_text: i32,
+        inputs: Vec<InputInfo>,
+    ) -> Result<DatasetInfo> {
         for split in &mut self.splits {
-            if split.met_shards < split.earlier {
-                return Err(DataError::InputsChanged(self.options.out.clone()));
-            }
-            split.close(&self.options.out)?;
+            split.finish(&self.options.out)?;
         }
-        let [train, validation] = self.splits.map(|s| s.done);
+        let [train, validation] = self.splits.each_ref().map(SplitWork::split);
+        let skipped = Skipped { bad: self.tally.bad(), ..self.skipped };
         if train.documents == 0 {
-            let s = self.skipped;
-            let why = format!(
-                "{} not UTF-8, {} too large, {} empty, {} held out",
-                s.not_utf8, s.too_large, s.empty, validation.documents
+            let s = skipped;
+            let mut why = format!(
+                "{} not UTF-8, {} too large, {} empty, {} held out, {} bad",
+                s.not_utf8, s.too_large, s.empty, validation.documents, s.bad
             );
+            if let Some(first) = self.tally.first() {
+                why += &format!(" (the first: {first})");
+            }
             return Err(DataError::NoDocuments(why));
         }
         let info = DatasetInfo {
             recipe: self.recipe,
+            inputs,
             vocab_size: tokenizer.vocab_size(),
             end_of_text,
             pad: tokenizer.find_special(FIM_PAD).unwrap_or(end_of_text),
-            skipped: self.skipped,
+            skipped,
             train,
             validation,
         };
@@ -436,102 +523,4 @@ impl Work<'_> {
             _ => Ok(info),
         }
     }
-}
-
-/// The state of one split.
-struct SplitWork {
-    name: &'static str,
-    /// Finished shards; the first `earlier` of them are of an earlier run.
-    done: Split,
-    earlier: usize,
-    /// How many of the earlier shards were met again in full, and how many documents of the next one.
-    met_shards: usize,
-    met_documents: u64,
-    /// The hashes of all documents of the split so far.
-    inputs: blake3::Hasher,
-    open: Option<ShardWriter>,
-}
-
-impl SplitWork {
-    fn new(name: &'static str, done: Split) -> Self {
-        let earlier = done.shards.len();
-        Self {
-            name,
-            done,
-            earlier,
-            met_shards: 0,
-            met_documents: 0,
-            inputs: blake3::Hasher::new(),
-            open: None,
-        }
-    }
-
-    /// Whether the next document lies in a finished shard of an earlier run.
-    fn meet(&mut self, hash: &blake3::Hash, out: &Path) -> Result<bool> {
-        if self.met_shards == self.earlier {
-            return Ok(false);
-        }
-        self.inputs.update(hash.as_bytes());
-        self.met_documents += 1;
-        let shard = &self.done.shards[self.met_shards];
-        if self.met_documents == shard.documents {
-            if shard.inputs_blake3 != self.inputs.finalize().to_hex().as_str() {
-                return Err(DataError::InputsChanged(out.to_owned()));
-            }
-            self.met_documents = 0;
-            self.met_shards += 1;
-        }
-        Ok(true)
-    }
-
-    /// Adds a document; true when that closed a shard.
-    fn push(
-        &mut self,
-        hash: &blake3::Hash,
-        ids: &[i32],
-        bytes: u64,
-        options: &PrepareOptions,
-    ) -> Result<bool> {
-        self.inputs.update(hash.as_bytes());
-        let file = options.out.join(self.file());
-        let open = match &mut self.open {
-            Some(open) => open,
-            none => none.insert(ShardWriter::new().map_err(|e| parquet_error(&file, e))?),
-        };
-        open.push(ids, bytes).map_err(|e| parquet_error(&file, e))?;
-        if open.tokens < options.shard_tokens {
-            return Ok(false);
-        }
-        self.close(&options.out)?;
-        Ok(true)
-    }
-
-    fn file(&self) -> String {
-        format!("{}-{:05}.parquet", self.name, self.done.shards.len())
-    }
-
-    fn close(&mut self, out: &Path) -> Result<()> {
-        let Some(open) = self.open.take() else { return Ok(()) };
-        let file = self.file();
-        let path = out.join(&file);
-        let (documents, tokens, bytes) = (open.documents, open.tokens, open.bytes);
-        let shard = open.finish().map_err(|e| parquet_error(&path, e))?;
-        write_file(&RealDisk, &path, |w| w.write_all(&shard.file))
-            .map_err(|e| DataError::io("write", &path, e))?;
-        self.done.push(ShardInfo {
-            file,
-            size: shard.file.len() as u64,
-            documents,
-            tokens,
-            bytes,
-            inputs_blake3: self.inputs.finalize().to_hex().to_string(),
-            row_groups: shard.row_groups,
-        });
-        Ok(())
-    }
-}
-
-/// The Parquet writer works in memory, so this is a document it cannot represent.
-fn parquet_error(path: &Path, error: parquet::errors::ParquetError) -> DataError {
-    DataError::Description { path: path.to_owned(), reason: error.to_string() }
 }

@@ -1,28 +1,40 @@
 //! Finding and reading the inputs of a preparation, always in the same order.
 
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+mod json;
+mod parquet;
+
+use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use arrow_array::cast::AsArray;
-use arrow_array::{Array, ArrayRef};
-use arrow_schema::DataType;
-use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use serde_json::Value;
-
+use super::bad::{Bad, Place};
 use super::error::{DataError, Result};
-use super::shard;
+use super::manifest::InputInfo;
+
+/// How many bytes of the input files were read, whoever reads them.
+pub(super) type BytesRead = Arc<AtomicU64>;
+
+/// The documents of a file, and what is in their place.
+pub(super) type Items = Box<dyn Iterator<Item = Item> + Send>;
 
 /// One input file.
 #[derive(Clone, Debug)]
-pub(super) enum Source {
+pub(super) struct Source {
+    pub(super) path: PathBuf,
+    kind: Kind,
+}
+
+#[derive(Clone, Debug)]
+enum Kind {
     /// A document of its own.
-    Python(PathBuf),
-    /// A document a line.
-    Jsonl(PathBuf),
+    Python,
+    /// A document a line, or an element of one array.
+    Json,
     /// A document a row.
-    Parquet(PathBuf),
+    Parquet,
+    /// A file or folder that cannot be read, and why.
+    Unreadable(String),
 }
 
 /// A document before it is looked at.
@@ -31,6 +43,8 @@ pub(super) enum Item {
     File(PathBuf),
     /// Already read.
     Bytes(Vec<u8>),
+    /// Not one.
+    Bad(Bad),
 }
 
 /// A document after it was looked at.
@@ -43,100 +57,153 @@ pub(super) enum Loaded {
     TooLarge,
     /// Nothing but white space.
     Empty,
+    /// Not a document.
+    Bad(Bad),
 }
 
-/// Finds the input files: given files in the order given, the *.py files of a folder sorted by path. Hidden folders and
-/// those named in `exclude` are not entered, symbolic links to folders are not followed.
-pub(super) fn find(inputs: &[PathBuf], exclude: &[String]) -> Result<Vec<Source>> {
-    let mut found = Vec::new();
+/// Finds the input files: given files in the order given, the files of a folder sorted by path. Hidden folders and those
+/// named in `exclude` are not entered, symbolic links to folders are not followed. Of a folder's `*.json` files, which are
+/// mostly settings, those are read whose first record has `column`; files of other kinds are counted.
+pub(super) fn find(
+    inputs: &[PathBuf],
+    exclude: &[String],
+    column: &str,
+) -> Result<(Vec<Source>, Vec<InputInfo>)> {
+    let mut all = Vec::new();
+    let mut infos = Vec::new();
     for input in inputs {
-        let kind = fs::metadata(input)
-            .map_err(|e| DataError::Input { path: input.clone(), reason: e.to_string() })?;
+        let fail = |reason: String| DataError::Input { path: input.clone(), reason };
+        let kind = fs::metadata(input).map_err(|e| fail(e.to_string()))?;
+        let mut found = Vec::new();
+        let mut info = InputInfo { path: input.display().to_string(), ..InputInfo::default() };
         if kind.is_dir() {
-            let before = found.len();
-            walk(input, exclude, &mut found)?;
-            if found.len() == before {
-                return Err(DataError::Input {
-                    path: input.clone(),
-                    reason: "no *.py files in this folder".to_owned(),
-                });
+            walk(input, exclude, column, &mut found, &mut info.other);
+            if found.is_empty() {
+                return Err(fail(format!(
+                    "nothing to read in this folder, {} files of other kinds",
+                    info.other
+                )));
             }
-            continue;
+        } else {
+            let kind = Kind::of(input).ok_or_else(|| fail("not a kind of file that is read".to_owned()))?;
+            found.push(Source { path: input.clone(), kind });
         }
-        found.push(match input.extension().and_then(|e| e.to_str()) {
-            Some("py") => Source::Python(input.clone()),
-            Some("jsonl") => Source::Jsonl(input.clone()),
-            Some("parquet") => Source::Parquet(input.clone()),
-            _ => {
-                return Err(DataError::Input {
-                    path: input.clone(),
-                    reason: "not a kind of file that is read".to_owned(),
-                });
+        for source in &found {
+            match source.kind {
+                Kind::Python => info.python += 1,
+                Kind::Json => info.json += 1,
+                Kind::Parquet => info.parquet += 1,
+                Kind::Unreadable(_) => info.unreadable += 1,
             }
-        });
+        }
+        all.extend(found);
+        infos.push(info);
     }
-    Ok(found)
+    Ok((all, infos))
 }
 
-fn walk(folder: &Path, exclude: &[String], found: &mut Vec<Source>) -> Result<()> {
+fn walk(folder: &Path, exclude: &[String], column: &str, found: &mut Vec<Source>, other: &mut u64) {
     let read = || -> std::io::Result<Vec<(std::ffi::OsString, fs::FileType)>> {
         fs::read_dir(folder)?.map(|entry| entry.and_then(|e| Ok((e.file_name(), e.file_type()?)))).collect()
     };
-    let mut entries = read().map_err(|e| DataError::io("list", folder, e))?;
+    let mut entries = match read() {
+        Ok(entries) => entries,
+        Err(e) => {
+            let kind = Kind::Unreadable(format!("the folder cannot be listed: {e}"));
+            return found.push(Source { path: folder.to_owned(), kind });
+        }
+    };
     entries.sort_by(|a, b| a.0.as_encoded_bytes().cmp(b.0.as_encoded_bytes()));
     for (name, kind) in entries {
         let path = folder.join(&name);
         let name = name.to_string_lossy();
         if kind.is_dir() {
             if !name.starts_with('.') && !exclude.iter().any(|e| *e == name) {
-                walk(&path, exclude, found)?;
+                walk(&path, exclude, column, found, other);
             }
-        } else if name.ends_with(".py") && path.is_file() {
-            found.push(Source::Python(path));
+            continue;
+        }
+        match Kind::of(&path).filter(|_| path.is_file()) {
+            Some(Kind::Json) if json::may_be_settings(&path) && !json::begins_with_text(&path, column) => {
+                *other += 1;
+            }
+            Some(kind) => found.push(Source { path, kind }),
+            None => *other += 1,
         }
     }
-    Ok(())
+}
+
+impl Kind {
+    /// The kind that a file's name says.
+    fn of(path: &Path) -> Option<Self> {
+        let name = path.file_name()?.to_string_lossy().to_ascii_lowercase();
+        if name.ends_with(".py") {
+            return Some(Self::Python);
+        }
+        if name.ends_with(".parquet") {
+            return Some(Self::Parquet);
+        }
+        json::is_named(&name).then_some(Self::Json)
+    }
 }
 
 impl Source {
-    /// The file.
-    pub(super) fn path(&self) -> &Path {
-        match self {
-            Self::Python(path) | Self::Jsonl(path) | Self::Parquet(path) => path,
-        }
+    /// The size of the file.
+    pub(super) fn size(&self) -> u64 {
+        fs::metadata(&self.path).map_or(0, |m| if m.is_file() { m.len() } else { 0 })
     }
 
     /// Its documents in order.
-    pub(super) fn items(&self, column: &str) -> Result<Box<dyn Iterator<Item = Result<Item>> + Send>> {
-        match self {
-            Self::Python(path) => Ok(Box::new(std::iter::once(Ok(Item::File(path.clone()))))),
-            Self::Jsonl(path) => jsonl(path, column),
-            Self::Parquet(path) => parquet(path, column),
+    pub(super) fn items(&self, column: &str, read: &BytesRead) -> Items {
+        match &self.kind {
+            Kind::Python => {
+                read.fetch_add(self.size(), Ordering::Relaxed);
+                Box::new(std::iter::once(Item::File(self.path.clone())))
+            }
+            Kind::Json => json::items(&self.path, column, read),
+            Kind::Parquet => parquet::items(&self.path, column, read),
+            Kind::Unreadable(reason) => {
+                let bad = Bad {
+                    path: self.path.clone(),
+                    place: Place::Whole,
+                    reason: reason.clone(),
+                    documents: 1,
+                };
+                Box::new(std::iter::once(Item::Bad(bad)))
+            }
         }
     }
 }
 
 impl Item {
     /// Reads the document, unless it is longer than `max_bytes`.
-    pub(super) fn load(&self, max_bytes: u64) -> Result<Loaded> {
+    pub(super) fn load(self, max_bytes: u64) -> Loaded {
         let bytes = match self {
+            Self::Bad(bad) => return Loaded::Bad(bad),
+            Self::Bytes(bytes) => bytes,
             Self::File(path) => {
-                let size = fs::metadata(path).map_err(|e| DataError::io("read", path, e))?.len();
-                if size > max_bytes {
-                    return Ok(Loaded::TooLarge);
+                let large = |m: fs::Metadata| m.len() > max_bytes;
+                match fs::metadata(&path)
+                    .map(large)
+                    .and_then(|large| (!large).then(|| fs::read(&path)).transpose())
+                {
+                    Ok(None) => return Loaded::TooLarge,
+                    Ok(Some(bytes)) => without_mark(bytes),
+                    Err(e) => {
+                        let reason = format!("cannot be read: {e}");
+                        return Loaded::Bad(Bad { path, place: Place::Whole, reason, documents: 1 });
+                    }
                 }
-                fs::read(path).map_err(|e| DataError::io("read", path, e))?
             }
-            Self::Bytes(bytes) => bytes.clone(),
         };
         if bytes.len() as u64 > max_bytes {
-            return Ok(Loaded::TooLarge);
+            return Loaded::TooLarge;
         }
-        Ok(match String::from_utf8(bytes) {
+        match String::from_utf8(bytes) {
             Err(_) => Loaded::NotUtf8,
             Ok(text) if text.trim().is_empty() => Loaded::Empty,
             Ok(text) => Loaded::Text(text),
-        })
+        }
     }
 
     /// The bytes that the document takes once it is loaded.
@@ -144,110 +211,17 @@ impl Item {
         match self {
             Self::File(path) => fs::metadata(path).map_or(0, |m| m.len()).min(max_bytes),
             Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Bad(_) => 0,
         }
     }
 }
 
-fn jsonl(path: &Path, column: &str) -> Result<Box<dyn Iterator<Item = Result<Item>> + Send>> {
-    let file = File::open(path).map_err(|e| DataError::io("open", path, e))?;
-    let (path, column) = (path.to_owned(), column.to_owned());
-    let items =
-        BufReader::with_capacity(1 << 20, file).split(b'\n').enumerate().filter_map(move |(index, line)| {
-            let line = match line {
-                Ok(line) => line,
-                Err(e) => return Some(Err(DataError::io("read", &path, e))),
-            };
-            if line.trim_ascii().is_empty() {
-                return None;
-            }
-            let Ok(line) = String::from_utf8(line) else {
-                // Not text: passed on as it is, so that it is counted with the others of its kind.
-                return Some(Ok(Item::Bytes(vec![0xff])));
-            };
-            let bad = |reason: String| DataError::JsonLine {
-                path: path.clone(),
-                line: index + 1,
-                reason,
-                column: column.clone(),
-            };
-            Some(match serde_json::from_str::<Value>(&line) {
-                Err(e) => Err(bad(e.to_string())),
-                Ok(mut value) => match value.get_mut(&column).map(Value::take) {
-                    Some(Value::String(text)) => Ok(Item::Bytes(text.into_bytes())),
-                    Some(_) => Err(bad(format!("`{column}` is not a string"))),
-                    None => {
-                        let keys: Vec<_> =
-                            value.as_object().map_or_else(Vec::new, |o| o.keys().cloned().collect());
-                        Err(bad(format!("no `{column}`, only {keys:?}")))
-                    }
-                },
-            })
-        });
-    Ok(Box::new(items))
-}
+/// What some editors put before text to say that it is UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
-fn parquet(path: &Path, column: &str) -> Result<Box<dyn Iterator<Item = Result<Item>> + Send>> {
-    let bytes = shard::map(path)?;
-    let fail = {
-        let path = path.to_owned();
-        move |reason: String| DataError::Footer { path: path.clone(), reason }
-    };
-    let metadata = shard::read_footer(&bytes).map_err(&fail)?;
-    let fields = metadata.schema().fields();
-    if !fields.iter().any(|f| f.name() == column && is_text(f.data_type())) {
-        let remedy = if fields.iter().any(|f| f.name() == "input_ids") {
-            "this file is tokenised already: train on its folder with --data (and data.packing = \"none\" if rows are complete)"
-        } else {
-            "name the column with the text with --text-column"
-        };
-        let found = shard::describe(&metadata);
-        return Err(DataError::Column {
-            path: path.to_owned(),
-            wanted: column.to_owned(),
-            kind: "text",
-            found,
-            remedy,
-        });
+fn without_mark(mut bytes: Vec<u8>) -> Vec<u8> {
+    if bytes.starts_with(BYTE_ORDER_MARK) {
+        bytes.drain(..BYTE_ORDER_MARK.len());
     }
-    let leaves = metadata.metadata().file_metadata().schema_descr().columns();
-    let leaf = leaves.iter().position(|leaf| leaf.path().parts()[0] == column);
-    let mask = ProjectionMask::leaves(metadata.metadata().file_metadata().schema_descr(), leaf);
-    let mut batches = ParquetRecordBatchReaderBuilder::new_with_metadata(bytes, metadata)
-        .with_projection(mask)
-        .with_batch_size(64)
-        .build()
-        .map_err(|e| fail(e.to_string()))?;
-    let mut failed = false;
-    let items = std::iter::from_fn(move || {
-        if failed {
-            return None;
-        }
-        let next = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| batches.next()));
-        let rows = match next {
-            Ok(None) => return None,
-            Ok(Some(Ok(batch))) => texts(batch.column(0)).into_iter().map(|b| Ok(Item::Bytes(b))).collect(),
-            Ok(Some(Err(e))) => vec![Err(fail(e.to_string()))],
-            Err(_) => vec![Err(fail("the Parquet decoder panicked".to_owned()))],
-        };
-        failed = rows.iter().any(Result::is_err);
-        Some(rows)
-    });
-    Ok(Box::new(items.flatten()))
-}
-
-fn is_text(ty: &DataType) -> bool {
-    matches!(ty, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View | DataType::Binary)
-}
-
-/// The values of a text column; a missing value is an empty document.
-fn texts(column: &ArrayRef) -> Vec<Vec<u8>> {
-    fn owned<'a>(values: impl Iterator<Item = Option<&'a [u8]>>) -> Vec<Vec<u8>> {
-        values.map(|v| v.unwrap_or_default().to_vec()).collect()
-    }
-    match column.data_type() {
-        DataType::Utf8 => owned(column.as_string::<i32>().iter().map(|v| v.map(str::as_bytes))),
-        DataType::LargeUtf8 => owned(column.as_string::<i64>().iter().map(|v| v.map(str::as_bytes))),
-        DataType::Utf8View => owned(column.as_string_view().iter().map(|v| v.map(str::as_bytes))),
-        _ => owned(column.as_binary::<i32>().iter()),
-    }
+    bytes
 }

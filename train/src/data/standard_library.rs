@@ -7,8 +7,9 @@ use std::process::Command;
 use serde::Deserialize;
 
 use super::error::{DataError, Result};
+use super::lock::{Held, Lock};
 use super::manifest::{DATASET_FILE, FORMAT};
-use super::prepare::{PrepareOptions, PrepareProgress, PrepareSummary, TokenizerSource, prepare};
+use super::prepare::{PrepareOptions, PrepareProgress, PrepareSummary, TokenizerSource, prepare_locked};
 
 /// The vocabulary of the default tokenizer.
 const VOCABULARY: usize = 4096;
@@ -35,7 +36,7 @@ struct Answer {
 }
 
 /// Prepares the standard library into a folder in `cache`, named by Python's version and the options, unless that was done
-/// before. Returns the folder, and what was done if anything was.
+/// before; waits for another process that is at it. Returns the folder, and what was done if anything was.
 pub fn prepare_standard_library(
     python: &str,
     cache: &Path,
@@ -46,11 +47,15 @@ pub fn prepare_standard_library(
     if out.join(DATASET_FILE).is_file() {
         return Ok((out, None));
     }
+    let lock = Lock::take(&out, Held::Wait)?;
+    if out.join(DATASET_FILE).is_file() {
+        return Ok((out, None));
+    }
     let mut options = PrepareOptions::new(vec![answer.stdlib], out.clone());
     options.tokenizer = TokenizerSource::Train(VOCABULARY);
     options.exclude = EXCLUDED.map(str::to_owned).to_vec();
     options.validation_fraction = 0.05;
-    let summary = prepare(&options, progress)?;
+    let summary = prepare_locked(&options, &lock, progress)?;
     Ok((out, Some(summary)))
 }
 

@@ -1,0 +1,5 @@
+//! `prepare-data`, as a process for tests.
+
+fn main() -> std::process::ExitCode {
+    prepare_data::main()
+}
