@@ -91,17 +91,19 @@ pub(crate) fn check_same_data(from: &Loaded, dataset: &Dataset) -> Result<()> {
     Ok(())
 }
 
+/// The state that a run begins with, and the positions that its weights were trained at before, if a config says so.
 pub(crate) fn start_state(
     cli: &Cli,
     run: &RunConfig,
     device: &Device,
     from: Option<Loaded>,
-) -> Result<DeviceState> {
+) -> Result<(DeviceState, Option<usize>)> {
     if let Some(from) = from {
-        return DeviceState::restore(device, run, &from.params, &from.optimizer);
+        let state = DeviceState::restore(device, run, &from.params, &from.optimizer)?;
+        return Ok((state, from.config.original_max_position_embeddings));
     }
-    let weights: Params<Host> = match &cli.init {
-        None => initial_params(&run.model, run.seed),
+    let (weights, trained): (Params<Host>, _) = match &cli.init {
+        None => (initial_params(&run.model, run.seed), None),
         Some(path) => {
             ensure!(
                 path.exists(),
@@ -116,8 +118,8 @@ pub(crate) fn start_state(
                 bail!("--init {}: the weights belong to another model: {difference}", path.display());
             }
             println!("weights  from {}", path.display());
-            params
+            (params, config.original_max_position_embeddings)
         }
     };
-    DeviceState::new(device, run, &weights)
+    Ok((DeviceState::new(device, run, &weights)?, trained))
 }

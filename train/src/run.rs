@@ -94,7 +94,7 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
     let size = dataset.epoch_size(&rows);
     let parameters = ParamCounts::of(&run.model).total() as u64;
     let mut plan = plan(&mut resolved, Facts { parameters, train_tokens: size.tokens })?;
-    let run = resolved.run.clone();
+    let mut run = resolved.run.clone();
 
     println!(
         "model    {} parameters, {} layers of width {}",
@@ -155,7 +155,9 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
         None => beginning(&run, &plan),
     };
     // Before anything is written: weights that do not fit leave no trace.
-    let state = start_state(cli, &run, &device, from)?;
+    let (state, trained) = start_state(cli, &run, &device, from)?;
+    // What checkpoints say; longer rows of an earlier training count on.
+    run.model.original_max_position_embeddings = trained.max(Some(run.batch.seq));
     if let Some(bad) = bad {
         replay(
             &bad,

@@ -138,7 +138,8 @@ impl Decoder {
     ///
     /// # Errors
     /// If an option is out of range, a prompt is empty, or a prompt and the new tokens do not fit the model's context; the
-    /// message names the prompt's index, and nothing has been generated then. Or if the device fails.
+    /// message names the prompt's index, and nothing has been generated then. Or if the model's logits become NaN, or the
+    /// device fails.
     pub fn complete(
         &mut self,
         prompts: &[Prompt],
