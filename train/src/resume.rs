@@ -5,6 +5,7 @@ use crate::cli::{Cli, Resume};
 use crate::config::RunConfig;
 use crate::data::Dataset;
 use crate::device::Device;
+use crate::say;
 use crate::state::DeviceState;
 use anyhow::{Result, bail, ensure};
 use engine::Host;
@@ -38,7 +39,7 @@ pub(crate) fn resume_point(cli: &Cli, root: &Path, mirror: Option<&Path>) -> Res
         Resume::Auto => {
             let latest = newest(root, mirror)?;
             for (path, reason) in &latest.refused {
-                println!("passing over {}: {reason}", path.display());
+                say!("passing over {}: {reason}", path.display());
             }
             latest.good
         }
@@ -49,7 +50,7 @@ pub(crate) fn resume_point(cli: &Cli, root: &Path, mirror: Option<&Path>) -> Res
             "--init starts a new run, but {} is there to go on from; give another --out",
             found.path().display()
         );
-        println!("resume   {}", found.path().display());
+        say!("resume   {}", found.path().display());
     }
     Ok(found)
 }
@@ -117,7 +118,7 @@ pub(crate) fn start_state(
             {
                 bail!("--init {}: the weights belong to another model: {difference}", path.display());
             }
-            println!("weights  from {}", path.display());
+            say!("weights  from {}", path.display());
             (params, config.original_max_position_embeddings)
         }
     };

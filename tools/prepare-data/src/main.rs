@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use train::data::{DataError, PrepareOptions, PrepareProgress, PrepareSummary, TokenizerSource, prepare};
-use train::program::exit_code;
+use train::program::{arguments, exit_code};
+use train::say;
 
 /// Turn Python source into Parquet shards that `train --data DIR` reads.
 #[derive(Parser)]
@@ -46,7 +47,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    exit_code(run(Arguments::parse()).map(|()| ExitCode::SUCCESS).map_err(Into::into))
+    exit_code(run(arguments()).map(|()| ExitCode::SUCCESS).map_err(Into::into))
 }
 
 fn run(arguments: Arguments) -> Result<(), DataError> {
@@ -93,7 +94,7 @@ fn show(bar: &ProgressBar, state: PrepareProgress) {
 fn report(summary: &PrepareSummary) {
     let info = &summary.info;
     for (name, split) in [("train", &info.train), ("validation", &info.validation)] {
-        println!(
+        say!(
             "{name:<11} {:>10} documents {:>14} tokens {:>5} shards  {:.2} bytes a token",
             split.documents,
             split.tokens,
@@ -102,19 +103,22 @@ fn report(summary: &PrepareSummary) {
         );
     }
     let skipped = info.skipped;
-    println!(
+    say!(
         "skipped     {} copies, {} not UTF-8, {} too large, {} empty",
-        skipped.duplicates, skipped.not_utf8, skipped.too_large, skipped.empty
+        skipped.duplicates,
+        skipped.not_utf8,
+        skipped.too_large,
+        skipped.empty
     );
-    println!("tokenizer   {} tokens, blake3 {}", info.vocab_size, &info.recipe.tokenizer_blake3[..16]);
-    println!(
+    say!("tokenizer   {} tokens, blake3 {}", info.vocab_size, &info.recipe.tokenizer_blake3[..16]);
+    say!(
         "{} in {:.1} s ({} shards kept from before)",
         summary.out.display(),
         summary.elapsed.as_secs_f64(),
         summary.kept_shards
     );
     if info.validation.documents == 0 {
-        println!("no document was held out: training will hold out the last rows instead");
+        say!("no document was held out: training will hold out the last rows instead");
     }
-    println!("next: cargo run -p train -- --data {}", summary.out.display());
+    say!("next: cargo run -p train -- --data {}", summary.out.display());
 }
