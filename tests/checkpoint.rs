@@ -245,6 +245,41 @@ fn half_precision_weights_are_widened() {
     assert_eq!(params.embed, Host::from_f64(ty.with_dtype(engine::DType::F32), &[1.0; 128]));
 }
 
+/// In each type, whatever the layout: the first place in the file's own shape, and how many there are.
+#[test]
+fn weights_that_are_no_numbers_are_named() {
+    let config = config();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("weights.safetensors");
+    let entries: Vec<_> =
+        model::specs(&config).into_flat().into_iter().flat_map(|(_, spec)| spec.entries()).collect();
+    let up = entries.iter().find(|entry| entry.name == "model.layers.0.mlp.up_proj.weight").unwrap();
+    let norm = entries.iter().find(|entry| entry.name == "model.norm.weight").unwrap();
+    assert_eq!((&up.ty.shape[..], &norm.ty.shape[..]), (&[8, 8][..], &[8][..]));
+    let read = |dtype: engine::DType, bad: &str, places: &[usize], value: f64| {
+        let types: Vec<_> = entries.iter().map(|e| (e.name.clone(), e.ty.with_dtype(dtype))).collect();
+        let mut bytes = Vec::new();
+        train::checkpoint::write_tensors(&mut bytes, &[], &types, |i| {
+            let mut numbers = vec![1.0; types[i].1.elements()];
+            if types[i].0 == bad {
+                places.iter().for_each(|&place| numbers[place] = value);
+            }
+            Host::from_f64(types[i].1.clone(), &numbers).bytes().to_vec().into()
+        })
+        .unwrap();
+        fs::write(&path, bytes).unwrap();
+        read_params(&path, &config).map_err(|error| error.to_string())
+    };
+    for dtype in [engine::DType::F32, engine::DType::Bf16, engine::DType::F16] {
+        read(dtype, &up.name, &[], f64::NAN).unwrap();
+        let error = read(dtype, &up.name, &[13, 14, 63], f64::NAN).unwrap_err();
+        let wanted = "`model.layers.0.mlp.up_proj.weight` holds NaN (first at [1, 5], 3 in all)";
+        assert!(error.contains(wanted) && error.contains("weights.safetensors"), "{error}");
+        let error = read(dtype, &norm.name, &[7], f64::NEG_INFINITY).unwrap_err();
+        assert!(error.contains("`model.norm.weight` holds -inf (first at [7], 1 in all)"), "{error}");
+    }
+}
+
 #[test]
 fn another_config_is_refused_by_field() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,12 +1,14 @@
 //! Decoding with a cache against the full forward pass, drafts against none, and drawn tokens against the distribution
 //! that they are drawn from. All in f32 on the CPU plugin.
 
-use decode::{Batch as Rows, Generator, Sampling, Speculation, Statistics, key};
+use decode::{Batch as Rows, Generator, Sampling, Scorer, Speculation, Statistics, key};
 use engine::{Compiled, Host, Program, Type};
-use model::decode::stretched;
+use model::decode::{stretched, table_start};
 use model::{Attention, Batch, Config, Params, Remat, Yarn, fold, forward, loss, specs};
+use proptest::prelude::*;
+use std::cell::{Cell, RefCell};
 use std::ops::ControlFlow;
-use tests::{Random, cpu, lowered, numbers, small_config, uneven_params};
+use tests::{Random, cpu, lowered, numbers, property, small_config, uneven_params};
 use train::config::Kernels;
 use train::device::Device;
 
@@ -137,7 +139,14 @@ fn check_cache(config: &Config, lengths: &[usize], new_tokens: usize) {
     let prompts: Vec<Vec<i32>> =
         lengths.iter().map(|&length| random_ids(&mut random, length, config)).collect();
     let longest = lengths.iter().max().unwrap() + new_tokens;
-    let full = Full::new(&stretched(config, longest), &params, longest);
+    // The tables of each prompt are those of its own length.
+    let forms: Vec<Config> = lengths.iter().map(|length| stretched(config, length + new_tokens)).collect();
+    let mut fulls: Vec<(&Config, Full)> = Vec::new();
+    for form in &forms {
+        if fulls.iter().all(|(made, _)| *made != form) {
+            fulls.push((form, Full::new(form, &params, longest)));
+        }
+    }
     let mut generator = generator(config, &params);
     for speculation in [Speculation::Off, Speculation::On] {
         for sampling in [Sampling::Greedy, HOT] {
@@ -146,6 +155,7 @@ fn check_cache(config: &Config, lengths: &[usize], new_tokens: usize) {
             for (row, (tokens, log_probs)) in written.iter().enumerate() {
                 let prompt = &prompts[row / 2];
                 assert_eq!((tokens.len(), log_probs.len()), (new_tokens, new_tokens));
+                let (_, full) = fulls.iter().find(|(form, _)| **form == forms[row / 2]).unwrap();
                 let logits = full.logits(&[&prompt[..], tokens].concat());
                 for (i, (&token, &log_prob)) in tokens.iter().zip(log_probs).enumerate() {
                     let logits = &logits[prompt.len() - 1 + i];
@@ -186,15 +196,104 @@ fn with_the_second_form_of_attention_too() {
     check_cache(&Config { attention: Attention::DiffV2, num_key_value_heads: 1, ..config() }, &[30, 65], 30);
 }
 
-/// More positions than models are trained at take YaRN tables, from the first token on.
+/// More positions than the model was trained at take YaRN tables, from the first token on, each row by its own length.
 #[test]
 fn long_requests_are_stretched() {
-    let config = Config { max_position_embeddings: 4096, num_hidden_layers: 1, ..config() };
-    assert_eq!(stretched(&config, 2048), config);
-    assert_eq!(stretched(&config, 2049).rope_scaling, Some(Yarn::new(2.0, 2048)));
-    let short = Config { max_position_embeddings: 2048, ..config.clone() };
-    assert_eq!(stretched(&short, 2048), short);
-    check_cache(&config, &[2040, 100], 12);
+    let unsaid = Config { max_position_embeddings: 4096, ..config() };
+    assert_eq!(stretched(&unsaid, 2048), unsaid);
+    assert_eq!(stretched(&unsaid, 2049).rope_scaling, Some(Yarn::new(2.0, 2048)));
+    assert_eq!((table_start(&unsaid, 2048), table_start(&unsaid, 2049)), (0, 4096));
+    let long = Config { original_max_position_embeddings: Some(4096), ..unsaid };
+    assert_eq!((stretched(&long, 4096), table_start(&long, 4096)), (long.clone(), 0));
+    let short = Config { original_max_position_embeddings: Some(64), ..config() };
+    assert_eq!(stretched(&short, 64), short);
+    assert_eq!(stretched(&short, 65).rope_scaling, Some(Yarn::new(8.0, 64)));
+    // Trained with YaRN: tables as configured, for every length.
+    let configured = Config { rope_scaling: Some(Yarn::new(4.0, 128)), ..short.clone() };
+    assert_eq!((stretched(&configured, 512), table_start(&configured, 512)), (configured.clone(), 0));
+    check_cache(&short, &[300, 10, 52, 53], 12);
+}
+
+/// A row's tokens, alone or beside whatever other prompts, longer than the model was trained at or not.
+#[test]
+fn no_row_depends_on_its_neighbours() {
+    let config = Config { original_max_position_embeddings: Some(96), ..config() };
+    let generator = RefCell::new(generator(&config, &agreeing_params(&config)));
+    let stops = vec![false; config.vocab_size];
+    let new_tokens = 16;
+    let lengths = prop::collection::vec(prop_oneof![1usize..70, 70usize..90, 81usize..200], 2..5);
+    let samplings = prop_oneof![Just(Sampling::Greedy), Just(HOT)];
+    let speculations = prop_oneof![Just(Speculation::Off), Just(Speculation::On)];
+    let (rows, stretched_rows) = (Cell::new(0), Cell::new(0));
+    let cases = (any::<u64>(), lengths, samplings, speculations);
+    property(24, &cases, |(seed, lengths, sampling, speculation)| {
+        let mut random = Random::new(seed);
+        let prompts: Vec<Vec<i32>> =
+            lengths.iter().map(|&length| random_ids(&mut random, length, &config)).collect();
+        let write = |of: &[usize]| -> Vec<Vec<i32>> {
+            let batch = Rows {
+                prompts: of.iter().map(|&prompt| &prompts[prompt][..]).collect(),
+                rows: (0..of.len()).map(|row| (row, Some(key(seed, of[row] as u32, 0)))).collect(),
+                new_tokens,
+                sampling,
+                stops: &stops,
+                speculation,
+            };
+            let mut written = vec![Vec::new(); of.len()];
+            let (mut generator, mut took) = (generator.borrow_mut(), Statistics::default());
+            let prefilled = generator.prefill(&batch, &mut took).unwrap();
+            generator
+                .generate(&batch, &prefilled, &mut took, &mut |news| {
+                    written[news.row].extend(news.tokens);
+                    ControlFlow::Continue(())
+                })
+                .unwrap();
+            written
+        };
+        let together = write(&(0..prompts.len()).collect::<Vec<usize>>());
+        for (row, beside_others) in together.iter().enumerate() {
+            assert_eq!(*beside_others, write(&[row])[0], "row {row} of prompts of {lengths:?} tokens");
+            rows.set(rows.get() + 1);
+            let long = lengths[row] + new_tokens > config.trained_positions();
+            stretched_rows.set(stretched_rows.get() + usize::from(long));
+        }
+    });
+    // Otherwise only one kind was seen.
+    assert!((10..rows.get() - 10).contains(&stretched_rows.get()), "{stretched_rows:?} of {rows:?}");
+}
+
+/// Weights that are numbers, and products of them that are none: no token is drawn, and no probability is said.
+#[test]
+fn logits_that_are_nan_are_an_error() {
+    let config = config();
+    let params = uneven_params(&config).map(|name, host| match name {
+        "norm" => Host::from_f64(host.ty().clone(), &vec![f64::from(f32::MAX); config.hidden_size]),
+        _ => host,
+    });
+    let stops = vec![false; config.vocab_size];
+    for kernels in [Kernels::Auto, Kernels::Portable] {
+        let mut generator = Generator::new(Device::open("cpu", kernels).unwrap(), &config, &params).unwrap();
+        for (sampling, speculation) in [(Sampling::Greedy, Speculation::Off), (HOT, Speculation::On)] {
+            let batch = Rows {
+                prompts: vec![&[1, 2, 3]],
+                rows: vec![(0, Some([0, 0]))],
+                new_tokens: 5,
+                sampling,
+                stops: &stops,
+                speculation,
+            };
+            let mut took = Statistics::default();
+            let prefilled = generator.prefill(&batch, &mut took).unwrap();
+            let error = generator
+                .generate(&batch, &prefilled, &mut took, &mut |news| panic!("{news:?}"))
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains("logits are NaN at new token 0"), "{error}");
+        }
+        let mut scorer = Scorer::new(Device::open("cpu", kernels).unwrap(), &config, &params).unwrap();
+        let error = scorer.score(&[1, 2, 3], None).unwrap_err().to_string();
+        assert!(error.contains("the log-probability of id 1 of the row is NaN"), "{error}");
+    }
 }
 
 #[test]

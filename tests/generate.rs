@@ -155,6 +155,10 @@ fn wrong_requests_are_explained() {
         (&["--prompt", "x", "--samples", "0"], b"", &["--samples is 0"]),
         (&["--prompt", "x", "--samples", "3", "--best-of", "2"], b"", &["--best-of 2", "--samples 3"]),
         (&["--prompt", "x", "--temperature=-1"], b"", &["--temperature is -1"]),
+        (&["--prompt", "x", "--temperature", "-1"], b"", &["--temperature is -1"]),
+        (&["--prompt", "x", "--top-p", "-0.5"], b"", &["--top-p is -0.5"]),
+        (&["--prompt", "x", "--stop", "a\\d"], b"", &["--stop a\\d", "n for a new line"]),
+        (&["--prompt", "x", "--stop", "a\\"], b"", &["--stop a\\", "n for a new line"]),
         (&["--prompt", "x", "--temperature", "nan"], b"", &["--temperature is NaN"]),
         (&["--prompt", "x", "--top-p", "0"], b"", &["--top-p is 0"]),
         (&["--prompt", "x", "--top-p", "1.5"], b"", &["--top-p is 1.5"]),
@@ -169,8 +173,125 @@ fn wrong_requests_are_explained() {
         refused(program, &["--checkpoint", path, "--prompt", "x"], b"", parts);
     };
     of("nowhere", &["there is no checkpoint folder nowhere", "step_<number>"]);
-    of("run", &["run is the folder of a run", "run/checkpoints"]);
+    of("latest", &["looking for runs in runs"]);
     of("sources", &["sources"]);
+}
+
+/// A run's folder, that of its checkpoints, and the word `latest`; damaged ones are passed over aloud.
+#[test]
+fn the_newest_good_checkpoint_is_found() {
+    let here = bench().path("newest");
+    let copy = |run: &str, step: u64| {
+        let folder = here.join(format!("runs/{run}/checkpoints/step_{step:08}"));
+        fs::create_dir_all(&folder).unwrap();
+        for entry in fs::read_dir(bench().path(CHECKPOINT)).unwrap() {
+            let entry = entry.unwrap();
+            fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
+        }
+        folder
+    };
+    let write = |given: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_generate-text"));
+        command.current_dir(&here).args(["--checkpoint", given, "--prompt", "x", "--max-new-tokens", "1"]);
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let finds = |given: &str, found: &str| {
+        let (code, report) = write(given);
+        assert_eq!(code, Some(0), "{given}: {report}");
+        assert!(report.contains(&format!("checkpoint {found}\n")), "{given}: not {found}, but {report}");
+        report
+    };
+    copy("first", 10);
+    copy("first", 9);
+    // Written last, though of an earlier step.
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    copy("second", 5);
+    let damaged = copy("second", 6);
+    fs::write(damaged.join("config.json"), "{}").unwrap();
+    finds("runs/first", "runs/first/checkpoints/step_00000010");
+    let report = finds("runs/second/checkpoints", "runs/second/checkpoints/step_00000005");
+    assert!(report.contains("passing over runs/second/checkpoints/step_00000006"), "{report}");
+    assert!(finds("latest", "runs/second/checkpoints/step_00000005").contains("passing over"));
+    fs::create_dir(here.join("latest")).unwrap();
+    let (code, message) = write("latest");
+    assert!(code == Some(1) && message.contains("give ./latest"), "{message}");
+    fs::create_dir_all(here.join("runs/empty/checkpoints")).unwrap();
+    let (code, message) = write("runs/empty");
+    assert!(code == Some(1) && message.contains("runs/empty has no good checkpoint"), "{message}");
+}
+
+/// Near their limit, temperature and top-p take the most probable token each time, as 0 does; before, they never ended.
+#[test]
+fn tiny_temperatures_and_shares_are_greedy() {
+    let common = ["--prompt", "def f", "--max-new-tokens", "8"];
+    let (greedy, _) = generate(&[&common[..], &["--temperature", "0"]].concat(), "");
+    for kernels in ["auto", "portable"] {
+        for flags in [
+            ["--temperature", "1e-38"],
+            ["--temperature", "1e-300"],
+            ["--top-p", "1e-38"],
+            ["--top-p", "1e-300"],
+        ] {
+            let (text, _) = generate(&[&common[..], &flags, &["--kernels", kernels]].concat(), "");
+            assert_eq!(text, greedy, "{flags:?}, {kernels}");
+        }
+    }
+}
+
+/// The shell gives `'\n'` as two characters.
+#[test]
+fn escapes_of_stop_texts() {
+    let common =
+        ["--prompt", "def function_1(x, total=0):\n", "--max-new-tokens", "40", "--json", "--samples", "4"];
+    let lines = |stop: &str| -> Vec<Value> {
+        let (text, _) = generate(&[&common[..], &["--stop", stop]].concat(), "");
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let escaped = lines("\\n");
+    assert_eq!(escaped, lines("\n"));
+    assert!(escaped.iter().any(|line| line["finish"] == "stop" && line["stop"] == "\n"), "{escaped:?}");
+    assert!(escaped.iter().all(|line| !line["text"].as_str().unwrap().contains('\n')));
+    lines("\\\\n\\t--");
+    lines("--x");
+}
+
+/// The trained length is in the checkpoint: the longest rows of all trainings.
+#[test]
+fn checkpoints_say_how_long_the_rows_were() {
+    let trained = |checkpoint: &str| -> Value {
+        let text = fs::read_to_string(bench().path(checkpoint).join("config.json")).unwrap();
+        serde_json::from_str::<Value>(&text).unwrap()["original_max_position_embeddings"].clone()
+    };
+    assert_eq!(trained(CHECKPOINT), 32);
+    bench().succeed("longer", &["--init", CHECKPOINT, "--set", "batch.seq=64", "--steps", "1"]);
+    assert_eq!(trained("longer/checkpoints/step_00000001"), 64);
+    let longer = "longer/checkpoints/step_00000001";
+    bench().succeed("shorter", &["--init", longer, "--steps", "1"]);
+    assert_eq!(trained("shorter/checkpoints/step_00000001"), 64);
+}
+
+/// No program computes with weights that are no numbers.
+#[test]
+fn weights_that_are_nan_are_named_by_every_program() {
+    let mut weights = fs::read(bench().path(CHECKPOINT).join("model.safetensors")).unwrap();
+    let end = weights.len();
+    weights[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    let folder = altered("nan", "model.safetensors", Some(&weights));
+    let folder = folder.to_str().unwrap();
+    // The last tensor by name.
+    let parts = ["nan/model.safetensors", "`mtp.proj.weight` holds NaN (first at [31, 63], 1 in all)"];
+    let given = ["--checkpoint", folder];
+    refused(env!("CARGO_BIN_EXE_generate-text"), &[&given[..], &["--prompt", "x"]].concat(), b"", &parts);
+    refused(
+        env!("CARGO_BIN_EXE_score-tokens"),
+        &[&given[..], &["--text", "sources/0.py"]].concat(),
+        b"",
+        &parts,
+    );
+    let message = bench().run("of-nan", &["--init", folder, "--steps", "1"]);
+    let message = String::from_utf8(message.stderr).unwrap();
+    assert!(parts.iter().all(|part| message.contains(part)), "{message}");
 }
 
 /// A copy of the checkpoint with another file in it, without the manifest that would notice.
@@ -259,13 +380,51 @@ fn text_longer_than_the_window_is_scored_to_its_end() {
     assert!(summary.contains("perplexity") && summary.contains("bits a byte"), "{summary}");
 }
 
+/// As in every folder of Python: an `__init__.py` without a byte, or with one token.
+#[test]
+fn files_with_nothing_to_predict_do_not_end_a_run() {
+    for (name, text) in [("empty.py", ""), ("one.py", "\n"), ("some.py", "x = 1\n")] {
+        fs::write(bench().path(name), text).unwrap();
+    }
+    let score = |args: &[&str]| {
+        let output =
+            run(env!("CARGO_BIN_EXE_score-tokens"), &[&["--checkpoint", CHECKPOINT], args].concat(), b"");
+        let summary = String::from_utf8(output.stderr).unwrap();
+        let lines = String::from_utf8(output.stdout).unwrap();
+        let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        (output.status.code(), lines, summary)
+    };
+    let (code, lines, summary) = score(&["--text", "empty.py", "some.py", "one.py", "some.py"]);
+    assert_eq!(code, Some(0), "{summary}");
+    assert!(summary.contains("left out      2 with fewer than two tokens"), "{summary}");
+    for nothing in [&lines[0], &lines[2]] {
+        assert_eq!(*nothing, serde_json::json!({"logprobs": [], "mtp_logprobs": [], "loss": null}));
+    }
+    assert!(lines.len() == 4 && lines[1] == lines[3] && lines[1]["loss"].is_f64(), "{lines:?}");
+    assert!(!score(&["--text", "some.py"]).2.contains("left out"));
+    let (code, lines, summary) = score(&["--text", "empty.py", "one.py"]);
+    assert_eq!((code, lines.len()), (Some(1), 2));
+    assert!(summary.contains("none of the files has a token to predict"), "{summary}");
+    // Ids alike; and the end of text, id 0, stands for no bytes.
+    fs::write(bench().path("few.jsonl"), "{\"ids\": [1]}\n{\"ids\": [5, 0]}\n").unwrap();
+    let (code, lines, summary) = score(&["--ids", "few.jsonl"]);
+    assert_eq!((code, lines.len()), (Some(0), 2), "{summary}");
+    assert!(
+        summary.contains("left out      1 with")
+            && summary.contains("unknown: no predicted token stands for text"),
+        "{summary}"
+    );
+}
+
 #[test]
 fn wrong_ids_are_explained() {
     let program = env!("CARGO_BIN_EXE_score-tokens");
     let cases: &[(&str, &[&str])] = &[
         ("{\"ids\": [1, 2", &["ids.jsonl, line 1"]),
         ("{\"ids\": [1, 2], \"mask\": [1, 1]}", &["line 1", "mask"]),
-        ("{\"ids\": [1, 2]}\n{\"ids\": [1]}", &["line 2", "1 ids", "at least two"]),
+        ("{\"ids\": [320]}", &["line 1", "id 320", "320 tokens"]),
+        ("{\"ids\": [1], \"segments\": []}", &["0 segments for 1 ids"]),
+        ("{\"ids\": [1]}\n{\"ids\": []}", &["no line with a token to predict"]),
         ("{\"ids\": [1, 320]}", &["line 1", "id 320", "320 tokens"]),
         ("{\"ids\": [1, -1]}", &["id -1"]),
         ("{\"ids\": [1, 2], \"segments\": [0]}", &["1 segments for 2 ids"]),

@@ -351,6 +351,78 @@ fn draws_are_those_of_the_reference() {
     assert!(rows > 200 && 200 * others < rows, "{others} other tokens in {rows} rows");
 }
 
+/// Temperatures, top-p and top-k at and beyond the ends of their range, and logits that are NaN, in every filter: the draw
+/// ends, near 0 it takes the most probable token, and the probability of a token that means nothing is NaN. The portable
+/// form and the native one agree.
+#[test]
+fn draws_at_the_ends_of_their_numbers() {
+    let (b, columns, padding) = (4, 200, 7);
+    let mut random = Random::new(8);
+    for (filter, cap) in
+        [(Filter::Off, 0.0), (Filter::TopK, 30.0), (Filter::TopP, 30.0), (Filter::TopKThenP, 0.0)]
+    {
+        let mut args = drawn(&mut random, (b, columns, padding), 5.0);
+        let v = columns + padding;
+        let logits = args[0].as_mut_slice::<f32>();
+        // One most probable token; two; one NaN; nothing but NaN.
+        logits[17] = 6.0;
+        logits[2 * v + 50] = f32::NAN;
+        logits[3 * v..].fill(f32::NAN);
+        let greatest: Vec<Vec<usize>> = [0, 1]
+            .map(|row| {
+                let row = &logits[row * v..][..columns];
+                let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                (0..columns).filter(|&i| row[i] == top).collect()
+            })
+            .to_vec();
+        let program = Program::build("draw", |f| {
+            let inputs: Vec<_> =
+                args.iter().enumerate().map(|(i, arg)| f.input(&format!("x{i}"), arg.ty().clone())).collect();
+            let results = f.kernel(Draw { sampler: Sampler::Random(filter), cap, columns }, &inputs);
+            f.output("token", results[0]);
+            f.output("log_prob", results[1]);
+        });
+        let forms = [KernelChoice::Native, KernelChoice::Portable].map(|choice| {
+            let (lowered, _) = passes::lower(&program, Target::Cpu, choice);
+            lowered.compile(client()).unwrap()
+        });
+        for temperature in [0.0f32, 1e-45, 1e-39, 1e-38, 1e-30, 0.7, 3e38, f32::INFINITY] {
+            for top_p in [0.0f32, 1e-45, 1e-38, 1e-30, 0.9, 1.0] {
+                for top_k in [0, 1, 5] {
+                    args[3] = Host::scalar(temperature);
+                    args[4] = Host::scalar(top_k);
+                    args[5] = Host::scalar(top_p);
+                    let found = forms.each_ref().map(|form| form.call(&args).unwrap());
+                    let greedy = temperature <= 1e-30
+                        || match filter {
+                            Filter::Off => false,
+                            Filter::TopK => top_k <= 1,
+                            Filter::TopP => top_p <= 1e-30,
+                            Filter::TopKThenP => top_k <= 1 || top_p <= 1e-30,
+                        };
+                    let case = format!("{filter:?}, temperature {temperature}, top-p {top_p}, top-k {top_k}");
+                    for row in 0..b {
+                        let [native, portable] = found
+                            .each_ref()
+                            .map(|found| (found[0].as_slice::<i32>()[row], found[1].as_slice::<f32>()[row]));
+                        for (token, log_prob) in [native, portable] {
+                            assert!((0..columns as i32).contains(&token), "{case}: {token}");
+                            assert_eq!(log_prob.is_nan(), row >= 2, "{case}, row {row}: {log_prob}");
+                            let likely = row >= 2 || !greedy || greatest[row].contains(&(token as usize));
+                            assert!(likely, "{case}, row {row}: {token} of {greatest:?}");
+                        }
+                        // Otherwise two tokens may arrive as good as together.
+                        assert!(
+                            row >= 2 || !greedy || native.0 == portable.0,
+                            "{case}: {native:?}, {portable:?}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn attention_to_a_cache() {
     let sizes = (1usize..4, 1usize..4, 1usize..3, 1usize..4, 0usize..100, 1usize..3, 1usize..3);

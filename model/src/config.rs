@@ -30,9 +30,14 @@ pub struct Config {
     /// RoPE base.
     #[serde(default = "defaults::rope_theta")]
     pub rope_theta: f64,
-    /// Extension of the context beyond the trained length; none while training.
+    /// Extension of the context beyond the length of an earlier training; the tables are then always these.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rope_scaling: Option<Yarn>,
+    /// Positions of the longest rows that the weights were trained on. A fact of the run, which the trainer writes into its
+    /// checkpoints; see [`trained_positions`](Config::trained_positions). The name is that of Hugging Face's configs of
+    /// models with an extended context; readers that do not know it pass over it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub original_max_position_embeddings: Option<usize>,
     /// Added to the mean square in every RMSNorm over `D`.
     #[serde(default = "defaults::rms_norm_eps")]
     pub rms_norm_eps: f64,
@@ -212,8 +217,19 @@ pub struct Difference {
 
 /// Fields that may change between runs over the same weights: dropout starts in the second epoch, YaRN extends a
 /// trained model, and the compute type follows the device.
-const RUN_FIELDS: [&str; 6] =
-    ["dropout", "dtype", "max_position_embeddings", "mtp_loss_weight", "rope_scaling", "z_loss"];
+const RUN_FIELDS: [&str; 7] = [
+    "dropout",
+    "dtype",
+    "max_position_embeddings",
+    "mtp_loss_weight",
+    "original_max_position_embeddings",
+    "rope_scaling",
+    "z_loss",
+];
+
+/// Positions that a model counts as trained at if its config does not say: what checkpoints of the first trainers, which
+/// did not write it, were mostly trained at (SPEC 3).
+const USUAL_TRAINED_POSITIONS: usize = 2048;
 
 impl Config {
     /// Reads and validates the text of a `config.json`.
@@ -245,6 +261,9 @@ impl Config {
         ];
         for (field, value) in sizes {
             rule(value > 0, field, value, || "at least 1".into())?;
+        }
+        if let Some(trained) = self.original_max_position_embeddings {
+            rule(trained > 0, "original_max_position_embeddings", trained, || "at least 1".into())?;
         }
         rule(self.num_tokens <= self.vocab_size, "num_tokens", self.num_tokens, || {
             format!("at most vocab_size ({})", self.vocab_size)
@@ -338,6 +357,7 @@ impl Config {
                 max_position_embeddings: 8192,
                 rope_theta: defaults::rope_theta(),
                 rope_scaling: None,
+                original_max_position_embeddings: None,
                 rms_norm_eps: defaults::rms_norm_eps(),
                 subln_eps: defaults::subln_eps(),
                 attention: Attention::DiffV1,
@@ -351,6 +371,12 @@ impl Config {
                 dtype: Compute::Bf16,
             },
         }
+    }
+
+    /// Positions that the weights were trained at: as the config says, or else the whole context, but no more than 2048.
+    pub fn trained_positions(&self) -> usize {
+        let usual = self.max_position_embeddings.min(USUAL_TRAINED_POSITIONS);
+        self.original_max_position_embeddings.unwrap_or(usual)
     }
 
     /// Query columns: `H*d` in `diff_v1`, `2*H*d` in `diff_v2`.
@@ -483,6 +509,10 @@ mod tests {
             let config = Config::preset(preset);
             config.validate().unwrap();
             assert_eq!(Config::from_json(&config.to_json()).unwrap(), config);
+            let trained = Config { original_max_position_embeddings: Some(4096), ..config.clone() };
+            assert_eq!(Config::from_json(&trained.to_json()).unwrap(), trained);
+            assert_eq!(trained.trained_positions(), 4096);
+            assert_eq!(config.trained_positions(), config.max_position_embeddings.min(2048));
             assert_eq!(preset.name().parse::<Preset>().unwrap(), preset);
         }
         assert_eq!(
@@ -502,7 +532,7 @@ mod tests {
     #[test]
     fn broken_fields_are_named() {
         type Break = fn(&mut Config);
-        let cases: [(Break, &str); 9] = [
+        let cases: [(Break, &str); 10] = [
             (|c| c.num_tokens = 5000, "`num_tokens` is 5000, but must be at most vocab_size (4096)"),
             (|c| c.head_dim = 31, "`head_dim` is 31, but must be even"),
             (|c| c.num_attention_heads = 5, "`num_attention_heads` is 5, but must be a multiple"),
@@ -513,6 +543,10 @@ mod tests {
             (|c| c.dropout = 1.0, "`dropout` is 1, but must be in [0, 1)"),
             (|c| c.rope_theta = f64::NAN, "`rope_theta` is NaN, but must be positive"),
             (|c| c.hidden_size = 0, "`hidden_size` is 0, but must be at least 1"),
+            (
+                |c| c.original_max_position_embeddings = Some(0),
+                "`original_max_position_embeddings` is 0, but must be at least 1",
+            ),
             (|c| c.tie_word_embeddings = false, "`tie_word_embeddings` is false"),
             (|c| c.rope_scaling = Some(Yarn::new(0.5, 2048)), "`rope_scaling.factor` is 0.5"),
         ];

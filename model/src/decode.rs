@@ -21,7 +21,8 @@ pub use kernels::{Filter, Sampler};
 pub use weights::{Layer, Matrices, Second, Weights, prepare_program, weight_types};
 
 use crate::config::{Attention, Config, Yarn};
-use engine::{Builder, DType, Program, Tensor, Type};
+use crate::rope::rope_tables;
+use engine::{Builder, DType, Host, Program, Tensor, Type};
 use kernels::{CachedBlock, Draw, HeadNorm, normalized, project};
 
 /// Keys and values of all layers, and which slots each row sees. They lie exactly as the products read them: for another
@@ -60,19 +61,47 @@ pub enum Drafts {
 /// Tokens that one call of [`tokens_program`] can give for each row.
 pub const TOKENS: usize = 32;
 
-/// Positions that models are trained at (SPEC 3); longer requests of a model with plain RoPE get YaRN tables.
-pub const TRAINED_POSITIONS: usize = 2048;
-
 /// The configuration whose RoPE tables a request of this many positions takes: a model without scaling that is asked for
 /// more positions than it was trained at is stretched to its whole context by YaRN. A request keeps its tables from its
 /// first token on, for cached keys are turned already. Source: SPEC 3.
 pub fn stretched(config: &Config, positions: usize) -> Config {
-    let whole = config.max_position_embeddings;
+    let (whole, trained) = (config.max_position_embeddings, config.trained_positions());
     let mut config = config.clone();
-    if config.rope_scaling.is_none() && positions > TRAINED_POSITIONS {
-        config.rope_scaling = Some(Yarn::new(whole as f64 / TRAINED_POSITIONS as f64, TRAINED_POSITIONS));
+    if config.rope_scaling.is_none() && positions > trained {
+        config.rope_scaling = Some(Yarn::new(whole as f64 / trained as f64, trained));
     }
     config
+}
+
+/// The configurations whose tables requests of a model take: its own, and the stretched one if its context allows requests
+/// that are longer than it was trained at.
+fn forms(config: &Config) -> Vec<Config> {
+    let mut forms = vec![config.clone(), stretched(config, config.max_position_embeddings)];
+    forms.dedup();
+    forms
+}
+
+/// Cosine and sine for all requests of a model, `f32[rows, d/2]`: the tables of its configuration, and if its context
+/// allows longer requests than it was trained at, the [`stretched`] ones below them.
+pub fn decoding_tables(config: &Config) -> [Host; 2] {
+    let pairs = forms(config).into_iter().map(|form| rope_tables(&form, config.max_position_embeddings));
+    let (cos, sin): (Vec<Host>, Vec<Host>) = pairs.unzip();
+    [cos, sin].map(|parts| {
+        let bytes: Vec<u8> = parts.iter().flat_map(Host::bytes).copied().collect();
+        Host::from_bytes(table_type(config), &bytes)
+    })
+}
+
+fn table_type(config: &Config) -> Type {
+    Type::f32([forms(config).len() * config.max_position_embeddings, config.head_dim / 2])
+}
+
+/// The row of [`decoding_tables`] for position 0 of a request of this many positions. It follows from the request alone:
+/// rows of a batch may have different ones.
+pub fn table_start(config: &Config, positions: usize) -> usize {
+    let form = stretched(config, positions);
+    let place = forms(config).iter().position(|one| *one == form).expect("one of its forms");
+    place * config.max_position_embeddings
 }
 
 impl<T> Cache<T> {
@@ -115,12 +144,13 @@ struct Tokens<'f> {
 /// Hidden states behind the final norm, `[b, n, m]`, and the cache with the tokens' keys and values.
 fn forward<'f>(
     config: &Config,
-    weights: &Weights<Tensor<'f>>,
-    tables: [Tensor<'f>; 2],
+    model: &Model<Tensor<'f>>,
     mut cache: Cache<Tensor<'f>>,
     tokens: Tokens<'f>,
 ) -> (Tensor<'f>, Cache<Tensor<'f>>) {
-    let [cos, sin] = tables.map(|table| table.gather(tokens.positions)); // [b, n, d/2]
+    let Model { weights, tables, start } = model;
+    let rows = tokens.positions + start.along(tokens.positions, &[0]); // [b, n]
+    let [cos, sin] = tables.map(|table| table.gather(rows)); // [b, n, d/2]
     let mut x = weights.embed.gather(tokens.ids); // [b, n, m]
     for (l, layer) in weights.layers.iter().enumerate() {
         let norm = match layer.lambda {
@@ -150,31 +180,35 @@ fn logits<'f>(hidden: Tensor<'f>, head: Tensor<'f>) -> Tensor<'f> {
     project(hidden, head, DType::F32)
 }
 
-/// Inputs that every program has: weights and RoPE tables.
+/// Inputs that every program has: weights, and RoPE tables with the row of each sequence's position 0.
 struct Model<T> {
     weights: Weights<T>,
+    /// As [`decoding_tables`] makes them.
     tables: [T; 2],
+    /// `[b]` i32, as [`table_start`] says.
+    start: T,
 }
 
 impl<'f> Model<Tensor<'f>> {
     fn inputs(f: &'f Builder<'f>, config: &Config, shape: Shape) -> Model<Tensor<'f>> {
         let weights =
             weight_types(config, shape.matrices).map(|name, ty| f.input(&format!("weights.{name}"), ty));
-        let table = Type::f32([config.max_position_embeddings, config.head_dim / 2]);
-        Model { weights, tables: ["cos", "sin"].map(|name| f.input(&format!("rope.{name}"), table.clone())) }
+        let tables = ["cos", "sin"].map(|name| f.input(&format!("rope.{name}"), table_type(config)));
+        Model { weights, tables, start: f.input("rope.start", Type::i32([shape.rows])) }
     }
 
     fn captured<'g>(&self, g: &'g Builder<'g>) -> Model<Tensor<'g>> {
         Model {
             weights: self.weights.clone().map(|_, weight| g.capture(weight)),
             tables: self.tables.map(|table| g.capture(table)),
+            start: g.capture(self.start),
         }
     }
 }
 
-/// A chunk of the prompts into the cache. Inputs: `weights.*`, `rope.cos`, `rope.sin`, the cache (written over), `ids` and
-/// `positions` `i32[rows, chunk]`, `slot` i32: that of the chunk's first token. Outputs: the cache, and `hidden`
-/// `[rows, D]`, the state behind the chunk's last token.
+/// A chunk of the prompts into the cache. Inputs: `weights.*`, `rope.cos`, `rope.sin`, `rope.start` `i32[rows]`, the cache
+/// (written over), `ids` and `positions` `i32[rows, chunk]`, `slot` i32: that of the chunk's first token. Outputs: the
+/// cache, and `hidden` `[rows, D]`, the state behind the chunk's last token.
 pub fn prefill_program(config: &Config, shape: Shape, chunk: usize) -> Program {
     Program::build("prefill", |f| {
         let model = Model::inputs(f, config, shape);
@@ -183,7 +217,7 @@ pub fn prefill_program(config: &Config, shape: Shape, chunk: usize) -> Program {
         let positions = f.input("positions", Type::i32([shape.rows, chunk]));
         let slot = f.input("slot", Type::scalar(DType::I32));
         let tokens = Tokens { ids, positions, slot };
-        let (hidden, filled) = forward(config, &model.weights, model.tables, cache.clone(), tokens);
+        let (hidden, filled) = forward(config, &model, cache.clone(), tokens);
         output_over(f, filled, cache);
         let last = hidden.slice_axis(1, chunk - 1, chunk);
         f.output("hidden", last.reshape([shape.rows, config.hidden_size]));
@@ -316,11 +350,11 @@ impl<'f> Emitted<'f> {
     }
 }
 
-/// The token loop. Inputs: `weights.*`, `rope.cos`, `rope.sin`, the [`State`] (written over), `left` `i32[b]` (tokens that
-/// each row still wants, 0 for a finished one), `keys` `u32[b, 2]`, `temperature` f32, `top_k` i32, `top_p` f32, `stops`
-/// `bool[V]` (tokens that end a row), `passes` i32 (iterations at most: [`TOKENS`] without drafts, half of it with them).
-/// Outputs: the state, `tokens` `i32[b, TOKENS]`, `log_probs` f32 of the same shape, `count` `i32[b]` (how many of them),
-/// `left`, `drafted` and `accepted` `i32[b]`.
+/// The token loop. Inputs: `weights.*`, `rope.cos`, `rope.sin`, `rope.start` `i32[b]`, the [`State`] (written over), `left`
+/// `i32[b]` (tokens that each row still wants, 0 for a finished one), `keys` `u32[b, 2]`, `temperature` f32, `top_k` i32,
+/// `top_p` f32, `stops` `bool[V]` (tokens that end a row), `passes` i32 (iterations at most: [`TOKENS`] without drafts, half
+/// of it with them). Outputs: the state, `tokens` `i32[b, TOKENS]`, `log_probs` f32 of the same shape, `count` `i32[b]`
+/// (how many of them), `left`, `drafted` and `accepted` `i32[b]`.
 ///
 /// An iteration draws the token behind the last one. If a draft was there and is that very token, it draws the token
 /// behind the draft too. So with drafts the same tokens come out as without them.
@@ -443,7 +477,7 @@ impl<'f> Pass<'_, 'f> {
         let ty = ids.ty();
         let positions = position.along(ids, &[0]) + ids.builder().iota(ty.clone(), 1);
         let tokens = Tokens { ids, positions, slot };
-        let (hidden, cache) = forward(self.config, &self.model.weights, self.model.tables, cache, tokens);
+        let (hidden, cache) = forward(self.config, &self.model, cache, tokens);
         let shape = [ty.shape[0], self.config.hidden_size];
         ((0..ty.shape[1]).map(|i| hidden.slice_axis(1, i, i + 1).reshape(shape)).collect(), cache)
     }

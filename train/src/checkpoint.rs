@@ -142,6 +142,9 @@ pub enum CheckpointError {
     /// A tensor of another type.
     #[error("{path}: tensor `{name}` is {found}, but this model wants {wanted}", path = path.display())]
     TensorType { path: PathBuf, name: String, found: String, wanted: Type },
+    /// Weights that are no numbers.
+    #[error("{path}: tensor `{name}` holds {number} (first at {at:?}, {count} in all), and everything computed with it would be NaN; use an older checkpoint", path = path.display())]
+    NotFinite { path: PathBuf, name: String, number: f32, at: Vec<usize>, count: usize },
     /// Tensors that the model has no place for.
     #[error("{path} has tensors that this model does not: {names}", path = path.display())]
     ExtraTensors { path: PathBuf, names: String },

@@ -12,6 +12,7 @@ pub mod forecast;
 pub mod inspect;
 mod mapped;
 pub mod metrics;
+pub mod output;
 pub mod program;
 mod replay;
 mod resume;

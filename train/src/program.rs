@@ -1,6 +1,9 @@
-//! How programs begin and end: large pages for the memory that the CPU plugin takes from malloc, and the exit code.
+//! How programs begin and end: large pages for the memory that the CPU plugin takes from malloc, the command line, and the
+//! exit code.
 
+use crate::output::{self, Reader};
 use anyhow::Result;
+use clap::Parser;
 use std::process::ExitCode;
 
 /// glibc's names for: large pages for large blocks, and one heap for all threads.
@@ -27,10 +30,28 @@ pub fn with_large_pages() {
     }
 }
 
-/// The exit code of a program, after its error, if there is one, was written to standard error.
+/// The command line. Help and version are printed, and wrong arguments explained, and the process ends.
+pub fn arguments<A: Parser>() -> A {
+    A::try_parse().unwrap_or_else(|error| {
+        if error.use_stderr() {
+            error.exit()
+        }
+        match output::wrote(error.print()) {
+            Reader::There | Reader::Gone => std::process::exit(0),
+            Reader::Lost => std::process::exit(1),
+        }
+    })
+}
+
+/// The exit code of a program, after its error, if there is one, was written to standard error: failure too if its output
+/// could not be written.
 pub fn exit_code(result: Result<ExitCode>) -> ExitCode {
-    result.unwrap_or_else(|error| {
+    let code = result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
         ExitCode::FAILURE
-    })
+    });
+    match output::reader() {
+        Reader::There | Reader::Gone => code,
+        Reader::Lost => ExitCode::FAILURE,
+    }
 }

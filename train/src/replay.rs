@@ -5,6 +5,7 @@ use crate::config::RunConfig;
 use crate::data::{Batch, Dataset, Loader, PADDING, Position};
 use crate::device::Device;
 use crate::metrics::{self, BadStep};
+use crate::say;
 use crate::scaling::Plan;
 use crate::state::{DeviceState, StepInputs};
 use crate::step::Metric;
@@ -48,13 +49,13 @@ pub(crate) fn recorded(out: &Path, step: u64) -> Result<BadStep> {
 
 /// Trains from the checkpoint to the bad step without writing anything, does that step, and shows what came out and its rows.
 pub(crate) fn replay(bad: &BadStep, mut at: State, mut machine: Machine<'_>) -> Result<()> {
-    println!("replay   step {}, {} steps behind the checkpoint", bad.step, bad.step - at.step - 1);
+    say!("replay   step {}, {} steps behind the checkpoint", bad.step, bad.step - at.step - 1);
     while at.step + 1 < bad.step {
         let batch = machine.next_batch()?;
         machine.launch(&batch, &mut at)?;
     }
     if machine.loader.position() != bad.position {
-        println!(
+        say!(
             "         the run had gone back and skipped rows before this step; its rows, but not its weights"
         );
         machine.start_at(bad.position)?;
@@ -67,12 +68,9 @@ pub(crate) fn replay(bad: &BadStep, mut at: State, mut machine: Machine<'_>) -> 
     } else {
         format!("recorded were loss {}, gradient norm {}", bad.loss, bad.gradient_norm)
     };
-    println!("loss {loss} (next token {main}, the one after it {mtp}), {targets} targets");
-    println!("gradient norm {norm}, allowed {:.3e}, {compared}", bad.largest_norm);
-    println!(
-        "the step {}",
-        if applied == 0.0 { "left the weights as they were" } else { "changed the weights" }
-    );
+    say!("loss {loss} (next token {main}, the one after it {mtp}), {targets} targets");
+    say!("gradient norm {norm}, allowed {:.3e}, {compared}", bad.largest_norm);
+    say!("the step {}", if applied == 0.0 { "left the weights as they were" } else { "changed the weights" });
     machine.show(&batch);
     Ok(())
 }
@@ -122,7 +120,7 @@ impl Machine<'_> {
             let text = self.dataset.tokenizer().and_then(|tokenizer| tokenizer.decode(&used));
             let text = text.map_or_else(|| format!("{used:?}"), |text| format!("{text:?}"));
             let shown: String = text.chars().take(SHOWN).collect();
-            println!("row {number}: {} tokens of {documents} documents: {shown}", used.len());
+            say!("row {number}: {} tokens of {documents} documents: {shown}", used.len());
         }
     }
 }

@@ -5,6 +5,7 @@ use crate::cli::{Cli, Resume};
 use crate::config::RunConfig;
 use crate::data::Dataset;
 use crate::device::Device;
+use crate::say;
 use crate::state::DeviceState;
 use anyhow::{Result, bail, ensure};
 use engine::Host;
@@ -38,7 +39,7 @@ pub(crate) fn resume_point(cli: &Cli, root: &Path, mirror: Option<&Path>) -> Res
         Resume::Auto => {
             let latest = newest(root, mirror)?;
             for (path, reason) in &latest.refused {
-                println!("passing over {}: {reason}", path.display());
+                say!("passing over {}: {reason}", path.display());
             }
             latest.good
         }
@@ -49,7 +50,7 @@ pub(crate) fn resume_point(cli: &Cli, root: &Path, mirror: Option<&Path>) -> Res
             "--init starts a new run, but {} is there to go on from; give another --out",
             found.path().display()
         );
-        println!("resume   {}", found.path().display());
+        say!("resume   {}", found.path().display());
     }
     Ok(found)
 }
@@ -91,17 +92,19 @@ pub(crate) fn check_same_data(from: &Loaded, dataset: &Dataset) -> Result<()> {
     Ok(())
 }
 
+/// The state that a run begins with, and the positions that its weights were trained at before, if a config says so.
 pub(crate) fn start_state(
     cli: &Cli,
     run: &RunConfig,
     device: &Device,
     from: Option<Loaded>,
-) -> Result<DeviceState> {
+) -> Result<(DeviceState, Option<usize>)> {
     if let Some(from) = from {
-        return DeviceState::restore(device, run, &from.params, &from.optimizer);
+        let state = DeviceState::restore(device, run, &from.params, &from.optimizer)?;
+        return Ok((state, from.config.original_max_position_embeddings));
     }
-    let weights: Params<Host> = match &cli.init {
-        None => initial_params(&run.model, run.seed),
+    let (weights, trained): (Params<Host>, _) = match &cli.init {
+        None => (initial_params(&run.model, run.seed), None),
         Some(path) => {
             ensure!(
                 path.exists(),
@@ -115,9 +118,9 @@ pub(crate) fn start_state(
             {
                 bail!("--init {}: the weights belong to another model: {difference}", path.display());
             }
-            println!("weights  from {}", path.display());
-            params
+            say!("weights  from {}", path.display());
+            (params, config.original_max_position_embeddings)
         }
     };
-    DeviceState::new(device, run, &weights)
+    Ok((DeviceState::new(device, run, &weights)?, trained))
 }

@@ -13,7 +13,7 @@ use crate::data::{
 use crate::device::{CodeGeneration, Device, Preparation};
 use crate::forecast::{Forecast, group};
 use crate::metrics::{self, BadStep, Look, Recorder, peak};
-use crate::program::{exit_code, with_large_pages};
+use crate::program::{arguments, exit_code, with_large_pages};
 use crate::replay::{self, replay};
 use crate::resume::{check_same_data, hashes, resume_point, start_state};
 use crate::scaling::{Facts, Plan, plan};
@@ -23,9 +23,8 @@ use crate::state::{DeviceState, Metrics, StepInputs, optimizer_tensors};
 use crate::step::step_of;
 use crate::validation::Validator;
 use crate::watch::Watch;
-use crate::{config, sample};
+use crate::{config, output, sample, say};
 use anyhow::{Context, Result, bail, ensure};
-use clap::Parser;
 use engine::Compiled;
 use engine::plugin::cache_folder;
 use model::counts::{ParamCounts, flops_per_token};
@@ -57,7 +56,7 @@ const PATIENCE: Duration = Duration::from_millis(100);
 /// The whole program: the process's command line, messages and exit code.
 pub fn main() -> ExitCode {
     with_large_pages();
-    exit_code(match run(&Cli::parse()) {
+    exit_code(match run(&arguments()) {
         Ok(Outcome::Finished) => Ok(ExitCode::SUCCESS),
         Ok(Outcome::Interrupted) => Ok(ExitCode::from(INTERRUPTED)),
         // While data are prepared: what is done of it is kept.
@@ -94,24 +93,24 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
     let size = dataset.epoch_size(&rows);
     let parameters = ParamCounts::of(&run.model).total() as u64;
     let mut plan = plan(&mut resolved, Facts { parameters, train_tokens: size.tokens })?;
-    let run = resolved.run.clone();
+    let mut run = resolved.run.clone();
 
-    println!(
+    say!(
         "model    {} parameters, {} layers of width {}",
         group(parameters),
         run.model.num_hidden_layers,
         run.model.hidden_size
     );
-    println!(
+    say!(
         "data     {}: {} documents, {} tokens an epoch",
         folder.display(),
         group(size.documents),
         group(size.tokens)
     );
     for note in dataset.tokenizer().iter().flat_map(|tokenizer| tokenizer.notes()) {
-        println!("data     tokenizer.json: {note}");
+        say!("data     tokenizer.json: {note}");
     }
-    println!(
+    say!(
         "batch    {} x {} rows of {} = {} tokens a step, {} steps",
         run.batch.accumulation,
         run.batch.micro,
@@ -120,7 +119,7 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
         group(plan.steps)
     );
     for decision in &plan.decisions {
-        println!("chosen   {decision}");
+        say!("chosen   {decision}");
     }
 
     let root = cli.out.join("checkpoints");
@@ -149,7 +148,7 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
     let (step, preparation) = device.compile(&step_of(&run), CodeGeneration::Quick)?;
     report_program(&device, &step, &preparation)?;
     if cli.dry_run {
-        println!("dry run  nothing was trained or written");
+        say!("dry run  nothing was trained or written");
         return Ok(Outcome::Finished);
     }
 
@@ -158,7 +157,9 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
         None => beginning(&run, &plan),
     };
     // Before anything is written: weights that do not fit leave no trace.
-    let state = start_state(cli, &run, &device, from)?;
+    let (state, trained) = start_state(cli, &run, &device, from)?;
+    // What checkpoints say; longer rows of an earlier training count on.
+    run.model.original_max_position_embeddings = trained.max(Some(run.batch.seq));
     if let Some(bad) = bad {
         replay(
             &bad,
@@ -218,7 +219,7 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
         session.next,
         session.plan.steps
     );
-    println!("ready    in {:.1} s", start.elapsed().as_secs_f64());
+    say!("ready    in {:.1} s", start.elapsed().as_secs_f64());
     let mut recorder = Recorder::open(&cli.out, session.next, session.plan.steps, Look::of_stdout())
         .with_context(|| format!("opening the records of {}", cli.out.display()))?;
     let first_loss = session.validate(&mut recorder)?;
@@ -232,7 +233,7 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
     }
     if outcome == Outcome::Interrupted {
         drop(recorder);
-        println!("stopped at step {}; the same command goes on from there", session.next);
+        say!("stopped at step {}; the same command goes on from there", session.next);
         // Its thread may hang in a slow read for as long as it likes; it only reads.
         std::mem::forget(session.loader);
         return Ok(outcome);
@@ -259,8 +260,10 @@ fn forecast(cli: &Cli, mut resolved: Resolved) -> Result<Outcome> {
     let plan = plan(&mut resolved, Facts { parameters, train_tokens })?;
     let forecast = Forecast::of(&resolved.run, plan.steps, train_tokens)?;
     match cli.json {
-        true => println!("{}", serde_json::to_string_pretty(&forecast)?),
-        false => print!("{forecast}"),
+        true => say!("{}", serde_json::to_string_pretty(&forecast)?),
+        false => {
+            output::write(format_args!("{forecast}"));
+        }
     }
     Ok(Outcome::Finished)
 }
@@ -532,21 +535,21 @@ impl Session {
 
     /// The last screen: what was reached, where it is, and what to type next.
     fn last_words(&self, cli: &Cli, first: Option<f64>, last: Option<f64>, plot: &Path) -> Result<()> {
-        println!();
+        say!();
         if let (Some(first), Some(last)) = (first, last) {
-            println!(
+            say!(
                 "validation loss  {last:.4} nats a token, {:.1} % of the {first:.4} it began with",
                 100.0 * last / first
             );
             let bigram = self.dataset.bigram(&self.validation.batches, BIGRAM_TOKENS)?;
-            println!(
+            say!(
                 "a bigram model   {:.4} on the same tokens, from {} training tokens",
                 bigram.loss,
                 group(bigram.training_tokens)
             );
         }
-        println!("plot             {}", plot.display());
-        println!("checkpoints      {}", cli.out.join("checkpoints").display());
+        say!("plot             {}", plot.display());
+        say!("checkpoints      {}", cli.out.join("checkpoints").display());
         if let Some(tokenizer) = self.dataset.tokenizer() {
             let text = sample::sample(
                 &self.device,
@@ -556,9 +559,9 @@ impl Session {
                 SAMPLE_TOKENS,
                 self.run.seed,
             )?;
-            println!("sample\n{}", text.lines().map(|line| format!("    {line}\n")).collect::<String>());
+            say!("sample\n{}", text.lines().map(|line| format!("    {line}\n")).collect::<String>());
         }
-        println!(
+        say!(
             "next: train longer with `cargo run -p train -- --out {} --steps {}`",
             cli.out.display(),
             2 * self.plan.steps
@@ -606,7 +609,7 @@ fn data_folder(run: &RunConfig, stop: &Stop) -> Result<PathBuf> {
         if let PrepareProgress::Found { files, bytes } = progress
             && !std::mem::replace(&mut announced, true)
         {
-            println!(
+            say!(
                 "data     preparing the Python standard library once: {files} files, {} MB",
                 bytes / 1_000_000
             );
@@ -658,11 +661,11 @@ fn branch(
     );
     ensure!(steps > 0, "--branch-decay wants at least one step");
     if run.schedule.kind == ScheduleKind::Constant {
-        println!("branch   the constant schedule ends here");
+        say!("branch   the constant schedule ends here");
     }
     plan.schedule = plan.schedule.branch(from.state.step, steps, run.schedule.decay, run.schedule.floor);
     plan.steps = from.state.step + steps;
-    println!("branch   decay over {steps} steps from step {}; the trunk is untouched", from.state.step);
+    say!("branch   decay over {steps} steps from step {}; the trunk is untouched", from.state.step);
     Ok(())
 }
 
@@ -683,11 +686,11 @@ fn write_config(out: &Path, resolved: &Resolved) -> Result<()> {
 
 fn report_program(device: &Device, step: &Compiled, preparation: &Preparation) -> Result<()> {
     for (kernel, form) in &preparation.forms {
-        println!("kernel   {kernel}: {form:?}");
+        say!("kernel   {kernel}: {form:?}");
     }
     let memory = step.loaded().memory_use()?;
     let seconds = preparation.took.as_secs_f64();
-    println!(
+    say!(
         "device   {}; step program {:?} in the cache, ready in {seconds:.1} s, {:.0} MiB",
         device.kind(),
         preparation.lookup,

@@ -3,7 +3,7 @@
 
 use crate::data::Tokenizer;
 use crate::device::{CodeGeneration, Device};
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use engine::pjrt::{Arg, Buffer};
 use engine::random::threefry2x32;
 use engine::{DType, Host, Program, Tensor, Type};
@@ -34,7 +34,7 @@ fn next_token_program(config: &Config, length: usize) -> Program {
 /// Continues [`PROMPT`] by at most `tokens` tokens. weights: the model's, in their order.
 ///
 /// # Errors
-/// If the program does not compile or run, or the tokenizer does not know the prompt.
+/// If the program does not compile or run, the tokenizer does not know the prompt, or the model's logits are NaN.
 pub fn sample(
     device: &Device,
     config: &Config,
@@ -53,6 +53,11 @@ pub fn sample(
         let inputs =
             [device.put(&Host::new([1, length], &row))?, device.put(&Host::scalar(ids.len() as i32 - 1))?];
         let logits = program.run(weights.iter().chain(&inputs).map(Arg::Keep))?[0].to_host()?.to_f64();
+        ensure!(
+            logits[..config.num_tokens].iter().all(|logit| !logit.is_nan()),
+            "the model's logits behind token {} of the sample are NaN",
+            ids.len()
+        );
         let word = threefry2x32([seed as u32, (seed >> 32) as u32], [ids.len() as u32, 0])[0];
         let token = draw(&logits, f64::from(word) / 2f64.powi(32));
         // As in `generate`: every token that is not text ends it.

@@ -1,7 +1,7 @@
 //! Drawing on the host, a task for each row of logits. XLA's CPU code takes as long for a draw as the model for its token:
 //! many passes, one number after the other.
 
-use super::{Draw, Filter, Sampler};
+use super::{Draw, Filter, Sampler, TEMPERATURES};
 use crate::host::exponential::{exp2, tanh};
 use crate::host::tiles::{LINE, Spare, Tile};
 use engine::random::threefry2x32;
@@ -169,7 +169,7 @@ impl WithSimd for Race<'_> {
         let summary = logits.summary(simd);
         weigh(simd, logits, summary.top, random.temperature, weights);
         if random.filter == Filter::TopKThenP {
-            keep(simd, weights, random.top_k as f32);
+            keep(simd, weights, random.top_k.max(1) as f32);
         }
         let key = [random.keys[2 * row], random.keys[2 * row + 1]];
         fill_arrivals(simd, key, random.positions[row] as u32, logits.all, race);
@@ -186,9 +186,14 @@ impl WithSimd for Race<'_> {
             }
         };
         let mut bound = -1.0;
+        // Ends: one that is refused has a heavier one, which the next winner is among, and there are as many as tokens.
+        // The heaviest is never refused, nor one that is NaN.
         let token = loop {
             let token = winner(simd, weights, race, bound);
-            let refused = |(measure, most)| larger(simd, weights, weights[token], measure) >= most;
+            let refused = |(measure, most)| {
+                let before = larger(simd, weights, weights[token], measure);
+                before >= most && before > 0.0
+            };
             if !limit.is_some_and(refused) {
                 break token;
             }
@@ -203,7 +208,9 @@ impl WithSimd for Race<'_> {
 fn weigh<S: Simd>(simd: S, logits: Logits<'_>, top: f32, temperature: f32, weights: &mut [f32]) {
     let columns = logits.row.len();
     weights[..columns].copy_from_slice(logits.row);
-    let (top, scale) = (simd.splat_f32s(top), simd.splat_f32s(temperature.recip()));
+    let [coldest, hottest] = TEMPERATURES;
+    let scale = temperature.clamp(coldest, hottest).recip();
+    let (top, scale) = (simd.splat_f32s(top), simd.splat_f32s(scale));
     for x in S::as_mut_simd_f32s(weights).0 {
         *x = exp2(simd, simd.mul_f32s(simd.sub_f32s(logits.capped(simd, *x), top), scale));
     }

@@ -35,10 +35,13 @@ pub enum Filter {
     TopKThenP,
 }
 
-/// Arguments: logits before the cap `[b, v]` f32, none of them NaN; for a random draw also the key of each row's random
-/// numbers `u32[b, 2]`, the rows' positions `i32[b]`, the temperature f32, `top_k` i32 of at least 1 and `top_p` f32 in
-/// (0, 1]. Numbers that the filter does not use are there all the same. Results: the token of each row, i32 `[b]`, and
-/// the logarithm of its probability in the model, f32 `[b]`: without temperature and filter.
+/// Arguments: logits before the cap `[b, v]` f32; for a random draw also the key of each row's random numbers
+/// `u32[b, 2]`, the rows' positions `i32[b]`, the temperature f32, `top_k` i32 and `top_p` f32 in (0, 1]. Numbers that
+/// the filter does not use are there all the same. Results: the token of each row, i32 `[b]`, and the logarithm of its
+/// probability in the model, f32 `[b]`: without temperature and filter.
+///
+/// The most probable token is never filtered out, however small `top_k` and `top_p` are, and a temperature near 0 leaves
+/// it alone. A row with a logit that is NaN has no distribution: its logarithm is NaN, and its token means nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct Draw {
     /// How.
@@ -48,6 +51,12 @@ pub struct Draw {
     /// Columns from here on are padding: they are never drawn and count in nothing.
     pub columns: usize,
 }
+
+/// The temperatures that are told apart: those whose reciprocal is an f32 with all its bits, as they are themselves. What
+/// lies beyond draws as these do: the most probable token, or any with the same probability.
+const TEMPERATURES: [f32; 2] = [1.0 / TEMPERATURE_END, TEMPERATURE_END];
+/// 2^126.
+const TEMPERATURE_END: f32 = f32::from_bits(253 << 23);
 
 impl Kernel for Draw {
     fn name(&self) -> String {
@@ -112,14 +121,15 @@ impl Kernel for Draw {
 /// `[b, columns]`; args: those of the kernel.
 fn race<'f>(filter: Filter, below: Tensor<'f>, args: &[Tensor<'f>]) -> Tensor<'f> {
     let &[logits, keys, positions, temperature, top_k, top_p] = args else { unreachable!("as inferred") };
-    let weights = (below / temperature).exp();
+    let [coldest, hottest] = TEMPERATURES.map(f64::from);
+    let weights = (below / temperature.clamp(coldest, hottest)).exp();
     let arrivals = arrivals(keys, positions, logits.dim(1)).slice_axis(1, 0, below.dim(1));
     let (weights, by, most) = match filter {
         Filter::Off => return (weights / arrivals).argmax(1),
         Filter::TopK => (weights, weights.full_like(1.0), top_k.convert(DType::F32)),
         Filter::TopP => (weights, weights, top_p),
         Filter::TopKThenP => {
-            let kept = most_probable(weights, top_k);
+            let kept = most_probable(weights, top_k.max(1));
             (kept, kept, top_p)
         }
     };
@@ -133,7 +143,8 @@ fn race<'f>(filter: Filter, below: Tensor<'f>, args: &[Tensor<'f>]) -> Tensor<'f
 /// The token that wins the race `[b, v]` among those that the filter allows. A token is allowed if less than `most` `[b]`
 /// of the measure `by` `[b, v]` belongs to tokens with larger weights. So nothing needs to be sorted: if the winner of
 /// all is not allowed, neither is any token of its weight or less, and the next try is among the others. The first try
-/// succeeds as often as the allowed tokens are probable.
+/// succeeds as often as the allowed tokens are probable. The heaviest token is always allowed, whatever `most` is, and
+/// each try is among heavier ones than the last: so there are no more tries than tokens, and one if weights are NaN.
 fn first_allowed<'f>(weights: Tensor<'f>, race: Tensor<'f>, by: Tensor<'f>, most: Tensor<'f>) -> Tensor<'f> {
     let b = weights.dim(0);
     let f = weights.builder();
@@ -149,7 +160,8 @@ fn first_allowed<'f>(weights: Tensor<'f>, race: Tensor<'f>, by: Tensor<'f>, most
             let token = carry[1].select(winner, token);
             let place = token + g.iota(token.ty(), 0) * weights.dim(1) as i32;
             let weight = weights.reshape([weights.ty().elements()]).gather(place);
-            let again = larger(weights, weight).select(by, 0.0).sum(&[1]).ge(most);
+            let before = larger(weights, weight).select(by, 0.0).sum(&[1]);
+            let again = before.ge(most) & before.gt(0.0);
             vec![again.select(weight, bound), again, token]
         },
     );

@@ -21,6 +21,8 @@ impl<'a> Left<'a> {
 
     /// A that lies by columns, the next `stride` behind the last.
     pub(crate) fn by_columns(data: &'a [f32], stride: usize) -> Left<'a> {
+        // Or the walk along a row would not move.
+        assert!(stride > 0, "columns that lie in one place");
         Left { data, row: 1, column: stride }
     }
 }

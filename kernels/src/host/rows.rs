@@ -21,6 +21,8 @@ pub(crate) struct Columns<'a> {
 impl<'a> Columns<'a> {
     /// All columns of a row-major matrix whose rows are `stride` apart.
     pub(crate) fn row_major(data: &'a [f32], stride: usize) -> Columns<'a> {
+        // Or the walk down a column would not move: a vector has at most 16 numbers.
+        assert!(stride >= PANEL, "rows {stride} numbers apart");
         Columns { data, row: stride, group: PANEL }
     }
 

@@ -1,15 +1,14 @@
 //! [`Generator`]: weights on a device and the programs that decode with them. Token ids in, token ids out.
 
 use crate::options::{Sampling, Speculation, Statistics};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use engine::pjrt::{Arg, Buffer};
 use engine::random::threefry2x32;
 use engine::{Compiled, DType, Host, Target, Type};
 use model::decode::{
-    Drafts, Filter, Matrices, Sampler, Shape, State, TOKENS, cache_types, prefill_program, prepare_program,
-    spread_program, state_types, stretched, tokens_program,
+    Drafts, Filter, Matrices, Sampler, Shape, State, TOKENS, cache_types, decoding_tables, prefill_program,
+    prepare_program, spread_program, state_types, table_start, tokens_program,
 };
-use model::rope::rope_tables;
 use model::{Compute, Config, Params};
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -21,8 +20,8 @@ pub struct Generator {
     device: Device,
     config: Config,
     weights: Vec<Buffer>,
-    /// RoPE tables by the configuration that they were made for: plain, and stretched if a request was long.
-    tables: Vec<(Config, [Buffer; 2])>,
+    /// Of RoPE, for requests of all lengths.
+    tables: Vec<Buffer>,
     programs: HashMap<Wanted, Compiled>,
 }
 
@@ -88,7 +87,8 @@ impl Generator {
         let (prepare, _) = device.compile(&prepare, CodeGeneration::Quick)?;
         let masters = params.iter().map(|(_, host)| device.put(host)).collect::<Result<Vec<Buffer>>>()?;
         let weights = prepare.run(masters.iter().map(Arg::Keep)).context("preparing the weights")?;
-        Ok(Generator { device, config, weights, tables: Vec::new(), programs: HashMap::new() })
+        let tables = decoding_tables(&config).iter().map(|host| device.put(host)).collect::<Result<_>>()?;
+        Ok(Generator { device, config, weights, tables, programs: HashMap::new() })
     }
 
     /// The model's configuration; its type is the one that is computed in.
@@ -118,15 +118,9 @@ impl Generator {
         Ok(&self.programs[&wanted])
     }
 
-    /// The tables for a request of this many positions; returns their place.
-    fn tables(&mut self, positions: usize) -> Result<usize> {
-        let config = stretched(&self.config, positions);
-        if let Some(known) = self.tables.iter().position(|(made_for, _)| *made_for == config) {
-            return Ok(known);
-        }
-        let (cos, sin) = rope_tables(&config, config.max_position_embeddings);
-        self.tables.push((config, [self.device.put(&cos)?, self.device.put(&sin)?]));
-        Ok(self.tables.len() - 1)
+    /// Weights, tables, and where in these each row begins: what every program takes first.
+    fn model<'a>(&'a self, start: &'a Buffer) -> Vec<Arg<'a>> {
+        self.weights.iter().chain(&self.tables).chain([start]).map(Arg::Keep).collect()
     }
 
     /// Computes the prompts.
@@ -139,9 +133,8 @@ impl Generator {
     pub fn prefill(&mut self, batch: &Batch<'_>, took: &mut Statistics) -> Result<Prefilled> {
         let longest = batch.prompts.iter().map(|prompt| prompt.len()).max().unwrap_or(0);
         assert!(batch.prompts.iter().all(|prompt| !prompt.is_empty()), "an empty prompt");
-        let positions = longest + batch.new_tokens;
         ensure!(
-            positions <= self.config.max_position_embeddings,
+            longest + batch.new_tokens <= self.config.max_position_embeddings,
             "a prompt of {longest} tokens and {} new ones do not fit the model's context of {}",
             batch.new_tokens,
             self.config.max_position_embeddings
@@ -151,7 +144,6 @@ impl Generator {
         let slots = (padded + self.new_slots(batch)).next_multiple_of(SLOTS);
         let prompts = batch.prompts.len();
         let shape = Shape { rows: prompts, slots, matrices: Matrices::of(self.device.target()) };
-        let tables = self.tables(positions)?;
         let program = Wanted::Prefill { shape, chunk };
         self.program(program, took)?;
 
@@ -167,6 +159,12 @@ impl Generator {
             cache.push(host);
         });
         let mut cache = cache.iter().map(|host| self.device.put(host)).collect::<Result<Vec<Buffer>>>()?;
+        let table_starts: Vec<i32> = batch
+            .prompts
+            .iter()
+            .map(|prompt| table_start(&self.config, prompt.len() + batch.new_tokens) as i32)
+            .collect();
+        let start_of_tables = self.device.put(&Host::new([prompts], &table_starts))?;
         let mut hidden = None;
         for first in (0..padded).step_by(chunk) {
             let slot = |i: usize| (i / chunk, first + i % chunk);
@@ -182,8 +180,7 @@ impl Generator {
                 Host::scalar(first as i32),
             ];
             let inputs = inputs.iter().map(|host| self.device.put(host)).collect::<Result<Vec<Buffer>>>()?;
-            let mut args: Vec<Arg<'_>> = self.weights.iter().map(Arg::Keep).collect();
-            args.extend(self.tables[tables].1.iter().map(Arg::Keep));
+            let mut args = self.model(&start_of_tables);
             args.extend(cache.drain(..).map(Arg::Donate));
             args.extend(inputs.iter().map(Arg::Keep));
             cache = self.programs[&program].run(args)?;
@@ -194,7 +191,7 @@ impl Generator {
         took.prefill += start.elapsed();
         took.prompt_tokens += batch.prompts.iter().map(|prompt| prompt.len()).sum::<usize>();
         let lengths = batch.prompts.iter().map(|prompt| prompt.len() as i32).collect();
-        Ok(Prefilled { cache, hidden, shape, padded, lengths, tables })
+        Ok(Prefilled { cache, hidden, shape, padded, lengths, table_starts })
     }
 
     /// Slots that new tokens take at most.
@@ -212,7 +209,7 @@ impl Generator {
     /// Continues prefilled prompts: `watch` is told the new tokens of each row as they come, and ends a row with `Break`.
     ///
     /// # Errors
-    /// If drafts are wanted of a model without a second head, or the device fails.
+    /// If drafts are wanted of a model without a second head, its logits become NaN, or the device fails.
     pub fn generate(
         &mut self,
         batch: &Batch<'_>,
@@ -231,6 +228,8 @@ impl Generator {
         let mut choice = Choice::new(batch.speculation, has_head);
         let mut state = self.spread(batch, prefilled, shape, took)?;
         let constants = self.constants(batch)?;
+        let starts: Vec<i32> = batch.rows.iter().map(|&(prompt, _)| prefilled.table_starts[prompt]).collect();
+        let start_of_tables = self.device.put(&Host::new([rows], &starts))?;
         let mut left: Vec<i32> =
             batch.rows.iter().map(|(_, key)| key.map_or(0, |_| batch.new_tokens as i32)).collect();
         while left.iter().any(|&left| left > 0) {
@@ -241,8 +240,7 @@ impl Generator {
             let given =
                 [self.device.put(&Host::new([rows], &left))?, self.device.put(&Host::scalar(passes))?];
             let [left_then, passes_now] = given;
-            let mut args: Vec<Arg<'_>> = self.weights.iter().map(Arg::Keep).collect();
-            args.extend(self.tables[prefilled.tables].1.iter().map(Arg::Keep));
+            let mut args = self.model(&start_of_tables);
             args.extend(state.drain(..).map(Arg::Donate));
             args.push(Arg::Donate(left_then));
             args.extend(constants.iter().map(Arg::Keep));
@@ -265,13 +263,17 @@ impl Generator {
             let [count, still_left] = [count, still_left].map(|host| host.as_slice::<i32>());
             for (row, left) in left.iter_mut().enumerate().filter(|(_, left)| **left > 0) {
                 let new = row * TOKENS..row * TOKENS + count[row] as usize;
+                let log_probs = &log_probs.as_slice::<f32>()[new.clone()];
+                if let Some(place) = log_probs.iter().position(|log_prob| log_prob.is_nan()) {
+                    bail!(
+                        "the model's logits are NaN at new token {}: its weights are numbers, but what it computes from them is too large for {:?}; use an earlier checkpoint",
+                        batch.new_tokens - *left as usize + place,
+                        self.config.dtype
+                    );
+                }
                 *left = still_left[row];
-                let news = News {
-                    row,
-                    tokens: &tokens.as_slice::<i32>()[new.clone()],
-                    log_probs: &log_probs.as_slice::<f32>()[new],
-                    finished: *left == 0,
-                };
+                let tokens = &tokens.as_slice::<i32>()[new];
+                let news = News { row, tokens, log_probs, finished: *left == 0 };
                 if watch(news).is_break() {
                     *left = 0;
                 }
@@ -347,8 +349,8 @@ pub struct Prefilled {
     /// Slots that the prompts take.
     padded: usize,
     lengths: Vec<i32>,
-    /// Place of the RoPE tables that the keys were turned by.
-    tables: usize,
+    /// Of each prompt, where its part of the RoPE tables begins.
+    table_starts: Vec<i32>,
 }
 
 /// The key of a row's random numbers.

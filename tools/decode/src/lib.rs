@@ -1,11 +1,15 @@
 //! Generation with a loaded checkpoint. [`Decoder`] continues text; below it, [`Generator`] holds weights on a device and
 //! continues token ids. The programs that run are built by `model::decode`.
 
+mod checkpoint;
+mod flags;
 mod generator;
 mod options;
 mod scorer;
 mod text;
 
+pub use checkpoint::find_checkpoint;
+pub use flags::{DeviceFlags, SamplingFlags};
 pub use generator::{Batch, Generator, News, Prefilled, key};
 pub use options::{Completion, Finish, Options, Piece, Prompt, Sampling, Speculation, Statistics};
 pub use scorer::{Scorer, Scores};
@@ -17,7 +21,6 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use text::Text;
 use train::checkpoint::{files, load_params};
-use train::config::Kernels;
 use train::data::{FIM_MIDDLE, FIM_PREFIX, FIM_SUFFIX, Tokenizer};
 use train::device::Device;
 
@@ -39,13 +42,6 @@ pub fn load_model(checkpoint: &Path) -> Result<(Config, Params<Host>)> {
         checkpoint.is_dir(),
         "there is no checkpoint folder {}; give one that a run has written, runs/<name>/checkpoints/step_<number>",
         checkpoint.display()
-    );
-    let inside = checkpoint.join("checkpoints");
-    ensure!(
-        !inside.is_dir(),
-        "{} is the folder of a run; give one of the checkpoints in {}",
-        checkpoint.display(),
-        inside.display()
     );
     Ok(load_params(checkpoint)?)
 }
@@ -74,15 +70,15 @@ pub fn load_tokenizer(checkpoint: &Path, config: &Config) -> Result<Tokenizer> {
 }
 
 impl Decoder {
-    /// Loads a checkpoint's model and tokenizer onto the first device of a platform (`cpu`, `cuda`, `tpu`, or the path of a
-    /// PJRT plugin). kernels: the forms that its programs take.
+    /// Loads a checkpoint's model and tokenizer onto the first device of a platform.
     ///
     /// # Errors
     /// As [`load_model`] and [`load_tokenizer`], or if the device does not take the weights.
-    pub fn open(checkpoint: &Path, platform: &str, kernels: Kernels) -> Result<Decoder> {
+    pub fn open(checkpoint: &Path, device: &DeviceFlags) -> Result<Decoder> {
         let (config, params) = load_model(checkpoint)?;
         let tokenizer = load_tokenizer(checkpoint, &config)?;
-        let generator = Generator::new(Device::open(platform, kernels)?, &config, &params)?;
+        let device = Device::open(&device.platform, device.kernels)?;
+        let generator = Generator::new(device, &config, &params)?;
         let text = |id: i32| tokenizer.decode_bytes(&[id]).is_some();
         let stops = (0..config.vocab_size).map(|id| i32::try_from(id).is_ok_and(|id| !text(id))).collect();
         Ok(Decoder { generator, tokenizer, stops })
@@ -133,7 +129,8 @@ impl Decoder {
     ///
     /// # Errors
     /// If an option is out of range, a prompt is empty, or a prompt and the new tokens do not fit the model's context; the
-    /// message names the prompt's index, and nothing has been generated then. Or if the device fails.
+    /// message names the prompt's index, and nothing has been generated then. Or if the model's logits become NaN, or the
+    /// device fails.
     pub fn complete(
         &mut self,
         prompts: &[Prompt],

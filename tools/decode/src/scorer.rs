@@ -1,6 +1,6 @@
 //! [`Scorer`]: log-probabilities of given token ids.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use engine::pjrt::{Arg, Buffer};
 use engine::{Compiled, Host, Program, Type};
 use model::decode::stretched;
@@ -24,7 +24,7 @@ struct Key {
 }
 
 /// What the model says of one row of ids.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Scores {
     /// Log-probability of token `i + 1` given those up to `i`, in nats.
     pub log_probs: Vec<f32>,
@@ -53,22 +53,18 @@ impl Scorer {
 
     /// Scores one row of ids. Documents of the row are told apart by `segments` (one number for each id, not decreasing);
     /// what crosses the end of a document is not known from what stands before, and is scored as if its context were
-    /// empty but for the tokens of the same document.
+    /// empty but for the tokens of the same document. In a row of fewer than two ids nothing is predicted: its scores are
+    /// empty.
     ///
     /// # Errors
-    /// If there are fewer than two ids or more than the context, an id is not the model's, segments decrease or are not as
-    /// many as ids, or the device fails.
+    /// If there are more ids than the context, an id is not the model's, segments decrease or are not as many as ids, a
+    /// log-probability is NaN or infinite, or the device fails.
     pub fn score(&mut self, ids: &[i32], segments: Option<&[i32]>) -> Result<Scores> {
         let context = self.config.max_position_embeddings;
-        ensure!(
-            ids.len() >= 2,
-            "{} ids: at least two are needed, for one is predicted from another",
-            ids.len()
-        );
         ensure!(ids.len() <= context, "{} ids do not fit the model's context of {context}", ids.len());
         let known = |&&id: &&i32| usize::try_from(id).is_ok_and(|id| id < self.config.num_tokens);
         if let Some(id) = ids.iter().find(|id| !known(id)) {
-            anyhow::bail!("id {id} is not one of the model's {} tokens", self.config.num_tokens);
+            bail!("id {id} is not one of the model's {} tokens", self.config.num_tokens);
         }
         let segments = segments.map_or_else(|| vec![0; ids.len()], <[i32]>::to_vec);
         ensure!(
@@ -78,9 +74,12 @@ impl Scorer {
             ids.len()
         );
         ensure!(
-            segments[0] >= 0 && segments.is_sorted(),
+            segments.first().is_none_or(|&first| first >= 0) && segments.is_sorted(),
             "segments must start at 0 or more and not decrease along the row"
         );
+        if ids.len() < 2 {
+            return Ok(Scores::default());
+        }
         let stretch = stretched(&self.config, ids.len());
         let length = ids.len().next_power_of_two().clamp(SHORTEST, context.max(SHORTEST));
         let key = Key { length, stretched: stretch != self.config };
@@ -97,11 +96,22 @@ impl Scorer {
         let inputs = [padded(ids, 0)?, padded(&segments, i32::MAX)?];
         let args = self.weights.iter().chain(&inputs).map(Arg::Keep);
         let results = self.programs[&key].run(args)?;
-        let read = |buffer: &Buffer, count: usize| -> Result<Vec<f32>> {
-            Ok(buffer.to_host().context("scoring")?.as_slice::<f32>()[..count].to_vec())
+        // ahead: how many tokens before its target a prediction stands.
+        let read = |buffer: &Buffer, ahead: usize| -> Result<Vec<f32>> {
+            let log_probs =
+                buffer.to_host().context("scoring")?.as_slice::<f32>()[..ids.len() - ahead].to_vec();
+            if let Some(place) = log_probs.iter().position(|log_prob| !log_prob.is_finite()) {
+                bail!(
+                    "the log-probability of id {} of the row is {}: what the model computes is too large for {:?}; use an earlier checkpoint",
+                    place + ahead,
+                    log_probs[place],
+                    self.config.dtype
+                );
+            }
+            Ok(log_probs)
         };
-        let log_probs = read(&results[0], ids.len() - 1)?;
-        let mtp_log_probs = results.get(1).map_or(Ok(Vec::new()), |buffer| read(buffer, ids.len() - 2))?;
+        let log_probs = read(&results[0], 1)?;
+        let mtp_log_probs = results.get(1).map_or(Ok(Vec::new()), |buffer| read(buffer, 2))?;
         Ok(Scores { log_probs, mtp_log_probs })
     }
 }

@@ -16,10 +16,10 @@ use eval_humaneval::sandbox::{self, Level, Limits};
 use std::env;
 use std::ffi::OsString;
 use std::fmt;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use train::atomic::{Disk, RealDisk};
+use train::{output, program};
 use trial::{Report, Way};
 
 /// Say what this machine has for training, and what it lacks. Exit code 1 if something that is wanted does not work.
@@ -87,7 +87,7 @@ pub fn main() -> ExitCode {
     if let Some(code) = sandbox::become_child(&arguments).or_else(|| trial::become_child(&arguments)) {
         return code;
     }
-    let findings = examine(&Arguments::parse());
+    let findings = examine(&program::arguments());
     let problems = findings.iter().filter(|finding| finding.state == State::Problem).count();
     let mut screen: String = findings.iter().map(|finding| format!("{finding}\n")).collect();
     screen += &match problems {
@@ -95,10 +95,8 @@ pub fn main() -> ExitCode {
         1 => "1 problem\n".to_owned(),
         several => format!("{several} problems\n"),
     };
-    match std::io::stdout().write_all(screen.as_bytes()) {
-        Ok(()) if problems == 0 => ExitCode::SUCCESS,
-        _ => ExitCode::FAILURE,
-    }
+    output::write(format_args!("{screen}"));
+    program::exit_code(Ok(if problems == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }))
 }
 
 fn examine(arguments: &Arguments) -> Vec<Finding> {

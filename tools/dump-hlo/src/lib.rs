@@ -22,14 +22,14 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
 use engine::Locations;
 use model::Preset;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use train::atomic::{RealDisk, write_file};
 use train::cli::Cli;
 use train::config::{Override, RunConfig, Source};
 use train::inspect::{Compiler, Place};
-use train::program::exit_code;
+use train::output;
+use train::program::{arguments, exit_code};
 
 /// Look at a program: its text, its figures, what changed, or a picture of it.
 #[derive(Parser)]
@@ -96,7 +96,7 @@ enum Format {
 
 /// The whole program: the process's command line, messages and exit code.
 pub fn main() -> ExitCode {
-    exit_code(run(&Arguments::parse()).map(|()| ExitCode::SUCCESS))
+    exit_code(run(&arguments()).map(|()| ExitCode::SUCCESS))
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
@@ -108,11 +108,10 @@ fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.out {
         Some(path) => write_file(&RealDisk, path, |file| file.write_all(text.as_bytes()))
             .with_context(|| format!("writing {}", path.display())),
-        None => match std::io::stdout().write_all(text.as_bytes()) {
-            // Whoever reads may have seen enough.
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-            written => written.context("writing to standard output"),
-        },
+        None => {
+            output::write(format_args!("{text}"));
+            Ok(())
+        }
     }
 }
 

@@ -3,14 +3,14 @@
 use crate::problems::StopStyle;
 use crate::sandbox::{Level, Limits};
 use clap::{ArgGroup, Args, Parser, value_parser};
+use decode::{DeviceFlags, SamplingFlags};
 use std::path::PathBuf;
-use train::config::Kernels;
 
 /// Generate completions of HumanEval or MBPP problems, run them against their tests in a sandbox, and estimate pass@k.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "eval-humaneval", version, group(ArgGroup::new("what").required(true)))]
 pub(crate) struct Arguments {
-    /// Evaluate a checkpoint
+    /// Evaluate a checkpoint, or the newest good one of a run if it is a run's folder; `latest` is the newest of all in runs/
     #[arg(long, value_name = "DIR", group = "what")]
     pub(crate) checkpoint: Option<PathBuf>,
     /// Evaluate all checkpoints of a run in order, and say which one is best
@@ -49,18 +49,8 @@ pub(crate) struct Generation {
     /// Completions of each problem
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u64).range(1..))]
     pub(crate) samples: u64,
-    /// 0 takes the most probable token each time; 0.2 is usual for pass@1, 0.8 for pass@10 and pass@100
-    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
-    pub(crate) temperature: f64,
-    /// Draw from the most probable tokens that together reach this probability
-    #[arg(long, value_name = "X", default_value_t = 0.95, allow_negative_numbers = true)]
-    pub(crate) top_p: f64,
-    /// Draw from the N most probable tokens; 0 is all
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(crate) top_k: usize,
-    /// Seed of the random numbers
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(crate) seed: u64,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingFlags,
     /// Tokens of a completion; default: 512, or what the longest problem leaves of the model's context
     #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
     pub(crate) max_new_tokens: Option<u64>,
@@ -70,12 +60,8 @@ pub(crate) struct Generation {
     /// Completions that are generated together; memory grows with it
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = value_parser!(u64).range(1..))]
     pub(crate) rows: u64,
-    /// Device platform: cpu, cuda, tpu or the path of a PJRT plugin
-    #[arg(long, value_name = "NAME|PATH", default_value = "cpu")]
-    pub(crate) platform: String,
-    /// Forms of the fused operations, as in a run's configuration
-    #[arg(long, value_enum, value_name = "FORM", default_value_t = Kernels::Auto)]
-    pub(crate) kernels: Kernels,
+    #[command(flatten)]
+    pub(crate) device: DeviceFlags,
 }
 
 /// How completions are judged.

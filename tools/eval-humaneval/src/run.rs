@@ -10,8 +10,7 @@ use crate::results::{Key, Results};
 use crate::samples;
 use crate::sandbox::{self, Limits};
 use anyhow::{Context, Result, bail};
-use clap::Parser;
-use decode::{Decoder, Options, Sampling, Speculation};
+use decode::{Decoder, Options, Sampling, Speculation, find_checkpoint};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
 use std::collections::HashSet;
@@ -23,7 +22,8 @@ use std::process::ExitCode;
 use std::thread;
 use train::atomic::{RealDisk, write_file};
 use train::checkpoint::{Manifest, State, files, steps};
-use train::program::{exit_code, with_large_pages};
+use train::program::{self, exit_code, with_large_pages};
+use train::say;
 
 /// Runs the program.
 pub fn main() -> ExitCode {
@@ -32,7 +32,7 @@ pub fn main() -> ExitCode {
         return code;
     }
     with_large_pages();
-    exit_code(run(&Arguments::parse()))
+    exit_code(run(&program::arguments()))
 }
 
 fn run(arguments: &Arguments) -> Result<ExitCode> {
@@ -40,7 +40,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     if let Some(path) = &arguments.samples_file {
         evaluation.given(path)
     } else if let Some(path) = &arguments.checkpoint {
-        evaluation.checkpoint(path)
+        evaluation.checkpoint(&find_checkpoint(path)?)
     } else if let Some(path) = &arguments.run {
         evaluation.run(path)
     } else {
@@ -115,7 +115,7 @@ impl<'a> Evaluation<'a> {
             Ok(())
         })?;
         self.report(&results, &k);
-        println!("results   {}", out.display());
+        say!("results   {}", out.display());
         Ok(ExitCode::SUCCESS)
     }
 
@@ -142,16 +142,15 @@ impl<'a> Evaluation<'a> {
         })?;
         self.report(&results, &k);
         for ((problem, _), reason) in results.failed() {
-            println!("{}: {reason}", self.problems.list[problem].id);
+            say!("{}: {reason}", self.problems.list[problem].id);
         }
         let (passed, all) = (results.passed(), self.problems.list.len());
-        println!("{passed} of {all} solutions pass");
+        say!("{passed} of {all} solutions pass");
         Ok(if passed == all { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
     fn decoder(&self, checkpoint: &Path) -> Result<Decoder> {
-        let generation = &self.arguments.generation;
-        Decoder::open(checkpoint, &generation.platform, generation.kernels)
+        Decoder::open(checkpoint, &self.arguments.generation.device)
     }
 
     /// Evaluates one checkpoint.
@@ -162,7 +161,7 @@ impl<'a> Evaluation<'a> {
         };
         let mut decoder = self.decoder(path)?;
         self.generated(&mut decoder, path, &out)?;
-        println!("results   {}", out.display());
+        say!("results   {}", out.display());
         Ok(ExitCode::SUCCESS)
     }
 
@@ -178,7 +177,7 @@ impl<'a> Evaluation<'a> {
         fs::create_dir_all(&out).with_context(|| format!("creating {}", out.display()))?;
         let (mut evaluated, mut refused) = (Vec::new(), Vec::new());
         for (step, path) in found {
-            println!("checkpoint {}", path.display());
+            say!("checkpoint {}", path.display());
             let mut decoder = match self.decoder(&path) {
                 Ok(decoder) => decoder,
                 // A damaged one does not keep the others from being evaluated.
@@ -203,9 +202,9 @@ impl<'a> Evaluation<'a> {
         for one in &evaluated {
             let mark = if one.step == best.step { "  best" } else { "" };
             let scores: Vec<String> = one.estimates.iter().map(shown).collect();
-            println!("step {:>9}  {}{mark}", one.step, scores.join("  "));
+            say!("step {:>9}  {}{mark}", one.step, scores.join("  "));
         }
-        println!("summary   {}", out.join(SUMMARY).display());
+        say!("summary   {}", out.join(SUMMARY).display());
         if refused.is_empty() {
             return Ok(ExitCode::SUCCESS);
         }
@@ -219,8 +218,8 @@ impl<'a> Evaluation<'a> {
         let wanted = generation.max_new_tokens.map(usize::try_from).transpose()?;
         let prompts = Prompts::new(decoder, &self.problems, wanted)?;
         let options = Options {
-            sampling: sampling(generation),
-            seed: generation.seed,
+            sampling: generation.sampling.sampling(),
+            seed: generation.sampling.seed,
             samples,
             max_new_tokens: prompts.max_new_tokens,
             stop: self.stop.iter().map(|string| (*string).to_owned()).collect(),
@@ -298,21 +297,21 @@ impl<'a> Evaluation<'a> {
 
     /// Prints the score.
     fn report(&self, results: &Results, k: &[u64]) -> Vec<Estimate> {
-        println!("judged    {} completions, {} passed", results.judged(), results.passed());
+        say!("judged    {} completions, {} passed", results.judged(), results.passed());
         let failures = results.failures();
         if !failures.is_empty() {
             let kinds: Vec<String> = failures.iter().take(5).map(|(n, kind)| format!("{n} {kind}")).collect();
             let more = if failures.len() > 5 { ", .." } else { "" };
-            println!("failures  {}{more}", kinds.join(", "));
+            say!("failures  {}{more}", kinds.join(", "));
         }
         let tallies = results.tallies(self.problems.list.len());
         let estimates: Vec<Estimate> = k.iter().filter_map(|k| estimate(&tallies, *k)).collect();
         for one in &estimates {
-            println!("{}", shown(one));
+            say!("{}", shown(one));
         }
         if let Some(empty) = tallies.iter().position(|tally| tally.samples == 0) {
             let without = tallies.iter().filter(|tally| tally.samples == 0).count();
-            println!(
+            say!(
                 "pass@k is not defined: {without} of {} problems have no completion, the first one is {}",
                 tallies.len(),
                 self.problems.list[empty].id
@@ -365,14 +364,14 @@ impl<'a> Evaluation<'a> {
         let mut settings = self.stop_settings();
         settings.extend(object(json!({
             "samples": generation.samples,
-            "temperature": generation.temperature,
-            "top_p": generation.top_p,
-            "top_k": generation.top_k,
-            "seed": generation.seed,
+            "temperature": generation.sampling.temperature,
+            "top_p": generation.sampling.top_p,
+            "top_k": generation.sampling.top_k,
+            "seed": generation.sampling.seed,
             "rows": generation.rows,
             "speculative": format!("{:?}", speculation(generation)).to_lowercase(),
-            "platform": generation.platform,
-            "kernels": generation.kernels,
+            "platform": generation.device.platform,
+            "kernels": generation.device.kernels,
         })));
         settings
     }
@@ -425,15 +424,10 @@ fn best(evaluated: &[Evaluated]) -> Option<&Evaluated> {
     evaluated.iter().max_by(|a, b| a.score().total_cmp(&b.score()))
 }
 
-fn sampling(generation: &Generation) -> Sampling {
-    let Generation { temperature, top_k, top_p, .. } = *generation;
-    if temperature == 0.0 { Sampling::Greedy } else { Sampling::Random { temperature, top_k, top_p } }
-}
-
 /// Drafts are used or not by measurement, which leaves greedy completions what they are, but not drawn ones: those must
 /// follow from the seed.
 fn speculation(generation: &Generation) -> Speculation {
-    match sampling(generation) {
+    match generation.sampling.sampling() {
         Sampling::Greedy => Speculation::Auto,
         Sampling::Random { .. } => Speculation::Off,
     }
@@ -441,14 +435,9 @@ fn speculation(generation: &Generation) -> Speculation {
 
 /// What can be refused before a checkpoint is loaded.
 fn check_generation(generation: &Generation, k: &[u64]) -> Result<()> {
-    let Generation { samples, temperature, top_p, .. } = *generation;
-    if !(temperature.is_finite() && temperature >= 0.0) {
-        bail!("--temperature is {temperature}, wanted 0 for the most probable token each time, or more");
-    }
-    if !(top_p > 0.0 && top_p <= 1.0) {
-        bail!("--top-p is {top_p}, wanted more than 0 and at most 1");
-    }
-    if samples > 1 && temperature == 0.0 {
+    let samples = generation.samples;
+    generation.sampling.check()?;
+    if samples > 1 && generation.sampling.sampling() == Sampling::Greedy {
         bail!(
             "--samples is {samples}, but with --temperature 0 all completions of a problem are equal: give --temperature (0.2 is usual for pass@1, 0.8 for pass@10 and pass@100), or --samples 1"
         );

@@ -2,22 +2,27 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
-use decode::{Completion, Decoder, Finish, Options, Piece, Sampling, Speculation, Statistics};
+use decode::{
+    Completion, Decoder, DeviceFlags, Finish, Options, Piece, SamplingFlags, Speculation, Statistics,
+    find_checkpoint,
+};
+use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use std::fs;
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Read};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use train::config::Kernels;
-use train::program::{exit_code, with_large_pages};
+use train::output::{self, Reader};
+use train::program::{arguments, exit_code, with_large_pages};
+use train::say;
 
 /// Continue Python source with a checkpoint. Without --prompt or --prompt-file, the prompt is read from standard input.
 /// Text is printed as it comes; speed is reported on standard error.
 #[derive(Parser)]
-#[command(version)]
+#[command(version, mut_arg("temperature", |temperature| temperature.default_value("0.8")))]
 struct Arguments {
-    /// Folder of a checkpoint, runs/<name>/checkpoints/step_<number>
+    /// Folder of a checkpoint, or of a run for its newest good one; `latest` is the newest of all in runs/
     #[arg(long, value_name = "DIR")]
     checkpoint: PathBuf,
     /// Text to continue
@@ -32,26 +37,16 @@ struct Arguments {
     /// Most tokens to write [default: 256, or what is left of the context]
     #[arg(long, value_name = "N")]
     max_new_tokens: Option<usize>,
-    /// Divides the logits before drawing; 0 always takes the most probable token
-    #[arg(long, value_name = "X", default_value_t = 0.8)]
-    temperature: f64,
-    /// Draw only from the most probable tokens that together reach this probability
-    #[arg(long, value_name = "X", default_value_t = 0.95)]
-    top_p: f64,
-    /// Draw only from this many most probable tokens; 0 is all
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    top_k: usize,
-    /// Of the random numbers: the same seed writes the same text
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
+    #[command(flatten)]
+    sampling: SamplingFlags,
     /// Texts to write
     #[arg(long, value_name = "N", default_value_t = 1)]
     samples: usize,
     /// Write this many and keep the --samples ones with the highest mean log-probability of a token
     #[arg(long, value_name = "N")]
     best_of: Option<usize>,
-    /// End before this text (may be repeated)
-    #[arg(long, value_name = "TEXT")]
+    /// End before this text (may be repeated); \n is a new line in it, \t a tab, and \\ a backslash
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     stop: Vec<String>,
     /// Let the second head draft tokens that the model checks; auto measures what is faster. The text is the same.
     #[arg(long, value_enum, value_name = "WHEN", default_value_t = Speculative::Auto)]
@@ -59,12 +54,8 @@ struct Arguments {
     /// One JSON object a line for each text instead of the text
     #[arg(long)]
     json: bool,
-    /// cpu, cuda, tpu, or the path of a PJRT plugin
-    #[arg(long, value_name = "NAME", default_value = "cpu")]
-    platform: String,
-    /// Forms of the fused operations, as in a run's configuration
-    #[arg(long, value_enum, value_name = "FORM", default_value_t = Kernels::Auto)]
-    kernels: Kernels,
+    #[command(flatten)]
+    device: DeviceFlags,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -80,26 +71,19 @@ const NEW_TOKENS: usize = 256;
 /// The whole program: the process's command line, messages and exit code.
 pub fn main() -> ExitCode {
     with_large_pages();
-    exit_code(match run(&Arguments::parse()) {
-        // The reader has seen enough.
-        Err(error) if is_broken_pipe(&error) => Ok(ExitCode::SUCCESS),
-        result => result.map(|()| ExitCode::SUCCESS),
-    })
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    exit_code(run(&arguments()).map(|()| ExitCode::SUCCESS))
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
     let candidates = arguments.best_of.unwrap_or(arguments.samples);
     check(arguments, candidates)?;
+    let stop = arguments.stop.iter().map(|text| unescaped(text)).collect::<Result<Vec<String>>>()?;
     let text = prompt(arguments)?;
     ensure!(
         !text.is_empty() || arguments.suffix.is_some(),
         "the prompt is empty; give the beginning of a text, or a --suffix to write what stands before it"
     );
-    let mut decoder = Decoder::open(&arguments.checkpoint, &arguments.platform, arguments.kernels)?;
+    let mut decoder = Decoder::open(&find_checkpoint(&arguments.checkpoint)?, &arguments.device)?;
     let prompt = match &arguments.suffix {
         Some(suffix) => decoder.infill(&text, suffix)?,
         None => decoder.prompt(&text)?,
@@ -118,19 +102,11 @@ fn run(arguments: &Arguments) -> Result<()> {
         prompt.ids.len()
     );
     let options = Options {
-        sampling: if arguments.temperature == 0.0 {
-            Sampling::Greedy
-        } else {
-            Sampling::Random {
-                temperature: arguments.temperature,
-                top_k: arguments.top_k,
-                top_p: arguments.top_p,
-            }
-        },
-        seed: arguments.seed,
+        sampling: arguments.sampling.sampling(),
+        seed: arguments.sampling.seed,
         samples: candidates,
         max_new_tokens: new_tokens,
-        stop: arguments.stop.clone(),
+        stop,
         speculation: match arguments.speculative {
             Speculative::Auto => Speculation::Auto,
             Speculative::On => Speculation::On,
@@ -140,18 +116,31 @@ fn run(arguments: &Arguments) -> Result<()> {
     };
 
     let streams = candidates == 1 && !arguments.json;
-    let mut out = io::stdout().lock();
-    let mut written = Ok(());
+    let bar = if streams { ProgressBar::hidden() } else { ProgressBar::new(candidates as u64) };
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} texts, {msg} bytes, {elapsed}");
+    bar.set_style(style.expect("a correct template"));
+    let mut bytes = 0;
     let (mut texts, took) = decoder.complete(&[prompt], &options, &mut |piece| {
-        if let Piece::Text { text, .. } = piece
-            && streams
-        {
-            written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        match piece {
+            Piece::Text { text, .. } if streams => {
+                output::write(format_args!("{text}"));
+            }
+            Piece::Text { text, .. } => {
+                bytes += text.len();
+                bar.set_message(bytes.to_string());
+            }
+            Piece::Finished(_) => bar.inc(1),
         }
-        if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        match output::reader() {
+            Reader::There => ControlFlow::Continue(()),
+            Reader::Gone | Reader::Lost => ControlFlow::Break(()),
+        }
     })?;
-    written.and_then(|()| finish(&mut out, arguments, &mut texts, streams))?;
-    report(&took, &texts);
+    bar.finish_and_clear();
+    finish(arguments, &mut texts, streams);
+    if output::reader() == Reader::There {
+        report(&took, &texts);
+    }
     Ok(())
 }
 
@@ -169,15 +158,28 @@ fn check(arguments: &Arguments, candidates: usize) -> Result<()> {
         "--best-of {candidates} cannot leave --samples {}; it must be at least as many",
         arguments.samples
     );
-    let temperature = arguments.temperature;
-    ensure!(
-        temperature.is_finite() && temperature >= 0.0,
-        "--temperature is {temperature}, but must be 0 or positive"
-    );
-    let top_p = arguments.top_p;
-    ensure!(top_p > 0.0 && top_p <= 1.0, "--top-p is {top_p}, but must be above 0 and at most 1");
+    arguments.sampling.check()?;
     ensure!(arguments.stop.iter().all(|stop| !stop.is_empty()), "--stop wants some text");
     Ok(())
+}
+
+/// A text of the command line with what its escapes stand for: a shell hands `'\n'` over as two characters.
+fn unescaped(text: &str) -> Result<String> {
+    let (mut plain, mut rest) = (String::new(), text.chars());
+    while let Some(character) = rest.next() {
+        plain.push(match character {
+            '\\' => match rest.next() {
+                Some('n') => '\n',
+                Some('t') => '\t',
+                Some('\\') => '\\',
+                _ => bail!(
+                    "--stop {text}: behind a backslash stands n for a new line, t for a tab, or another backslash for itself"
+                ),
+            },
+            other => other,
+        });
+    }
+    Ok(plain)
 }
 
 fn prompt(arguments: &Arguments) -> Result<String> {
@@ -208,15 +210,12 @@ fn prompt(arguments: &Arguments) -> Result<String> {
 }
 
 /// Prints what was not printed as it came, the best texts first.
-fn finish(
-    out: &mut impl Write,
-    arguments: &Arguments,
-    texts: &mut Vec<Completion>,
-    streamed: bool,
-) -> io::Result<()> {
+fn finish(arguments: &Arguments, texts: &mut Vec<Completion>, streamed: bool) {
     if streamed {
-        let ends = texts.first().is_some_and(|text| text.text.ends_with('\n'));
-        return if ends { Ok(()) } else { writeln!(out) };
+        if !texts.first().is_some_and(|text| text.text.ends_with('\n')) {
+            say!();
+        }
+        return;
     }
     if arguments.best_of.is_some() {
         texts.sort_by(|a, b| mean(b).total_cmp(&mean(a)));
@@ -224,18 +223,14 @@ fn finish(
     }
     for (i, text) in texts.iter().enumerate() {
         if arguments.json {
-            writeln!(out, "{}", json(text))?;
+            say!("{}", json(text));
             continue;
         }
         if texts.len() > 1 {
-            writeln!(out, "--- {} of {}, {:.3} nats a token", i + 1, texts.len(), -mean(text))?;
+            say!("--- {} of {}, {:.3} nats a token", i + 1, texts.len(), -mean(text));
         }
-        out.write_all(text.text.as_bytes())?;
-        if !text.text.ends_with('\n') {
-            writeln!(out)?;
-        }
+        say!("{}", text.text.strip_suffix('\n').unwrap_or(&text.text));
     }
-    out.flush()
 }
 
 /// Mean log-probability of a completion's tokens.

@@ -16,7 +16,8 @@ use train::data::{
     BAD_LINES_FILE, BadLines, DataError, PrepareOptions, PrepareProgress, PrepareSummary, TokenizerSource,
     prepare,
 };
-use train::program::exit_code;
+use train::program::{arguments, exit_code};
+use train::say;
 use train::signals::INTERRUPTED;
 
 /// Turn Python source into Parquet shards that `train --data DIR` reads.
@@ -74,7 +75,7 @@ enum OnBad {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
-    exit_code(run(Arguments::parse()))
+    exit_code(run(arguments()))
 }
 
 fn run(arguments: Arguments) -> Result<ExitCode> {
@@ -215,10 +216,10 @@ fn report(summary: &PrepareSummary) {
             .filter(|(count, _)| *count > 0)
             .map(|(count, kind)| format!("{count} {kind}"))
             .collect();
-        println!("read        {}: files {}", input.path, counts.join(", "));
+        say!("read        {}: files {}", input.path, counts.join(", "));
     }
     for (name, split) in [("train", &info.train), ("validation", &info.validation)] {
-        println!(
+        say!(
             "{name:<11} {:>10} documents {:>14} tokens {:>5} shards  {:.2} bytes a token",
             split.documents,
             split.tokens,
@@ -227,31 +228,31 @@ fn report(summary: &PrepareSummary) {
         );
     }
     let skipped = info.skipped;
-    println!(
+    say!(
         "skipped     {} copies, {} not UTF-8, {} too large, {} empty, {} bad",
         skipped.duplicates, skipped.not_utf8, skipped.too_large, skipped.empty, skipped.bad
     );
     if let Some(first) = &summary.first_bad {
-        println!("bad         the first: {first}; all: {}", summary.out.join(BAD_LINES_FILE).display());
+        say!("bad         the first: {first}; all: {}", summary.out.join(BAD_LINES_FILE).display());
     }
-    println!("tokenizer   {} tokens, blake3 {}", info.vocab_size, &info.recipe.tokenizer_blake3[..16]);
+    say!("tokenizer   {} tokens, blake3 {}", info.vocab_size, &info.recipe.tokenizer_blake3[..16]);
     if let Some(asked) = info.recipe.trained_tokenizer.filter(|asked| *asked > info.vocab_size) {
-        println!("            {asked} tokens were asked for: the text has no more pairs that come twice");
+        say!("            {asked} tokens were asked for: the text has no more pairs that come twice");
     }
     for note in &summary.tokenizer_notes {
-        println!("            {note}");
+        say!("            {note}");
     }
-    println!(
+    say!(
         "{} in {:.1} s ({} shards kept from before)",
         summary.out.display(),
         summary.elapsed.as_secs_f64(),
         summary.kept_shards
     );
     if !summary.made_again.is_empty() {
-        println!("made again, as lost or damaged: {}", summary.made_again.join(", "));
+        say!("made again, as lost or damaged: {}", summary.made_again.join(", "));
     }
     if info.validation.documents == 0 {
-        println!("no document was held out: training will hold out the last rows instead");
+        say!("no document was held out: training will hold out the last rows instead");
     }
-    println!("next: cargo run -p train -- --data {}", summary.out.display());
+    say!("next: cargo run -p train -- --data {}", summary.out.display());
 }

@@ -2,27 +2,26 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
-use decode::{Scorer, Scores, load_model, load_tokenizer};
+use decode::{DeviceFlags, Scorer, Scores, find_checkpoint, load_model, load_tokenizer};
 use model::Config;
-use model::decode::TRAINED_POSITIONS;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use train::checkpoint::files;
-use train::config::Kernels;
 use train::data::Tokenizer;
 use train::device::Device;
-use train::program::{exit_code, with_large_pages};
+use train::output::{self, Reader};
+use train::program::{arguments, exit_code, with_large_pages};
 
 /// Score token ids or text with a checkpoint. For each line of ids, or each file of text, one line of JSON on standard
-/// output: {"logprobs": [of each next token], "mtp_logprobs": [of the token after it], "loss": nats}. A summary goes to
-/// standard error.
+/// output: {"logprobs": [of each next token], "mtp_logprobs": [of the token after it], "loss": nats}; where there is
+/// nothing to predict, as in an empty file, the lists are empty and the loss is null. A summary goes to standard error.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// Folder of a checkpoint, runs/<name>/checkpoints/step_<number>
+    /// Folder of a checkpoint, or of a run for its newest good one; `latest` is the newest of all in runs/
     #[arg(long, value_name = "DIR")]
     checkpoint: PathBuf,
     /// File of lines {"ids": [..], "segments": [..]}; segments, one number for each id, tell documents apart and may be left out
@@ -31,16 +30,12 @@ struct Arguments {
     /// Files of text, each scored as one document
     #[arg(long, value_name = "FILE", num_args = 1..)]
     text: Vec<PathBuf>,
-    /// Positions that text is scored in at a time [default: the model's context, or 2048 if that is less]; more than a
-    /// model was trained at makes its scores worse
+    /// Positions that text is scored in at a time [default: as many as the model was trained at]; more make its scores
+    /// worse
     #[arg(long, value_name = "N", requires = "text")]
     window: Option<usize>,
-    /// cpu, cuda, tpu, or the path of a PJRT plugin
-    #[arg(long, value_name = "NAME", default_value = "cpu")]
-    platform: String,
-    /// Forms of the fused operations, as in a run's configuration
-    #[arg(long, value_enum, value_name = "FORM", default_value_t = Kernels::Auto)]
-    kernels: Kernels,
+    #[command(flatten)]
+    device: DeviceFlags,
 }
 
 /// One line of --ids.
@@ -56,27 +51,29 @@ struct Line {
 struct Scored<'a> {
     logprobs: &'a [f32],
     mtp_logprobs: &'a [f32],
-    loss: f64,
+    /// None if there is no target.
+    loss: Option<f64>,
 }
 
 /// The whole program: the process's command line, messages and exit code.
 pub fn main() -> ExitCode {
     with_large_pages();
-    exit_code(run(&Arguments::parse()).map(|()| ExitCode::SUCCESS))
+    exit_code(run(&arguments()).map(|()| ExitCode::SUCCESS))
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    let checkpoint = &arguments.checkpoint;
+    let checkpoint = &find_checkpoint(&arguments.checkpoint)?;
     let (config, params) = load_model(checkpoint)?;
     let has_tokenizer = checkpoint.join(files::TOKENIZER).exists();
     let tokenizer = match has_tokenizer || !arguments.text.is_empty() {
         true => Some(load_tokenizer(checkpoint, &config)?),
         false => None,
     };
-    let mut scorer = Scorer::new(Device::open(&arguments.platform, arguments.kernels)?, &config, &params)?;
+    let device = Device::open(&arguments.device.platform, arguments.device.kernels)?;
+    let mut scorer = Scorer::new(device, &config, &params)?;
     drop(params);
     let longest = config.max_position_embeddings;
-    let window = arguments.window.unwrap_or(longest.min(TRAINED_POSITIONS));
+    let window = arguments.window.unwrap_or(longest.min(config.trained_positions()));
     ensure!(
         (2..=longest).contains(&window),
         "--window is {window}, but must be at least 2 and at most the model's context, {longest}"
@@ -94,7 +91,9 @@ fn run(arguments: &Arguments) -> Result<()> {
             let Line { ids, segments } = serde_json::from_str(&line).with_context(here)?;
             let segments = segments.unwrap_or_else(|| vec![0; ids.len()]);
             let scores = scorer.score(&ids, Some(&segments)).with_context(here)?;
-            say(&config, &tokenizer, &ids, &segments, &scores, &mut total)?;
+            if show(&config, &tokenizer, &ids, &segments, &scores, &mut total)? != Reader::There {
+                return Ok(());
+            }
         }
         ensure!(total.main.targets > 0, "{} has no line with a token to predict", path.display());
     }
@@ -102,8 +101,11 @@ fn run(arguments: &Arguments) -> Result<()> {
         let tokenizer_of_text = tokenizer.as_ref().expect("loaded for text");
         let ids = tokenizer_of_text.encode(&read_text(path)?)?;
         let scores = score_document(&mut scorer, &ids, window).with_context(|| path.display().to_string())?;
-        say(&config, &tokenizer, &ids, &vec![0; ids.len()], &scores, &mut total)?;
+        if show(&config, &tokenizer, &ids, &vec![0; ids.len()], &scores, &mut total)? != Reader::There {
+            return Ok(());
+        }
     }
+    ensure!(total.main.targets > 0, "none of the files has a token to predict: each has fewer than two");
     summary(&config, &total, tokenizer.is_some());
     Ok(())
 }
@@ -161,9 +163,9 @@ impl Sum {
         self.targets += other.targets;
     }
 
-    /// 0 without targets, as in training.
-    fn mean(&self) -> f64 {
-        self.nats / self.targets.max(1) as f64
+    /// None without targets.
+    fn mean(&self) -> Option<f64> {
+        (self.targets > 0).then(|| self.nats / self.targets as f64)
     }
 }
 
@@ -172,59 +174,63 @@ impl Sum {
 struct Sums {
     main: Sum,
     mtp: Sum,
+    /// Lines or files without a target.
+    empty: usize,
     /// Of the predicted tokens' text.
     bytes: usize,
 }
 
 impl Sums {
-    /// The loss of training.
-    fn loss(&self, config: &Config) -> f64 {
-        self.main.mean() + config.mtp_loss_weight * self.mtp.mean()
+    /// The loss of training, in which a second head without targets counts nothing.
+    fn loss(&self, config: &Config) -> Option<f64> {
+        Some(self.main.mean()? + config.mtp_loss_weight * self.mtp.mean().unwrap_or(0.0))
     }
 }
 
-fn say(
+/// Writes the line of one document and adds it up.
+fn show(
     config: &Config,
     tokenizer: &Option<Tokenizer>,
     ids: &[i32],
     segments: &[i32],
     scores: &Scores,
     total: &mut Sums,
-) -> Result<()> {
-    let sums = Sums {
-        main: Sum::of(&scores.log_probs, segments, 1),
-        mtp: Sum::of(&scores.mtp_log_probs, segments, 2),
-        bytes: 0,
-    };
+) -> Result<Reader> {
+    let (main, mtp) = (Sum::of(&scores.log_probs, segments, 1), Sum::of(&scores.mtp_log_probs, segments, 2));
+    let sums = Sums { main, mtp, ..Sums::default() };
     let scored =
         Scored { logprobs: &scores.log_probs, mtp_logprobs: &scores.mtp_log_probs, loss: sums.loss(config) };
-    writeln!(io::stdout().lock(), "{}", serde_json::to_string(&scored)?)
-        .context("writing to standard output")?;
+    let reader = output::write(format_args!("{}\n", serde_json::to_string(&scored)?));
     total.main.add(sums.main);
     total.mtp.add(sums.mtp);
+    total.empty += usize::from(sums.main.targets == 0);
     if let Some(tokenizer) = tokenizer {
         let predicted = (1..ids.len()).filter(|&i| segments[i] == segments[i - 1]);
         total.bytes +=
             predicted.filter_map(|i| Some(tokenizer.decode_bytes(&[ids[i]])?.len())).sum::<usize>();
     }
-    Ok(())
+    Ok(reader)
 }
 
+/// Sums up on standard error; something was scored.
 fn summary(config: &Config, total: &Sums, has_tokenizer: bool) {
-    let main = total.main.mean();
     eprintln!("tokens        {}", total.main.targets);
-    eprintln!("loss          {:.6} nats", total.loss(config));
-    eprintln!("next token    {main:.6} nats, perplexity {:.3}", main.exp());
-    if total.mtp.targets > 0 {
-        let mtp = total.mtp.mean();
+    if total.empty > 0 {
+        eprintln!("left out      {} with fewer than two tokens, where nothing is predicted", total.empty);
+    }
+    if let (Some(loss), Some(main)) = (total.loss(config), total.main.mean()) {
+        eprintln!("loss          {loss:.6} nats");
+        eprintln!("next token    {main:.6} nats, perplexity {:.3}", main.exp());
+    }
+    if let Some(mtp) = total.mtp.mean() {
         eprintln!("one after it  {mtp:.6} nats, perplexity {:.3}", mtp.exp());
     }
-    match has_tokenizer && total.bytes > 0 {
-        true => eprintln!(
-            "bits a byte   {:.4} over {} bytes",
-            total.main.nats / std::f64::consts::LN_2 / total.bytes as f64,
-            total.bytes
-        ),
-        false => eprintln!("bits a byte   unknown: the checkpoint has no tokenizer.json"),
+    match (has_tokenizer, total.bytes) {
+        (false, _) => eprintln!("bits a byte   unknown: the checkpoint has no tokenizer.json"),
+        (true, 0) => eprintln!("bits a byte   unknown: no predicted token stands for text"),
+        (true, bytes) => {
+            let bits = total.main.nats / std::f64::consts::LN_2 / bytes as f64;
+            eprintln!("bits a byte   {bits:.4} over {bytes} bytes");
+        }
     }
 }

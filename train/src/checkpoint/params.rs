@@ -48,7 +48,8 @@ pub(super) fn params_file_bytes(config: &Config) -> u64 {
 /// Reads master weights from any safetensors file with this model's names; `bf16` and `f16` are widened to `f32`.
 ///
 /// # Errors
-/// If the file is not readable, or a tensor is missing, has another shape, or is none of this model's.
+/// If the file is not readable, or a tensor is missing, has another shape, holds NaN or infinity, or is none of this
+/// model's.
 pub fn read_params(path: &Path, config: &Config) -> Result<Params<Host>, CheckpointError> {
     let file = TensorFile::open(path)?;
     let specs = specs(config);
@@ -70,6 +71,7 @@ pub fn read_params(path: &Path, config: &Config) -> Result<Params<Host>, Checkpo
                 let (path, name, wanted) = (path.into(), entry.name.clone(), entry.ty.clone());
                 CheckpointError::TensorType { path, name, found: ty.to_string(), wanted }
             })?;
+            check_finite(path, &entry, &bytes)?;
             let target = slice_mut(host.bytes_mut(), &entry);
             match entry.layout {
                 Layout::Same => target.copy_from_slice(&bytes),
@@ -88,6 +90,28 @@ pub fn read_params(path: &Path, config: &Config) -> Result<Params<Host>, Checkpo
         String::new()
     };
     Err(CheckpointError::ExtraTensors { path: path.into(), names: some.join(", ") + &more })
+}
+
+/// Refuses a tensor of f32 that holds NaN or infinity: everything computed with it would be NaN.
+fn check_finite(path: &Path, entry: &Entry, bytes: &[u8]) -> Result<(), CheckpointError> {
+    // A file need not align its numbers.
+    let number = |bytes: &[u8]| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    // No branch within a block, so that the compiler makes vectors of it.
+    let finite =
+        |block: &[u8]| block.chunks_exact(4).fold(true, |all, bytes| all & number(bytes).is_finite());
+    if bytes.chunks(1 << 16).all(finite) {
+        return Ok(());
+    }
+    let mut bad = bytes.chunks_exact(4).map(number).enumerate().filter(|(_, number)| !number.is_finite());
+    let Some((first, number)) = bad.next() else { return Ok(()) };
+    let mut place = first;
+    let mut at: Vec<usize> = Vec::new();
+    for &size in entry.ty.shape.iter().rev() {
+        at.insert(0, place % size);
+        place /= size;
+    }
+    let (path, name, count) = (path.into(), entry.name.clone(), bad.count() + 1);
+    Err(CheckpointError::NotFinite { path, name, number, at, count })
 }
 
 /// Every tensor of the file with the parameter that it is a part of, in alphabetical order.

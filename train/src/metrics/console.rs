@@ -1,6 +1,7 @@
 //! The progress line: a bar on a terminal, plain lines elsewhere.
 
 use super::Train;
+use crate::say;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 
@@ -49,15 +50,15 @@ impl Console {
                 self.bar.set_position(train.step);
                 self.bar.set_message(text);
             }
-            Look::Lines => println!("{text}"),
+            Look::Lines => say!("{text}"),
             Look::Silent => {}
         }
     }
 
     pub(super) fn say(&self, text: &str) {
         match self.look {
-            Look::Bar => self.bar.suspend(|| println!("{text}")),
-            Look::Lines => println!("{text}"),
+            Look::Bar => self.bar.suspend(|| say!("{text}")),
+            Look::Lines => say!("{text}"),
             Look::Silent => {}
         }
     }
