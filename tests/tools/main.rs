@@ -1,0 +1,6 @@
+//! The programs for further tasks, as processes.
+
+mod cli;
+mod generate;
+mod humaneval;
+mod see;
