@@ -604,7 +604,7 @@ fn bad_input_is_named_with_its_remedy() {
     let sample = json!({"task_id": "Test/0", "completion": "    return x + 1\n"});
     bench.write("good.jsonl", std::slice::from_ref(&sample));
     bench.write("other.jsonl", &[json!({"task_id": "HumanEval/0", "completion": ""})]);
-    bench.write("without.jsonl", &[sample, json!({"task_id": "Test/0", "solution": ""})]);
+    bench.write("without.jsonl", &[sample, json!({"task_id": "Test/0", "text": ""})]);
     bench.write("number.jsonl", &[json!({"task_id": "Test/0", "completion": 3})]);
     bench.write("nothing.jsonl", &[]);
     bench.write("twice.jsonl", &[problem(), problem()]);
@@ -755,7 +755,7 @@ fn bad_lines_are_named_and_counted() {
     two_problems(&bench);
     let good = |id: &str| json!({"task_id": id, "completion": "    return x + 1\n"}).to_string();
     let bad = [
-        (r#"{"task_id": "Test/0", "completion": "    return '\ud800'"}"#, "surrogate"),
+        (r#"{"task_id": "Test/0", "completion": "    return '\ud800'"}"#, "hex escape"),
         (r#"{"task_id": "Test/0", "completion": "    ret"#, "EOF"),
         (r#"{"task_id": "Test/0", "completion": null}"#, "`completion` is null, wanted text"),
         (r#"{"task_id": "Test/0", "completion": "", "solution": ""}"#, "both"),
@@ -780,7 +780,7 @@ fn bad_lines_are_named_and_counted() {
     let list = r#"[["def f(x): return x + 1", "\ud800"], [3, "def f(x): return x + 1"]]"#;
     fs::write(bench.path("samples.jsonl"), list).unwrap();
     let message = bench.fail(&args);
-    says(&message, &["element 1, program 2", "surrogate", "element 2, program 1", "`solution` is 3"]);
+    says(&message, &["element 1, program 2", "hex escape", "element 2, program 1", "`solution` is 3"]);
     let said = bench.succeed(&[&args[..], &["--max-bad-lines", "2", "--out", "list.jsonl"]].concat());
     says(&said, &["2 completions, 2 passed", "left out  element 1, program 2"]);
 }

@@ -83,7 +83,7 @@ pub fn read(path: &Path, problems: &Problems, max_bad_lines: usize) -> Result<Gi
         let count = given.bad_lines.len();
         let more = if count > SHOWN { "; .." } else { "" };
         bail!(
-            "{}, {}{more}: a completion that is left out changes pass@k; mend the file, or allow it with --max-bad-lines {count}",
+            "{}, {}{more}; a completion that is left out changes pass@k: mend the file, or allow it with --max-bad-lines {count}",
             doing(),
             given.bad_lines[..count.min(SHOWN)].join("; ")
         );
