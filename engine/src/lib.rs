@@ -63,8 +63,8 @@
 //! # Adding an op
 //! Do existing ops express it? If not: an attribute struct and a builder in its family's file in `ops/`, and one word in
 //! the list of `ops/mod.rs`. The compiler then asks for the four rules: the result types, the gradient (its formula as a
-//! comment), the text, and the meaning. One row in `tests/ops.rs` compares them with each other and with the CPU plugin;
-//! `BLESS=1 cargo test --test stablehlo` writes new golden text, whose difference is to be read.
+//! comment), the text, and the meaning. One row in `tests/engine/ops.rs` compares them with each other and with the CPU plugin;
+//! `BLESS=1 cargo test -p tests --test engine stablehlo` writes new golden text, whose difference is to be read.
 
 mod compiled;
 mod eval;

@@ -154,7 +154,7 @@ impl Started {
     pub fn wait_for(&mut self, text: &str) {
         let start = Instant::now();
         while !self.said().contains(text) {
-            assert!(start.elapsed() < Duration::from_secs(120), "no `{text}` in {}", self.said());
+            assert!(start.elapsed() < Duration::from_secs(600), "no `{text}` in {}", self.said());
             assert!(self.child.try_wait().unwrap().is_none(), "ended without `{text}`: {}", self.said());
             std::thread::sleep(Duration::from_millis(1));
         }

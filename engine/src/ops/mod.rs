@@ -2,8 +2,8 @@
 //! its family: shape, gradient, text and meaning of one op stand together. Names and attributes are StableHLO's.
 //!
 //! **Adding an op**: first ask whether existing ops express it. If not: attribute struct and builder in the family's
-//! file, one word in the list below; the compiler then asks for the four rules. Then one row in `tests/ops.rs`, and
-//! `BLESS=1 cargo test --test stablehlo`, reading the difference.
+//! file, one word in the list below; the compiler then asks for the four rules. Then one row in `tests/engine/ops.rs`, and
+//! `BLESS=1 cargo test -p tests --test engine stablehlo`, reading the difference.
 
 pub(crate) mod collective;
 pub(crate) mod compare;

@@ -8,7 +8,7 @@
 //! A handle keeps what it stands on alive and destroys itself; [`Client::live`] counts what is left.
 //!
 //! # How a program is sharded
-//! Found by experiment with the CPU plugin (API 0.81) and libtpu 0.0.52; `tests/pjrt.rs` runs these on the
+//! Found by experiment with the CPU plugin (API 0.81) and libtpu 0.0.52; `tests/engine/pjrt.rs` runs these on the
 //! one and compiles them with the other.
 //! * [`Partitioner::Shardy`], which to prefer: `sdy.mesh @mesh = <["x"=4]>` in the module,
 //!   `{sdy.sharding = #sdy.sharding<@mesh, [{"x"}, {}]>}` on arguments and results, and inside

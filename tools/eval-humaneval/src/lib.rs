@@ -1,17 +1,19 @@
 //! `eval-humaneval`: completions of HumanEval and MBPP problems, generated from a checkpoint or given in a file, judged
 //! in a [`sandbox`] and counted as pass@k.
 //!
-//! The way of a completion: [`problems`] (the prompt; nothing is stripped from it) -> [`generate`] or [`samples`] ->
-//! [`judge`] (prompt, completion and tests as one program in a process of its own) -> [`results`] (a line of JSON) ->
-//! [`estimate`].
+//! The way of a completion: [`problems`] (the prompt; nothing is stripped from it) -> [`generate`] or [`samples`] (of what
+//! is given, the [`code`] alone) -> [`judge`] (prompt, completion and tests as one program in a process of its own) ->
+//! [`results`] (a line of JSON) -> [`estimate`].
 //!
 //! Invariants: a program has passed only if its tests ran to their end; no verdict depends on the machine's load, for
 //! time is CPU time; a score is never printed for problems that have too few completions; a sandbox is what it was seen
 //! to refuse, not what was asked for.
 
 mod cli;
+pub mod code;
 pub mod estimate;
 pub mod generate;
+pub mod json;
 pub mod judge;
 pub mod problems;
 pub mod python;

@@ -1,5 +1,6 @@
 //! Problems: the prompt that a model continues, and the tests that judge it.
 
+use crate::json::parse;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
 use engine::plugin::{Wheel, cache_folder};
@@ -37,8 +38,8 @@ pub struct Problem {
     pub id: String,
     /// What a completion continues.
     pub prompt: String,
-    /// A completion that is right.
-    pub canonical: String,
+    /// A completion that is right, if the file holds one.
+    pub canonical: Option<String>,
     /// What follows the completion.
     tests: String,
 }
@@ -46,7 +47,12 @@ pub struct Problem {
 impl Problem {
     /// The program that is judged: prompt, completion, tests.
     pub fn program(&self, completion: &str) -> String {
-        format!("{}{completion}\n{}", self.prompt, self.tests)
+        self.whole(&format!("{}{completion}", self.prompt))
+    }
+
+    /// The program that is judged if the prompt, or what stands for it, is in the solution: solution, tests.
+    pub fn whole(&self, solution: &str) -> String {
+        format!("{solution}\n{}", self.tests)
     }
 }
 
@@ -86,7 +92,9 @@ impl Problems {
     }
 
     fn read(path: &Path, name: String) -> Result<Problems> {
-        let (text, blake3) = read_text(path)?;
+        let (bytes, blake3) = read_bytes(path)?;
+        let text = String::from_utf8(bytes)
+            .with_context(|| format!("reading {}: it is no text in UTF-8", path.display()))?;
         let mut list: Vec<Problem> = Vec::new();
         let mut formats = Vec::new();
         for (place, object) in objects(&text).with_context(|| format!("reading {}", path.display()))? {
@@ -113,11 +121,11 @@ impl Problems {
     }
 }
 
-/// The text of a file, decompressed if its first bytes are gzip's, and the blake3 of the file.
+/// The bytes of a file, decompressed if the first ones are gzip's, without a byte order mark, and the blake3 of the file.
 ///
 /// # Errors
-/// If it cannot be read, or is not UTF-8.
-pub fn read_text(path: &Path) -> Result<(String, String)> {
+/// If it cannot be read.
+pub fn read_bytes(path: &Path) -> Result<(Vec<u8>, String)> {
     let doing = || format!("reading {}", path.display());
     let mut bytes = fs::read(path).with_context(doing)?;
     let blake3 = blake3::hash(&bytes).to_hex().to_string();
@@ -126,25 +134,30 @@ pub fn read_text(path: &Path) -> Result<(String, String)> {
         MultiGzDecoder::new(&bytes[..]).read_to_end(&mut whole).with_context(doing)?;
         bytes = whole;
     }
-    let text = String::from_utf8(bytes).with_context(|| format!("{}: it is no text in UTF-8", doing()))?;
-    Ok((text, blake3))
+    if bytes.starts_with(BYTE_ORDER_MARK) {
+        bytes.drain(..BYTE_ORDER_MARK.len());
+    }
+    Ok((bytes, blake3))
 }
+
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// The objects of a JSON list or of JSON lines, each with its place for messages. Empty lines are none.
 ///
 /// # Errors
 /// If one of them is not a JSON object.
-pub fn objects(text: &str) -> Result<Vec<(String, Map<String, Value>)>> {
+fn objects(text: &str) -> Result<Vec<(String, Map<String, Value>)>> {
     if text.trim_start().starts_with('[') {
         let list: Vec<Map<String, Value>> =
-            serde_json::from_str(text).context("a list of JSON objects was wanted")?;
+            parse(text).and_then(serde_json::from_value).context("a list of JSON objects was wanted")?;
         return Ok((1..).map(|i| format!("element {i}")).zip(list).collect());
     }
     let lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
     lines
         .map(|(i, line)| {
-            let object =
-                serde_json::from_str(line).with_context(|| format!("line {i}: a JSON object was wanted"))?;
+            let object = parse(line)
+                .and_then(serde_json::from_value)
+                .with_context(|| format!("line {i}: a JSON object was wanted"))?;
             Ok((format!("line {i}"), object))
         })
         .collect()
@@ -166,7 +179,7 @@ pub fn task_id(value: Option<&Value>) -> Result<String> {
 #[derive(Deserialize)]
 struct HumanEvalProblem {
     prompt: String,
-    canonical_solution: String,
+    canonical_solution: Option<String>,
     test: String,
     entry_point: String,
 }
@@ -176,7 +189,7 @@ struct HumanEvalProblem {
 struct MbppProblem {
     #[serde(alias = "prompt")]
     text: String,
-    code: String,
+    code: Option<String>,
     #[serde(default)]
     test_setup_code: String,
     #[serde(default)]
@@ -205,7 +218,7 @@ fn problem(object: Map<String, Value>) -> Result<(Format, Problem)> {
     }
     let found: Vec<&str> = object.keys().map(String::as_str).collect();
     bail!(
-        "{id} has {}; wanted is a problem like HumanEval's (prompt, canonical_solution, test, entry_point) or like MBPP's (text or prompt, code, test_list)",
+        "{id} has {}; wanted is a problem like HumanEval's (prompt, test, entry_point and maybe canonical_solution) or like MBPP's (text or prompt, test_list and maybe code)",
         found.join(", ")
     )
 }

@@ -4,7 +4,7 @@ use crate::cli::{Arguments, Generation};
 use crate::estimate::{Estimate, estimate};
 use crate::generate::{HandOver, Prompts};
 use crate::judge::{Judge, judge_all};
-use crate::problems::{Format, Problems, StopStyle, cut};
+use crate::problems::{Format, Problem, Problems, StopStyle, cut};
 use crate::python::{FLAGS, HASH_SEED, Python};
 use crate::results::{Key, Results};
 use crate::samples;
@@ -95,32 +95,45 @@ impl<'a> Evaluation<'a> {
 
     /// Judges the completions of a file.
     fn given(&self, path: &Path) -> Result<ExitCode> {
-        let (samples, blake3) = samples::read(path, &self.problems)?;
+        let given = samples::read(path, &self.problems, self.arguments.max_bad_lines)?;
         let mut counts = vec![0; self.problems.list.len()];
-        for sample in &samples {
+        for sample in &given.samples {
             counts[sample.key.0] += 1;
         }
         let k = self.k(&counts, &format!("{} has", path.display()))?;
         let mut settings = self.settings("file");
-        settings.insert("samples_file".to_owned(), name_of(path).into());
-        settings.insert("samples_blake3".to_owned(), blake3.into());
+        settings.extend(object(json!({
+            "samples_file": name_of(path),
+            "samples_blake3": given.blake3,
+            "bad_lines": given.bad_lines.len(),
+            "cleaned": given.cleaned,
+        })));
         let out = self.arguments.out.clone().unwrap_or_else(|| path.with_extension("results.jsonl"));
-        let results = Results::open(&out, settings, &self.problems)?;
-        let results = self.judge(results, samples.len(), |done, submit| {
-            for sample in samples.iter().filter(|sample| !done.contains(&sample.key)) {
-                if submit(sample.key, &sample.completion, sample.line.clone()).is_break() {
+        let results = Results::open(&out, settings.clone(), &self.problems)?;
+        let results = self.judge(results, given.samples.len(), |done, submit| {
+            for sample in given.samples.iter().filter(|sample| !done.contains(&sample.key)) {
+                if submit(sample.key, sample.program.clone(), sample.line.clone()).is_break() {
                     break;
                 }
             }
             Ok(())
         })?;
-        self.report(&results, &k);
+        for bad_line in &given.bad_lines {
+            say!("left out  {bad_line}");
+        }
+        if given.cleaned > 0 {
+            say!("cleaned   {} completions of Markdown and tokens that end a text", given.cleaned);
+        }
+        let estimates = self.report(&results, &k);
+        let evaluated = Evaluated { step: None, tokens_seen: None, results: name_of(&out), estimates };
+        summarise(&out.with_extension(SUMMARY_EXTENSION), &[evaluated], &[], &settings)?;
         say!("results   {}", out.display());
         Ok(ExitCode::SUCCESS)
     }
 
     /// Judges the problems' own solutions.
     fn canonical(&self) -> Result<ExitCode> {
+        let solutions: Vec<&str> = self.problems.list.iter().map(canonical).collect::<Result<_>>()?;
         let k = self.k(&vec![1; self.problems.list.len()], "--canonical has")?;
         let mut settings = self.settings("canonical");
         settings.extend(self.stop_settings());
@@ -129,12 +142,12 @@ impl<'a> Evaluation<'a> {
         let out = self.arguments.out.clone().unwrap_or_else(|| folder.path().join("canonical.jsonl"));
         let results = Results::open(&out, settings, &self.problems)?;
         let results = self.judge(results, self.problems.list.len(), |done, submit| {
-            for (problem, i) in self.problems.list.iter().zip(0..) {
-                let completion = cut(&problem.canonical, self.stop);
+            for ((problem, solution), i) in self.problems.list.iter().zip(&solutions).zip(0..) {
+                let completion = cut(solution, self.stop);
                 let line =
                     [("task_id", json!(problem.id)), ("sample", json!(0)), ("completion", json!(completion))];
                 let line = line.map(|(name, value)| (name.to_owned(), value)).into_iter().collect();
-                if !done.contains(&(i, 0)) && submit((i, 0), completion, line).is_break() {
+                if !done.contains(&(i, 0)) && submit((i, 0), problem.program(completion), line).is_break() {
                     break;
                 }
             }
@@ -160,7 +173,13 @@ impl<'a> Evaluation<'a> {
             None => PathBuf::from(format!("{}_{}.jsonl", self.benchmark(), name_of(path))),
         };
         let mut decoder = self.decoder(path)?;
-        self.generated(&mut decoder, path, &out)?;
+        let estimates = self.generated(&mut decoder, path, &out)?;
+        let state = state(path);
+        let (step, tokens_seen) =
+            (state.as_ref().map(|state| state.step), state.map(|state| state.tokens_seen));
+        let evaluated = Evaluated { step, tokens_seen, results: name_of(&out), estimates };
+        let settings = self.settings_of_checkpoints();
+        summarise(&out.with_extension(SUMMARY_EXTENSION), &[evaluated], &[], &settings)?;
         say!("results   {}", out.display());
         Ok(ExitCode::SUCCESS)
     }
@@ -175,26 +194,24 @@ impl<'a> Evaluation<'a> {
         let out =
             self.arguments.out.clone().unwrap_or_else(|| run.join(format!("eval_{}", self.benchmark())));
         fs::create_dir_all(&out).with_context(|| format!("creating {}", out.display()))?;
+        let settings = self.settings_of_checkpoints();
         let (mut evaluated, mut refused) = (Vec::new(), Vec::new());
         for (step, path) in found {
             say!("checkpoint {}", path.display());
-            let mut decoder = match self.decoder(&path) {
-                Ok(decoder) => decoder,
+            match self.decoder(&path) {
+                Ok(mut decoder) => {
+                    let results = format!("{}.jsonl", name_of(&path));
+                    let estimates = self.generated(&mut decoder, &path, &out.join(&results))?;
+                    let tokens_seen = state(&path).map(|state| state.tokens_seen);
+                    evaluated.push(Evaluated { step: Some(step), tokens_seen, results, estimates });
+                }
                 // A damaged one does not keep the others from being evaluated.
                 Err(error) => {
                     eprintln!("left out: {error:#}");
                     refused.push(json!({ "step": step, "reason": format!("{error:#}") }));
-                    continue;
                 }
-            };
-            let results = format!("{}.jsonl", name_of(&path));
-            let estimates = self.generated(&mut decoder, &path, &out.join(&results))?;
-            evaluated.push(Evaluated { step, tokens_seen: tokens_seen(&path), results, estimates });
-            let summary = self.summary(&evaluated, &refused);
-            write_file(&RealDisk, &out.join(SUMMARY), |file| {
-                serde_json::to_writer_pretty(&mut *file, &summary)?;
-                file.write_all(b"\n")
-            })?;
+            }
+            summarise(&out.join(SUMMARY), &evaluated, &refused, &settings)?;
         }
         let Some(best) = best(&evaluated) else {
             bail!("none of the checkpoints of {} could be evaluated", run.display())
@@ -202,7 +219,7 @@ impl<'a> Evaluation<'a> {
         for one in &evaluated {
             let mark = if one.step == best.step { "  best" } else { "" };
             let scores: Vec<String> = one.estimates.iter().map(shown).collect();
-            say!("step {:>9}  {}{mark}", one.step, scores.join("  "));
+            say!("step {:>9}  {}{mark}", one.step.unwrap_or_default(), scores.join("  "));
         }
         say!("summary   {}", out.join(SUMMARY).display());
         if refused.is_empty() {
@@ -226,8 +243,7 @@ impl<'a> Evaluation<'a> {
             speculation: speculation(generation),
             rows: usize::try_from(generation.rows)?,
         };
-        let mut settings = self.settings("checkpoint");
-        settings.extend(self.generation_settings());
+        let mut settings = self.settings_of_checkpoints();
         for (name, value) in [
             ("max_new_tokens", json!(options.max_new_tokens)),
             ("checkpoint", json!(name_of(checkpoint))),
@@ -285,9 +301,7 @@ impl<'a> Evaluation<'a> {
             Ok(())
         };
         let produce = |submit: &mut dyn FnMut(String, Label) -> ControlFlow<()>| {
-            produce(&done, &mut |key, completion, line| {
-                submit(self.problems.list[key.0].program(completion), (key, line))
-            })
+            produce(&done, &mut |key, program, line| submit(program, (key, line)))
         };
         judge_all(&self.judge, self.workers, produce, record)?;
         bar.finish_and_clear();
@@ -359,9 +373,11 @@ impl<'a> Evaluation<'a> {
         object(json!({ "stop_style": format!("{:?}", self.stop_style).to_lowercase(), "stop": self.stop }))
     }
 
-    fn generation_settings(&self) -> Map<String, Value> {
+    /// Those that hold for every checkpoint.
+    fn settings_of_checkpoints(&self) -> Map<String, Value> {
         let generation = &self.arguments.generation;
-        let mut settings = self.stop_settings();
+        let mut settings = self.settings("checkpoint");
+        settings.extend(self.stop_settings());
         settings.extend(object(json!({
             "samples": generation.samples,
             "temperature": generation.sampling.temperature,
@@ -383,25 +399,17 @@ impl<'a> Evaluation<'a> {
             _ => self.problems.name.split('.').next().unwrap_or_default().to_owned(),
         }
     }
-
-    fn summary(&self, evaluated: &[Evaluated], refused: &[Value]) -> Value {
-        let mut settings = self.settings("checkpoint");
-        settings.extend(self.generation_settings());
-        json!({
-            "best": best(evaluated).map(Evaluated::to_json),
-            "checkpoints": evaluated.iter().map(Evaluated::to_json).collect::<Vec<_>>(),
-            "refused": refused,
-            "settings": settings,
-        })
-    }
 }
 
 /// Name of the summary of a run.
 const SUMMARY: &str = "eval_summary.json";
+/// What takes the place of `jsonl` in the name of any other summary, which lies beside the results.
+const SUMMARY_EXTENSION: &str = "summary.json";
 
-/// An evaluated checkpoint of a run.
+/// What was evaluated: a checkpoint or a file of completions.
 struct Evaluated {
-    step: u64,
+    /// None for a file, and for published models, which do not say.
+    step: Option<u64>,
     tokens_seen: Option<u64>,
     results: String,
     estimates: Vec<Estimate>,
@@ -422,6 +430,26 @@ impl Evaluated {
 /// The checkpoint with the highest score, the newest one among equals.
 fn best(evaluated: &[Evaluated]) -> Option<&Evaluated> {
     evaluated.iter().max_by(|a, b| a.score().total_cmp(&b.score()))
+}
+
+/// Writes the score for programs to read.
+fn summarise(
+    path: &Path,
+    evaluated: &[Evaluated],
+    refused: &[Value],
+    settings: &Map<String, Value>,
+) -> Result<()> {
+    let summary = json!({
+        "best": best(evaluated).map(Evaluated::to_json),
+        "evaluated": evaluated.iter().map(Evaluated::to_json).collect::<Vec<_>>(),
+        "refused": refused,
+        "settings": settings,
+    });
+    write_file(&RealDisk, path, |file| {
+        serde_json::to_writer_pretty(&mut *file, &summary)?;
+        file.write_all(b"\n")
+    })?;
+    Ok(())
 }
 
 /// Drafts are used or not by measurement, which leaves greedy completions what they are, but not drawn ones: those must
@@ -469,10 +497,15 @@ fn weights_blake3(checkpoint: &Path) -> Result<String> {
     Ok(hash.finalize().to_hex().to_string())
 }
 
-/// How much a checkpoint was trained; published models do not say.
-fn tokens_seen(checkpoint: &Path) -> Option<u64> {
-    let text = fs::read(checkpoint.join(files::STATE)).ok()?;
-    serde_json::from_slice::<State>(&text).ok().map(|state| state.tokens_seen)
+/// The state of training at a checkpoint; published models have none.
+fn state(checkpoint: &Path) -> Option<State> {
+    serde_json::from_slice(&fs::read(checkpoint.join(files::STATE)).ok()?).ok()
+}
+
+/// A problem's own solution.
+fn canonical(problem: &Problem) -> Result<&str> {
+    let solution = problem.canonical.as_deref();
+    solution.with_context(|| format!("{} has no solution of its own, which --canonical judges", problem.id))
 }
 
 fn shown(estimate: &Estimate) -> String {

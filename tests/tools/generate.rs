@@ -6,6 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
+use tests::close::assert_close;
 use tests::golden;
 use tests::trainer::Bench;
 
@@ -106,6 +107,34 @@ fn samples_and_the_best_of_them() {
     assert_eq!(best.iter().map(mean).collect::<Vec<f64>>(), means[..2]);
     let (text, _) = generate(&["--prompt", "def f", "--max-new-tokens", "4", "--samples", "3"], "");
     assert!(text.contains("--- 1 of 3") && text.contains("--- 3 of 3"), "{text}");
+}
+
+/// At their ends temperature, top-p and top-k are greedy decoding on one side, and no restriction on the other.
+#[test]
+fn sampling_at_its_edges() {
+    let text = |args: &[&str]| {
+        let common = ["--prompt", "def function_1(", "--max-new-tokens", "24", "--seed", "6"];
+        generate(&[&common[..], args].concat(), "").0
+    };
+    let greedy = text(&["--temperature", "0"]);
+    let free = ["--temperature", "1", "--top-p", "1", "--top-k", "0"];
+    let drawn = text(&free);
+    assert_ne!(greedy, drawn);
+    for edge in [
+        &["--temperature", "1e-6"][..],
+        &["--temperature", "1e30", "--top-k", "1"],
+        &["--temperature", "1", "--top-k", "1", "--top-p", "1"],
+        &["--temperature", "1", "--top-p", "1e-9"],
+        &["--temperature", "1", "--top-p", "1e-9", "--top-k", "320"],
+    ] {
+        assert_eq!(text(edge), greedy, "{edge:?}");
+    }
+    // The model has 320 tokens.
+    for edge in ["320", "321", "1000000"] {
+        let args = [&free[..4], &["--top-k", edge]].concat();
+        assert_eq!(text(&args), drawn, "--top-k {edge}");
+    }
+    assert_ne!(text(&["--temperature", "1e30", "--top-p", "1"]), drawn);
 }
 
 #[test]
@@ -348,10 +377,7 @@ fn scores_of_the_golden_model_are_the_expected_ones() {
     for (row, line) in lines.iter().enumerate() {
         for name in ["logprobs", "mtp_logprobs"] {
             let (found, wanted) = (numbers(&line[name]), numbers(&expected[name][row]));
-            assert_eq!(found.len(), wanted.len());
-            let error = found.iter().zip(&wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-            println!("row {row} {name}: largest error {error:.1e}");
-            assert!(error < 1e-4);
+            assert_close(&format!("row {row} {name}"), &found, &wanted, 1e-4);
         }
     }
     let loss = summary.lines().find_map(|line| line.strip_prefix("loss")).unwrap();

@@ -2,20 +2,17 @@
 
 use engine::pjrt::{Arg, CompileOptions, Error};
 use engine::{Builder, DType, Host, Program, Sharding, Tensor, Type, grad};
+use tests::close::assert_close;
 use tests::{cpu, message_of, numbers};
 
 fn rows() -> Sharding {
     Sharding { tiles: vec![4, 1], devices: 4 }
 }
 
+#[track_caller]
 fn close(found: &Host, wanted: &Host, tolerance: f64) {
     assert_eq!(found.ty(), wanted.ty());
-    for (i, (found, wanted)) in found.to_f64().into_iter().zip(wanted.to_f64()).enumerate() {
-        assert!(
-            (found - wanted).abs() <= tolerance * (1.0 + wanted.abs()),
-            "element {i}: {found}, wanted {wanted}"
-        );
-    }
+    assert_close("sharded", &found.to_f64(), &wanted.to_f64(), tolerance);
 }
 
 /// Which of the program's tensors are cut.

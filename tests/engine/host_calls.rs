@@ -14,6 +14,7 @@ use kernels::{
 use proptest::prelude::*;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use tests::close::{assert_small, error_beside, largest};
 use tests::{Random, panic_of, property};
 
 fn client() -> &'static Client {
@@ -222,11 +223,8 @@ fn check_lowered(native: &Program, args: &[Host], truth: &[Array], tolerance: f6
             continue;
         }
         let least = least.get(i).copied().unwrap_or(0.0);
-        let top = truth.floats().iter().fold(least, |top: f64, x| top.max(x.abs()));
-        for (found, truth) in found.to_f64().iter().zip(truth.floats()) {
-            let error = (found - truth).abs();
-            assert!(error <= tolerance * top, "result {i}: {found} is not {truth}, of at most {top}");
-        }
+        let error = error_beside(&found.to_f64(), truth.floats(), least);
+        assert_small(&format!("result {i}"), error, tolerance);
     }
 }
 
@@ -557,7 +555,7 @@ fn differential_attention() {
             let factor = truth[2].floats()[(3 * row + 2) * s + position];
             (factor * lambda(row / heads * s + position, row % heads) * o2).abs()
         });
-        let mut least = vec![subtracted.fold(0.0, f64::max), 0.0, 0.0, 0.0, 0.0];
+        let mut least = vec![largest(subtracted), 0.0, 0.0, 0.0, 0.0];
         if !per_token {
             // The gradient by one lambda is a sum of what one for each token and head has.
             let of_each = Host::from_f64(of_tokens, &vec![lambdas[0]; b * s * heads]);

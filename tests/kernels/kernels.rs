@@ -10,18 +10,16 @@ use kernels::{
 };
 use proptest::prelude::*;
 use serde_json::Value;
+use tests::close::{assert_small, error_beside};
 use tests::{Random, golden, panic_of, property, run_on_cpu};
 
 /// The forms that run on the CPU.
 const FORMS: [KernelChoice; 2] = [KernelChoice::Reference, KernelChoice::Portable];
 
 /// Largest error as a part of the largest element; of 1 where elements are smaller, because gradients may cancel to 0.
+#[track_caller]
 fn error(found: &[f64], wanted: &[f64]) -> f64 {
-    assert_eq!(found.len(), wanted.len());
-    let top = wanted.iter().fold(1.0, |top: f64, x| top.max(x.abs()));
-    // `max` would pass over NaN.
-    let worst = |worst: f64, x: f64| if x > worst || x.is_nan() { x } else { worst };
-    found.iter().zip(wanted).map(|(a, b)| (a - b).abs()).fold(0.0, worst) / top
+    error_beside(found, wanted, 1.0)
 }
 
 fn numbers(value: &Value) -> Vec<f64> {
@@ -96,9 +94,8 @@ fn diff_attention_is_the_golden() {
                 let names = ["y", "dQ", "dK", "dV", "d_lq1", "d_lk1", "d_lq2", "d_lk2", "d_w"];
                 for (output, found) in names.iter().zip(&results) {
                     let wanted = numbers(&golden["cases"][name][output]);
-                    let error = error(found.floats(), &wanted);
-                    println!("{dtype:?} {name} {form:?} {output:6} {error:.1e}");
-                    assert!(error < tolerance, "{dtype:?} {name} {form:?} {output}: {error:e}");
+                    let what = format!("{dtype:?} {name} {form:?} {output}");
+                    assert_small(&what, error(found.floats(), &wanted), tolerance);
                 }
             }
         }
@@ -168,8 +165,8 @@ where
             let (lowered, _) = passes::lower(&program, Target::Cpu, form);
             let compare = |found: &[Array], tolerance: f64, how: &str| {
                 for (i, (found, truth)) in found.iter().zip(&truth).enumerate() {
-                    let error = error(found.floats(), truth.floats());
-                    assert!(error < tolerance, "{form:?} {how}, output {i} {}: {error:e}", found.ty);
+                    let what = format!("{form:?} {how}, output {i} {}", found.ty);
+                    assert_small(&what, error(found.floats(), truth.floats()), tolerance);
                 }
             };
             let exact = if self.types[0].dtype == DType::F64 { 1e-11 } else { 1e-6 };

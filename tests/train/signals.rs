@@ -2,7 +2,6 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 /// Starts `listener` and waits until it listens.
 fn listening(mode: &str) -> (Child, BufReader<std::process::ChildStdout>) {
@@ -46,8 +45,7 @@ fn the_second_signal_ends_at_once() {
         line.clear();
         assert!(out.read_line(&mut line).unwrap() > 0, "the first signal ended the child");
     }
-    let start = Instant::now();
     send(&child, "-INT");
+    // Without the signal it would end after a minute, with 0.
     assert_eq!(child.wait().unwrap().code(), Some(130));
-    assert!(start.elapsed() < Duration::from_secs(5));
 }

@@ -6,9 +6,9 @@ use engine::{
 };
 use kernels::{CachedAttention, DiffAttention, HeadNorm, Keys, ROWS, SwiGlu, Tiling};
 use proptest::prelude::*;
-use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
-use std::fmt::Debug;
 use std::ops::Range;
+use tests::close::{assert_small, error_beside};
+use tests::property;
 
 /// Numbers that look random.
 struct Noise(u64);
@@ -78,10 +78,9 @@ fn arguments(program: &Program, documents: &[usize], scale: f64, seed: u64) -> V
 }
 
 /// Largest error as a part of the largest element, or of `scale` if that is larger.
+#[track_caller]
 fn error(found: &Array, wanted: &Array, scale: f64) -> f64 {
-    let top = wanted.floats().iter().fold(scale, |top: f64, x| top.max(x.abs()));
-    let worst = |worst: f64, x: f64| if x > worst || x.is_nan() { x } else { worst };
-    found.floats().iter().zip(wanted.floats()).map(|(a, b)| (a - b).abs()).fold(0.0, worst) / top
+    error_beside(found.floats(), wanted.floats(), scale)
 }
 
 #[derive(Clone, Debug)]
@@ -133,18 +132,6 @@ fn cases(blocks: [usize; 2], widths: [usize; 2], scales: Range<f64>) -> impl Str
     )
 }
 
-/// Runs so many cases, the same at every run: how near bf16 comes is a matter of chance.
-fn each_case<C: Debug>(count: u32, cases: impl Strategy<Value = C>, check: impl Fn(&C)) {
-    let config = Config { failure_persistence: None, ..Config::with_cases(count) };
-    let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
-    runner
-        .run(&cases, |case| {
-            check(&case);
-            Ok(())
-        })
-        .unwrap();
-}
-
 /// How far a result is from the formula's true value.
 struct Errors {
     name: String,
@@ -182,8 +169,8 @@ fn errors(case: &Case, dtype: DType) -> Vec<Errors> {
 
 #[test]
 fn attention_is_its_reference() {
-    each_case(48, cases([8, 16], [8, 16], 0.1..3.0), |case| {
-        for Errors { name, native, .. } in errors(case, DType::F32) {
+    property(48, &cases([8, 16], [8, 16], 0.1..3.0), |case| {
+        for Errors { name, native, .. } in errors(&case, DType::F32) {
             assert!(native < 1e-5, "{name}: {native:e}");
         }
     });
@@ -216,8 +203,8 @@ fn attention_in_bf16_is_near_the_truth() {
 /// makes of saved, rounded results, is held to an eighth of its terms.
 #[test]
 fn attention_in_bf16_is_as_near_as_the_plain_form_anywhere() {
-    each_case(24, cases([16, 32], [32, 64], 0.1..3.0), |case| {
-        for Errors { name, native, plain } in errors(case, DType::Bf16) {
+    property(24, &cases([16, 32], [32, 64], 0.1..3.0), |case| {
+        for Errors { name, native, plain } in errors(&case, DType::Bf16) {
             let limit = if name == "d_lambda" { 0.125 } else { 2f64.powi(-7).max(3.0 * plain) };
             assert!(native < limit, "{name}: {native:e}, the plain form {plain:e}");
         }
@@ -324,7 +311,7 @@ impl Cached {
 
 #[test]
 fn cached_attention_is_its_reference() {
-    each_case(96, cached([8, 16], 0.1..3.0), |case| {
+    property(96, &cached([8, 16], 0.1..3.0), |case| {
         let Errors { native, .. } = case.errors(DType::F32);
         assert!(native < 1e-5, "{native:e}");
     });
@@ -333,11 +320,11 @@ fn cached_attention_is_its_reference() {
 /// As [`attention_in_bf16_is_as_near_as_the_plain_form_anywhere`]; without large logits to 2^-7.
 #[test]
 fn cached_attention_in_bf16_is_near_the_truth() {
-    each_case(48, cached([32, 64], 0.1..1.0), |case| {
+    property(48, &cached([32, 64], 0.1..1.0), |case| {
         let Errors { native, .. } = case.errors(DType::Bf16);
         assert!(native < 2f64.powi(-7), "{native:e}");
     });
-    each_case(48, cached([32, 64], 1.0..3.0), |case| {
+    property(48, &cached([32, 64], 1.0..3.0), |case| {
         let Errors { native, plain, .. } = case.errors(DType::Bf16);
         assert!(native < 2f64.powi(-7).max(3.0 * plain), "{native:e}, the plain form {plain:e}");
     });
@@ -376,9 +363,7 @@ fn swiglu_is_its_reference() {
         let (native, forms) = passes::lower(&program, Target::TpuV6e, KernelChoice::Native);
         assert!(forms.iter().all(|(_, form)| *form == passes::Form::Native), "{forms:?}");
         for (found, truth) in evaluate(&native, &args, Rounding::None).iter().zip(&truth) {
-            let error = error(found, truth, 0.0);
-            println!("{dtype} rate {rate} {error:.1e}");
-            assert!(error < tolerance, "{error:e}");
+            assert_small(&format!("{dtype} rate {rate}"), error(found, truth, 0.0), tolerance);
         }
     }
 }
@@ -423,8 +408,6 @@ fn attention_works_in_stacks() {
     for ((port, found), truth) in
         program.outputs().iter().zip(&evaluate(&native, &args, Rounding::None)).zip(&truth)
     {
-        let error = error(found, truth, 0.0);
-        println!("{} {error:.1e}", port.name);
-        assert!(error < 1e-5, "{}: {error:e}", port.name);
+        assert_small(&port.name, error(found, truth, 0.0), 1e-5);
     }
 }

@@ -5,7 +5,7 @@ use engine::{Array, DType, Host, KernelChoice, Program, Rounding, Target, evalua
 use model::folded::fold_program;
 use model::{Attention, Compute, Config, Remat, specs};
 use proptest::prelude::*;
-use tests::{Random, property, run_on_cpu, small_config, uneven_params};
+use tests::{Random, close, property, run_on_cpu, small_config, uneven_params};
 use train::config::BatchShape;
 use train::step::{AdamW, step_program};
 
@@ -88,20 +88,18 @@ fn fast(config: &Config, rows: &Rows, adamw: AdamW, micro: usize, target: Target
 
 /// Largest error of an array, as a part of its largest element.
 fn error(found: &Array, wanted: &Array) -> f64 {
+    assert_eq!(found.ty, wanted.ty);
     if !found.ty.dtype.is_float() {
         return if found.ints() == wanted.ints() { 0.0 } else { f64::INFINITY };
     }
-    let top = wanted.floats().iter().fold(1e-30, |top: f64, x| top.max(x.abs()));
-    let worst = |worst: f64, x: f64| if x > worst || x.is_nan() { x } else { worst };
-    found.floats().iter().zip(wanted.floats()).map(|(a, b)| (a - b).abs()).fold(0.0, worst) / top
+    close::error(found.floats(), wanted.floats())
 }
 
 #[track_caller]
 fn equal(name: &str, found: &[Array], wanted: &[Array], tolerance: f64) {
     assert_eq!(found.len(), wanted.len());
-    let worst = found.iter().zip(wanted).map(|(a, b)| error(a, b)).fold(0.0, f64::max);
-    println!("{name}: {worst:.1e}");
-    assert!(worst < tolerance, "{name}: {worst:e}");
+    let worst = close::largest(found.iter().zip(wanted).map(|(a, b)| error(a, b)));
+    close::assert_small(name, worst, tolerance);
 }
 
 /// Everything that a configuration can switch on.

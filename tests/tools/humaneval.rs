@@ -1,16 +1,17 @@
 //! `eval-humaneval`: what passes, what does not and why, what judged programs cannot reach, and what a person is told.
 
 use eval_humaneval::estimate::{Tally, estimate, pass_at_k};
-use proptest::prelude::*;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
 use serde_json::{Value, json};
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
+use tests::property;
 use tests::trainer::Bench as Training;
 
 /// A temporary folder to evaluate in.
@@ -30,7 +31,24 @@ fn problem() -> Value {
 }
 
 impl Bench {
+    /// Panics with the reason on a machine that cannot keep programs in the whole sandbox: there is nothing to test then.
+    #[track_caller]
     fn new() -> Bench {
+        static MISSING: OnceLock<Option<String>> = OnceLock::new();
+        let missing = MISSING.get_or_init(|| {
+            let bench = Bench::unchecked();
+            bench.write("samples.jsonl", &[json!({"task_id": "Test/0", "completion": "    return x + 1\n"})]);
+            let given = ["--problems", "problems.jsonl", "--samples-file", "samples.jsonl"];
+            let output = bench.command(&given).output().unwrap();
+            (!output.status.success()).then(|| text(&output.stderr))
+        });
+        if let Some(missing) = missing {
+            panic!("this test needs landlock and seccomp, and a Python that runs under them: {missing}");
+        }
+        Bench::unchecked()
+    }
+
+    fn unchecked() -> Bench {
         let bench = Bench { folder: TempDir::new().unwrap() };
         bench.write("problems.jsonl", &[problem()]);
         fs::create_dir(bench.path("tmp")).unwrap();
@@ -49,6 +67,10 @@ impl Bench {
     fn lines(&self, name: &str) -> Vec<Value> {
         let text = fs::read_to_string(self.path(name)).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    fn json(&self, name: &str) -> Value {
+        serde_json::from_slice(&fs::read(self.path(name)).unwrap()).unwrap()
     }
 
     fn command(&self, args: &[&str]) -> Command {
@@ -258,6 +280,7 @@ fn hostile_programs_are_contained() {
     let port = listener.local_addr().unwrap().port();
     let secret = bench.path("secret");
     fs::write(&secret, "the secret").unwrap();
+    let written = fs::metadata(&secret).unwrap().modified().unwrap();
     let path = secret.display();
     let folder = bench.folder.path().display();
     let system_call = |number: i64, arguments: &str| {
@@ -329,9 +352,7 @@ fn hostile_programs_are_contained() {
         cases.iter().map(|(completion, reason)| (completion.as_str(), *reason)).collect();
     bench.all_fail(&cases, &[]);
     assert_eq!(fs::read_to_string(&secret).unwrap(), "the secret");
-    assert!(
-        fs::metadata(&secret).unwrap().modified().unwrap().elapsed().unwrap() < Duration::from_secs(3600)
-    );
+    assert_eq!(fs::metadata(&secret).unwrap().modified().unwrap(), written);
     assert!(!bench.path("new").exists());
     assert!(listener.accept().is_err(), "a judged program has reached the network");
 }
@@ -339,8 +360,8 @@ fn hostile_programs_are_contained() {
 /// What programs use up without end.
 #[test]
 fn greedy_programs_are_stopped() {
-    let started = Instant::now();
-    Bench::new().all_fail(
+    let bench = Bench::new();
+    bench.all_fail(
         &[
             ("    while True:\n        pass\n", "used up its 1 s of CPU time"),
             (
@@ -348,9 +369,6 @@ fn greedy_programs_are_stopped() {
                 "using more than 1 s of CPU time",
             ),
             ("    while True:\n        try:\n            while True: pass\n        except BaseException:\n            pass\n", "CPU time"),
-            ("    import time\n    time.sleep(1000)\n", "did not end within 8 s"),
-            // Nothing is open any more, and yet it goes on.
-            ("    os.closerange(0, 64)\n    import time\n    time.sleep(1000)\n", "did not end within 8 s"),
             ("    return input()\n", "EOFError"),
             ("    while True:\n        print('x' * 10**6)\n", "printed more than 16 MiB"),
             ("    while True:\n        os.write(2, b'x' * 10**6)\n", "printed more than 16 MiB"),
@@ -368,9 +386,16 @@ fn greedy_programs_are_stopped() {
             ("    return 10**10**10\n", ""),
             ("    import re\n    re.match('(a+)+b', 'a' * 1000)\n", "CPU time"),
         ],
-        &["--cpu-seconds", "1", "--wall-seconds", "8"],
+        &["--cpu-seconds", "1"],
     );
-    assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
+    bench.all_fail(
+        &[
+            ("    import time\n    time.sleep(1000)\n", "did not end within 4 s"),
+            // Nothing is open any more, and yet it goes on.
+            ("    os.closerange(0, 64)\n    import time\n    time.sleep(1000)\n", "did not end within 4 s"),
+        ],
+        &["--wall-seconds", "4"],
+    );
 }
 
 /// The environment of a program is empty, and two runs give the same verdicts.
@@ -497,7 +522,7 @@ fn killed_and_continued() {
     lines.push(json!({"task_id": "Test/0", "completion": "    import time\n    time.sleep(1000)\n"}));
     bench.write("samples.jsonl", &lines);
     let mut process = bench.command(&[&args[..], &["killed.jsonl"]].concat()).spawn().unwrap();
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_secs(300);
     let written = || fs::read_to_string(bench.path("killed.jsonl")).unwrap_or_default().lines().count();
     while written() < 6 || children(&process).is_empty() {
         assert!(Instant::now() < deadline);
@@ -579,7 +604,7 @@ fn bad_input_is_named_with_its_remedy() {
     let sample = json!({"task_id": "Test/0", "completion": "    return x + 1\n"});
     bench.write("good.jsonl", std::slice::from_ref(&sample));
     bench.write("other.jsonl", &[json!({"task_id": "HumanEval/0", "completion": ""})]);
-    bench.write("without.jsonl", &[sample, json!({"task_id": "Test/0", "solution": ""})]);
+    bench.write("without.jsonl", &[sample, json!({"task_id": "Test/0", "text": ""})]);
     bench.write("number.jsonl", &[json!({"task_id": "Test/0", "completion": 3})]);
     bench.write("nothing.jsonl", &[]);
     bench.write("twice.jsonl", &[problem(), problem()]);
@@ -642,6 +667,124 @@ fn bad_input_is_named_with_its_remedy() {
     }
 }
 
+/// Two problems without solutions of their own, which nothing but `--canonical` needs.
+fn two_problems(bench: &Bench) {
+    let mut problems = [problem(), problem()];
+    problems[1]["task_id"] = "Test/1".into();
+    for problem in &mut problems {
+        problem.as_object_mut().unwrap().remove("canonical_solution");
+    }
+    bench.write("two.jsonl", &problems);
+}
+
+/// What models write around their code is not judged, and what was left of it is said.
+#[test]
+fn code_is_taken_out_of_fences_and_tokens() {
+    let bench = Bench::new();
+    two_problems(&bench);
+    let completions = [
+        "```python\ndef f(x):\n    return x + 1\n```\n",
+        "    return x + 1\n```\nIt returns the next number.\n",
+        "    return x + 1\n<|endoftext|>",
+        "    return x + 1\n",
+        "    return '''\n    ```\n    '''\n",
+    ];
+    let lines: Vec<Value> = (completions.iter())
+        .flat_map(|text| ["Test/0", "Test/1"].map(|id| json!({"task_id": id, "completion": text})))
+        .collect();
+    bench.write("samples.jsonl", &lines);
+    let said = bench.succeed(&["--problems", "two.jsonl", "--samples-file", "samples.jsonl"]);
+    says(&said, &["10 completions, 8 passed", "cleaned   6 completions", "pass@1     80.00 ± 0.00 %"]);
+    let results = bench.lines("samples.results.jsonl");
+    assert_eq!(results[0]["settings"]["cleaned"], 6);
+    assert_eq!(results[0]["completion"], completions[0]);
+    assert_eq!(results[0]["judged"], "def f(x):\n    return x + 1\n");
+    assert_eq!(results[1]["judged"], "    return x + 1\n");
+    assert_eq!(results[2]["judged"], "    return x + 1\n");
+    assert!(results[3..5].iter().all(|line| line.get("judged").is_none()));
+    let summary = bench.json("samples.results.summary.json");
+    assert_eq!(summary["best"]["estimates"][0]["pass_at_k"], 0.8);
+    assert_eq!(summary["best"]["results"], "samples.results.jsonl");
+    assert_eq!((&summary["settings"]["cleaned"], &summary["settings"]["bad_lines"]), (&json!(6), &json!(0)));
+    let message = bench.fail(&["--problems", "two.jsonl", "--canonical"]);
+    says(&message, &["Test/0 has no solution of its own", "--canonical"]);
+}
+
+/// The same programs in every form in which others write them.
+#[test]
+fn forms_of_other_programs_are_read() {
+    let bench = Bench::new();
+    two_problems(&bench);
+    let whole = |sum: &str| format!("import os\n\n\ndef f(x):\n    return {sum}\n<|endoftext|>");
+    let (right, wrong) = (whole("x + 1"), whole("x"));
+    let evalplus = [
+        json!({"task_id": "Test/0", "solution": right}),
+        json!({"task_id": "Test/1", "solution": wrong}),
+        json!({"task_id": "Test/0", "solution": wrong}),
+        json!({"task_id": "Test/1", "solution": right}),
+    ];
+    bench.write("evalplus.jsonl", &evalplus);
+    fs::write(bench.path("list.json"), json!(evalplus).to_string()).unwrap();
+    let bigcode = serde_json::to_string_pretty(&json!([[right, wrong], [wrong, right]])).unwrap();
+    fs::write(bench.path("generations.json"), &bigcode).unwrap();
+    fs::write(bench.path("marked.json"), format!("\u{feff}{bigcode}")).unwrap();
+    let python = [
+        r#"{"task_id": "Test/0", "score": NaN, "completion": "    return x + 1\n"}"#,
+        r#"{"task_id": "Test/0", "scores": [-Infinity, "NaN"], "completion": "    return x\n"}"#,
+        r#"{"task_id": "Test/1", "completion": "    return NaN\n"}"#,
+        r#"{"task_id": "Test/1", "completion": "    return x + 1\n"}"#,
+    ];
+    fs::write(bench.path("python.jsonl"), format!("\u{feff}{}", python.join("\r\n"))).unwrap();
+    for file in ["evalplus.jsonl", "list.json", "generations.json", "marked.json", "python.jsonl"] {
+        let out = format!("{file}.results");
+        let said = bench.succeed(&["--problems", "two.jsonl", "--samples-file", file, "--out", &out]);
+        says(&said, &["4 completions, 2 passed", "pass@1     50.00 ± 0.00 %"]);
+        let lines = bench.lines(&out);
+        let verdicts = lines.iter().map(|line| (line["task_id"].as_str().unwrap(), line["passed"] == true));
+        let wanted = [("Test/0", true), ("Test/0", false), ("Test/1", false), ("Test/1", true)];
+        assert_eq!(verdicts.collect::<Vec<_>>(), wanted, "{file}");
+    }
+    let message = bench.fail(&["--problems", "problems.jsonl", "--samples-file", "generations.json"]);
+    says(&message, &["a list for each of 2 problems", "problems.jsonl has 1", "--first"]);
+}
+
+/// A line that is no completion is an error, or left out by name and number where that is allowed.
+#[test]
+fn bad_lines_are_named_and_counted() {
+    let bench = Bench::new();
+    two_problems(&bench);
+    let good = |id: &str| json!({"task_id": id, "completion": "    return x + 1\n"}).to_string();
+    let bad = [
+        (r#"{"task_id": "Test/0", "completion": "    return '\ud800'"}"#, "hex escape"),
+        (r#"{"task_id": "Test/0", "completion": "    ret"#, "EOF"),
+        (r#"{"task_id": "Test/0", "completion": null}"#, "`completion` is null, wanted text"),
+        (r#"{"task_id": "Test/0", "completion": "", "solution": ""}"#, "both"),
+        ("null", "a JSON object was wanted"),
+        (r#"{"completion": ""}"#, "`task_id` is missing"),
+    ];
+    let args = ["--problems", "two.jsonl", "--samples-file", "samples.jsonl"];
+    let write = |bad: &str| {
+        fs::write(bench.path("samples.jsonl"), [&good("Test/0"), bad, &good("Test/1")].join("\n")).unwrap();
+    };
+    for (line, part) in bad {
+        write(line);
+        says(&bench.fail(&args), &["samples.jsonl, line 2", part, "--max-bad-lines 1"]);
+    }
+    write(&bad.map(|(line, _)| line).join("\n"));
+    let message = bench.fail(&[&args[..], &["--max-bad-lines", "5"]].concat());
+    says(&message, &["line 2", "line 6", "; ..", "--max-bad-lines 6"]);
+    let said = bench.succeed(&[&args[..], &["--max-bad-lines", "6"]].concat());
+    says(&said, &["2 completions, 2 passed", "left out  line 2: ", "left out  line 7: ", "pass@1    100.00"]);
+    assert_eq!(bench.json("samples.results.summary.json")["settings"]["bad_lines"], 6);
+    // Those of a list too.
+    let list = r#"[["def f(x): return x + 1", "\ud800"], [3, "def f(x): return x + 1"]]"#;
+    fs::write(bench.path("samples.jsonl"), list).unwrap();
+    let message = bench.fail(&args);
+    says(&message, &["element 1, program 2", "hex escape", "element 2, program 1", "`solution` is 3"]);
+    let said = bench.succeed(&[&args[..], &["--max-bad-lines", "2", "--out", "list.jsonl"]].concat());
+    says(&said, &["2 completions, 2 passed", "left out  element 1, program 2"]);
+}
+
 /// A score is not given for problems without completions.
 #[test]
 fn an_incomplete_file_has_no_score() {
@@ -653,6 +796,7 @@ fn an_incomplete_file_has_no_score() {
     let said = bench.succeed(&["--problems", "two.jsonl", "--samples-file", "samples.jsonl"]);
     says(&said, &["1 completions, 1 passed", "pass@k is not defined: 1 of 2 problems", "Test/1"]);
     assert!(!said.contains("pass@1 "));
+    assert_eq!(bench.json("samples.results.summary.json")["best"]["estimates"], json!([]));
 }
 
 /// Two checkpoints of a run, generated from, judged, continued and compared.
@@ -677,7 +821,7 @@ fn checkpoints_of_a_run() {
     let summary: Value =
         serde_json::from_slice(&fs::read(folder.join("eval_summary.json")).unwrap()).unwrap();
     let steps: Vec<u64> =
-        summary["checkpoints"].as_array().unwrap().iter().map(|one| one["step"].as_u64().unwrap()).collect();
+        summary["evaluated"].as_array().unwrap().iter().map(|one| one["step"].as_u64().unwrap()).collect();
     assert_eq!(steps, [2, 4]);
     assert_eq!(summary["best"]["estimates"][1]["k"], 3);
     assert_eq!(summary["settings"]["temperature"], 0.8);
@@ -704,6 +848,11 @@ fn checkpoints_of_a_run() {
     let alone = ["--checkpoint", &checkpoint, "--out", "alone.jsonl"];
     bench.succeed(&[&args[..2], &alone, &args[4..]].concat());
     assert_eq!(fs::read_to_string(bench.path("alone.jsonl")).unwrap(), whole);
+    let alone = bench.json("alone.summary.json");
+    assert_eq!(alone["evaluated"], json!([alone["best"]]));
+    assert_eq!((&alone["best"]["step"], &alone["best"]["results"]), (&json!(4), &json!("alone.jsonl")));
+    assert_eq!(alone["best"]["estimates"], summary["evaluated"][1]["estimates"]);
+    assert_eq!(alone["settings"], summary["settings"]);
 
     // A damaged one is left out, and said to be.
     let weights = training.path("run/checkpoints/step_00000002/model.safetensors");
@@ -714,6 +863,16 @@ fn checkpoints_of_a_run() {
         &bench.fail(&args),
         &["left out", "model.safetensors is damaged", "1 of 2 checkpoints could not be"],
     );
+
+    // The summary says so also where it is the last one.
+    let step_4 = training.path("run/checkpoints/step_00000004/model.safetensors");
+    let good = fs::read(&step_4).unwrap();
+    fs::write(&step_4, "no weights").unwrap();
+    bench.fail(&args);
+    let summary: Value =
+        serde_json::from_slice(&fs::read(folder.join("eval_summary.json")).unwrap()).unwrap();
+    assert_eq!((&summary["best"], summary["refused"].as_array().unwrap().len()), (&Value::Null, 2));
+    fs::write(&step_4, good).unwrap();
 
     // Neither too many tokens nor too long a prompt.
     let message = bench.fail(&[&args[..8], &["--out", "x", "--max-new-tokens", "60"]].concat());
@@ -748,13 +907,14 @@ fn estimator_of_known_cases() {
     assert!((estimate.standard_error.unwrap() - 0.300_462_606_288_666).abs() < 1e-12);
 }
 
-proptest! {
-    /// The product form against the quotient of binomial coefficients.
-    #[test]
-    fn estimator_against_its_closed_form(n in 1u64..60, c in 0u64..60, k in 1u64..60) {
+/// The product form against the quotient of binomial coefficients.
+#[test]
+fn estimator_against_its_closed_form() {
+    property(256, &(1u64..60, 0u64..60, 1u64..60), |(n, c, k)| {
         let (c, k) = (c.min(n), k.min(n));
         let fails = if n - c < k { 0.0 } else { choose(n - c, k) / choose(n, k) };
         let found = pass_at_k(Tally { samples: n, passed: c }, k).unwrap();
-        prop_assert!((found - (1.0 - fails)).abs() < 1e-9);
-    }
+        // 60 factors of one rounding each, and as many in the quotient.
+        assert!((found - (1.0 - fails)).abs() < 120.0 * f64::EPSILON, "{found}, not {}", 1.0 - fails);
+    });
 }

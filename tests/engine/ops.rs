@@ -1,8 +1,6 @@
 //! Every op: the evaluator against the CPU plugin, gradients against finite differences, and what is refused.
 
-#[path = "ops/errors.rs"]
 mod errors;
-#[path = "ops/table.rs"]
 mod table;
 
 use engine::ops::Op;

@@ -39,7 +39,7 @@ fn bools<'f>(f: &'f Builder<'f>, shape: &[usize]) -> Tensor<'f> {
 
 #[test]
 fn elementwise_ops_refuse() {
-    refused!(["add(f32[2], f32[3]): ", "one type", "tests/ops/errors.rs:"], |f| {
+    refused!(["add(f32[2], f32[3]): ", "one type", "tests/engine/ops/errors.rs:"], |f| {
         let _ = f32s(f, &[2]) + f32s(f, &[3]);
     });
     refused!(["multiply(f32[2], i32[2]): ", "one type"], |f| drop(vec![f32s(f, &[2]) * i32s(f, &[2])]));

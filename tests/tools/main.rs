@@ -1,0 +1,7 @@
+//! The programs for further tasks, as processes.
+
+mod cli;
+mod generate;
+mod humaneval;
+mod output;
+mod see;
