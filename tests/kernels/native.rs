@@ -46,6 +46,7 @@ fn program(kernel: &DiffAttention, batch: usize, seq: usize, dtype: DType) -> Pr
 }
 
 const LAMBDA: f64 = 0.7;
+const EPS: f64 = 1e-5;
 
 /// Arguments of size `scale`, with documents that begin at the given tokens of the batch and where a sequence does.
 fn arguments(program: &Program, documents: &[usize], scale: f64, seed: u64) -> Vec<Array> {
@@ -100,7 +101,7 @@ fn kernel(heads: usize, groups: usize, d: usize, cap: f64, tiling: Tiling) -> Di
         head_dim: d,
         value_dim: 2 * d,
         keys: Keys::PerMap,
-        norm: HeadNorm::Rms { eps: 1e-5 },
+        norm: HeadNorm::Rms { eps: EPS },
         cap,
         rows: ROWS,
         tiling: Some(tiling),
@@ -149,14 +150,24 @@ fn errors(case: &Case, dtype: DType) -> Vec<Errors> {
     let (native, forms) = passes::lower(&given, Target::TpuV6e, KernelChoice::Native);
     assert!(forms.iter().all(|(_, form)| *form == passes::Form::Native), "{forms:?}");
     let found = evaluate(&native, &args, Rounding::None);
-    // The gradient by lambda is one sum, whose terms cancel: what is rounded is a part of each, dy/dlambda ct.
+    // The gradient by lambda is one sum, whose terms cancel: with O = O1 - lambda O2 and y = f O it has a term f O2 ct for each
+    // element, of which y takes away what lies along O. What is rounded is a part of each.
     let lambda = given.inputs().iter().position(|port| port.name == "lambda").expect("an input");
-    let nudge = 2f64.powi(-8);
-    args[lambda] = Array::from_host(&Host::from_f64(given.inputs()[lambda].ty.clone(), &[LAMBDA + nudge]));
-    let nudged = evaluate(&given, &args, Rounding::None);
-    let ct = args.last().expect("ct is the last input").floats();
-    let slopes = truth[0].floats().iter().zip(nudged[0].floats()).map(|(y, nudged)| (nudged - y) / nudge);
-    let terms = slopes.zip(ct).map(|(slope, ct)| (slope * ct).powi(2)).sum::<f64>().sqrt();
+    let ct = args.last().expect("ct is the last input").floats().to_vec();
+    let bare = DiffAttention { norm: HeadNorm::None, ..case.kernel.clone() };
+    let bare = program(&bare, case.batch, case.seq, dtype);
+    let [o, less] = [LAMBDA, LAMBDA + 1.0].map(|at| {
+        args[lambda] = Array::from_host(&Host::from_f64(given.inputs()[lambda].ty.clone(), &[at]));
+        evaluate(&bare, &args, Rounding::None).swap_remove(0).floats().to_vec()
+    });
+    let width = case.kernel.value_dim;
+    let rows = o.chunks(width).zip(less.chunks(width)).zip(ct.chunks(width));
+    let of_row = rows.map(|((o, less), ct)| {
+        let squares: f64 = o.iter().map(|o| o * o).sum();
+        let terms: f64 = o.iter().zip(less).zip(ct).map(|((o, less), ct)| ((o - less) * ct).powi(2)).sum();
+        terms / (squares / width as f64 + EPS)
+    });
+    let terms = of_row.sum::<f64>().sqrt();
     let outputs = given.outputs().iter().zip(&found).zip(&plain).zip(&truth);
     let of_output = outputs.map(|(((port, found), plain), truth)| {
         let scale = if port.name == "d_lambda" { terms } else { 0.0 };
@@ -199,13 +210,14 @@ fn attention_in_bf16_is_near_the_truth() {
 }
 
 /// Where logits are large, rounding queries and keys is an error of its own, in any form: then the native one is at most
-/// three times as far from the truth as the plain one. The gradient by lambda, a sum over all rows that the native form
-/// makes of saved, rounded results, is held to an eighth of its terms.
+/// three times as far from the truth as the plain one. The gradient by lambda is made of saved results, rounded by 2^-9, whose
+/// errors such logits multiply alike: by up to 8, where 16 are allowed.
 #[test]
 fn attention_in_bf16_is_as_near_as_the_plain_form_anywhere() {
     property(24, &cases([16, 32], [32, 64], 0.1..3.0), |case| {
         for Errors { name, native, plain } in errors(&case, DType::Bf16) {
-            let limit = if name == "d_lambda" { 0.125 } else { 2f64.powi(-7).max(3.0 * plain) };
+            let limit = if name == "d_lambda" { 2f64.powi(-5) } else { 2f64.powi(-7).max(3.0 * plain) };
+            assert!(plain.is_finite(), "{name}: the plain form is {plain}");
             assert!(native < limit, "{name}: {native:e}, the plain form {plain:e}");
         }
     });

@@ -122,7 +122,7 @@ fn sampling_at_its_edges() {
     assert_ne!(greedy, drawn);
     for edge in [
         &["--temperature", "1e-6"][..],
-        &["--temperature", "1e30", "--top-k", "1"],
+        &["--temperature", "100", "--top-k", "1"],
         &["--temperature", "1", "--top-k", "1", "--top-p", "1"],
         &["--temperature", "1", "--top-p", "1e-9"],
         &["--temperature", "1", "--top-p", "1e-9", "--top-k", "320"],
@@ -377,7 +377,8 @@ fn scores_of_the_golden_model_are_the_expected_ones() {
     for (row, line) in lines.iter().enumerate() {
         for name in ["logprobs", "mtp_logprobs"] {
             let (found, wanted) = (numbers(&line[name]), numbers(&expected[name][row]));
-            assert_close(&format!("row {row} {name}"), &found, &wanted, 1e-4);
+            // f32, as where the model's own numbers are compared.
+            assert_close(&format!("row {row} {name}"), &found, &wanted, 16.0 * 2f64.powi(-24));
         }
     }
     let loss = summary.lines().find_map(|line| line.strip_prefix("loss")).unwrap();

@@ -278,16 +278,16 @@ fn gradients_refuse() {
         let x = f.input("x", Type::f32([2]));
         grad(f.scalar(1f32), &[x]);
     });
-    refused!(["while at tests/ops/errors.rs:", "has no gradient", "use `scan`"], |f| {
+    refused!(["while at tests/engine/ops/errors.rs:", "has no gradient", "use `scan`"], |f| {
         let x = f.input("x", Type::f32([]));
         let y = f.while_loop(&[x], |_, x| x[0].lt(9.0), |_, x| vec![x[0] * 2.0])[0];
         grad(y, &[x]);
     });
-    refused!(["bitcast_convert at tests/ops/errors.rs:", "bits have no derivative"], |f| {
+    refused!(["bitcast_convert at tests/engine/ops/errors.rs:", "bits have no derivative"], |f| {
         let x = f.input("x", Type::new(DType::F16, [2]));
         grad(x.bitcast_convert(DType::Bf16).sum_all(), &[x]);
     });
-    refused!(["all_reduce at tests/ops/errors.rs:", "only a sum over replicas"], |f| {
+    refused!(["all_reduce at tests/engine/ops/errors.rs:", "only a sum over replicas"], |f| {
         let x = f.input("x", Type::f32([2]));
         grad(x.all_reduce(Reduction::Max, vec![vec![0]]).sum_all(), &[x]);
     });
@@ -318,11 +318,14 @@ fn gradients_refuse() {
 #[test]
 fn a_value_of_another_function_is_a_stranger() {
     // Returning the outer value or the sum does not even compile: `scan` wants values of the body's own lifetime.
-    refused!(["add: operand 1 (f32[2], made at tests/ops/errors.rs:", "take it in with `capture`"], |f| {
-        let x = f.constant(&Host::new([2], &[1f32, 2.0]));
-        f.scan(ScanOptions::over(3), &[x], &[], |_, c, _| {
-            let _ = c[0] + x;
-            (c.to_vec(), vec![])
-        });
-    });
+    refused!(
+        ["add: operand 1 (f32[2], made at tests/engine/ops/errors.rs:", "take it in with `capture`"],
+        |f| {
+            let x = f.constant(&Host::new([2], &[1f32, 2.0]));
+            f.scan(ScanOptions::over(3), &[x], &[], |_, c, _| {
+                let _ = c[0] + x;
+                (c.to_vec(), vec![])
+            });
+        }
+    );
 }
