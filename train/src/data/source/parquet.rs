@@ -108,7 +108,7 @@ impl Group {
 
     /// The next rows; none at the end.
     fn read(&mut self) -> Result<Vec<Option<Vec<u8>>>, String> {
-        let batches = self.batches.as_mut().map_err(|reason| std::mem::take(reason))?;
+        let batches = self.batches.as_mut().map_err(std::mem::take)?;
         let batch = caught(|| batches.next().transpose().map_err(|e| e.to_string()))?;
         Ok(batch.map_or_else(Vec::new, |batch| texts(batch.column(0))))
     }
