@@ -226,12 +226,12 @@ fn no_row_depends_on_its_neighbours() {
     let generator = RefCell::new(generator(&config, &agreeing_params(&config)));
     let stops = vec![false; config.vocab_size];
     let new_tokens = 16;
-    let lengths = prop::collection::vec(prop_oneof![1usize..70, 70usize..90, 81usize..200], 2..5);
+    let lengths = prop::collection::vec(prop_oneof![1usize..70, 70usize..90, 81usize..200], 2..4);
     let samplings = prop_oneof![Just(Sampling::Greedy), Just(HOT)];
     let speculations = prop_oneof![Just(Speculation::Off), Just(Speculation::On)];
     let (rows, stretched_rows) = (Cell::new(0), Cell::new(0));
     let cases = (any::<u64>(), lengths, samplings, speculations);
-    property(24, &cases, |(seed, lengths, sampling, speculation)| {
+    property(8, &cases, |(seed, lengths, sampling, speculation)| {
         let mut random = Random::new(seed);
         let prompts: Vec<Vec<i32>> =
             lengths.iter().map(|&length| random_ids(&mut random, length, &config)).collect();
@@ -264,7 +264,7 @@ fn no_row_depends_on_its_neighbours() {
         }
     });
     // Otherwise only one kind was seen.
-    assert!((10..rows.get() - 10).contains(&stretched_rows.get()), "{stretched_rows:?} of {rows:?}");
+    assert!((4..rows.get() - 4).contains(&stretched_rows.get()), "{stretched_rows:?} of {rows:?}");
 }
 
 /// Weights that are numbers, and products of them that are none: no token is drawn, and no probability is said.
@@ -291,8 +291,8 @@ fn logits_that_are_nan_are_an_error() {
             let prefilled = generator.prefill(&batch, &mut took).unwrap();
             let error = generator
                 .generate(&batch, &prefilled, &mut took, &mut |news| panic!("{news:?}"))
-                .unwrap_err()
-                .to_string();
+                .unwrap_err();
+            let error = format!("{error:#}");
             assert!(error.contains("logits are NaN at new token 0"), "{error}");
         }
         let mut scorer = Scorer::new(Device::open("cpu", kernels).unwrap(), &config, &params).unwrap();

@@ -17,7 +17,7 @@ fn bench() -> &'static Bench {
     static BENCH: OnceLock<Bench> = OnceLock::new();
     BENCH.get_or_init(|| {
         let bench = Bench::new(env!("CARGO_BIN_EXE_trainer"));
-        bench.succeed("run", &["--steps", "100"]);
+        bench.succeed("run", &["--steps", "100", "--set", "checkpoint.every=50"]);
         bench
     })
 }
@@ -213,7 +213,8 @@ fn the_newest_good_checkpoint_is_found() {
     let copy = |run: &str, step: u64| {
         let folder = here.join(format!("runs/{run}/checkpoints/step_{step:08}"));
         fs::create_dir_all(&folder).unwrap();
-        for entry in fs::read_dir(bench().path(CHECKPOINT)).unwrap() {
+        let from = bench().path(&format!("run/checkpoints/step_{step:08}"));
+        for entry in fs::read_dir(from).unwrap() {
             let entry = entry.unwrap();
             fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
         }
@@ -231,17 +232,17 @@ fn the_newest_good_checkpoint_is_found() {
         assert!(report.contains(&format!("checkpoint {found}\n")), "{given}: not {found}, but {report}");
         report
     };
-    copy("first", 10);
-    copy("first", 9);
+    copy("first", 100);
+    copy("first", 50);
     // Written last, though of an earlier step.
     std::thread::sleep(std::time::Duration::from_millis(20));
-    copy("second", 5);
-    let damaged = copy("second", 6);
+    copy("second", 50);
+    let damaged = copy("second", 100);
     fs::write(damaged.join("config.json"), "{}").unwrap();
-    finds("runs/first", "runs/first/checkpoints/step_00000010");
-    let report = finds("runs/second/checkpoints", "runs/second/checkpoints/step_00000005");
-    assert!(report.contains("passing over runs/second/checkpoints/step_00000006"), "{report}");
-    assert!(finds("latest", "runs/second/checkpoints/step_00000005").contains("passing over"));
+    finds("runs/first", "runs/first/checkpoints/step_00000100");
+    let report = finds("runs/second/checkpoints", "runs/second/checkpoints/step_00000050");
+    assert!(report.contains("passing over runs/second/checkpoints/step_00000100"), "{report}");
+    assert!(finds("latest", "runs/second/checkpoints/step_00000050").contains("passing over"));
     fs::create_dir(here.join("latest")).unwrap();
     let (code, message) = write("latest");
     assert!(code == Some(1) && message.contains("give ./latest"), "{message}");
@@ -293,11 +294,11 @@ fn checkpoints_say_how_long_the_rows_were() {
         serde_json::from_str::<Value>(&text).unwrap()["original_max_position_embeddings"].clone()
     };
     assert_eq!(trained(CHECKPOINT), 32);
-    bench().succeed("longer", &["--init", CHECKPOINT, "--set", "batch.seq=64", "--steps", "1"]);
-    assert_eq!(trained("longer/checkpoints/step_00000001"), 64);
-    let longer = "longer/checkpoints/step_00000001";
-    bench().succeed("shorter", &["--init", longer, "--steps", "1"]);
-    assert_eq!(trained("shorter/checkpoints/step_00000001"), 64);
+    bench().succeed("longer", &["--init", CHECKPOINT, "--set", "batch.seq=64", "--steps", "2"]);
+    assert_eq!(trained("longer/checkpoints/step_00000002"), 64);
+    let longer = "longer/checkpoints/step_00000002";
+    bench().succeed("shorter", &["--init", longer, "--steps", "2"]);
+    assert_eq!(trained("shorter/checkpoints/step_00000002"), 64);
 }
 
 /// No program computes with weights that are no numbers.
@@ -318,7 +319,7 @@ fn weights_that_are_nan_are_named_by_every_program() {
         b"",
         &parts,
     );
-    let message = bench().run("of-nan", &["--init", folder, "--steps", "1"]);
+    let message = bench().run("of-nan", &["--init", folder, "--steps", "2"]);
     let message = String::from_utf8(message.stderr).unwrap();
     assert!(parts.iter().all(|part| message.contains(part)), "{message}");
 }
@@ -432,8 +433,10 @@ fn files_with_nothing_to_predict_do_not_end_a_run() {
     let (code, lines, summary) = score(&["--text", "empty.py", "one.py"]);
     assert_eq!((code, lines.len()), (Some(1), 2));
     assert!(summary.contains("none of the files has a token to predict"), "{summary}");
-    // Ids alike; and the end of text, id 0, stands for no bytes.
-    fs::write(bench().path("few.jsonl"), "{\"ids\": [1]}\n{\"ids\": [5, 0]}\n").unwrap();
+    // Ids alike; and a special token stands for no bytes.
+    let text = fs::read_to_string(bench().path(CHECKPOINT).join("tokenizer.json")).unwrap();
+    let special = serde_json::from_str::<Value>(&text).unwrap()["added_tokens"][0]["id"].clone();
+    fs::write(bench().path("few.jsonl"), format!("{{\"ids\": [1]}}\n{{\"ids\": [5, {special}]}}\n")).unwrap();
     let (code, lines, summary) = score(&["--ids", "few.jsonl"]);
     assert_eq!((code, lines.len()), (Some(0), 2), "{summary}");
     assert!(

@@ -53,7 +53,7 @@ fn is_an_error(output: &Output) {
         1,
         "{said}"
     );
-    assert!(said.matches("error").count() == 1 && !said.contains("panicked"), "{said}");
+    assert!(said.matches("error: ").count() == 1 && !said.contains("panicked"), "{said}");
 }
 
 #[test]

@@ -185,7 +185,8 @@ impl WithSimd for Race<'_> {
                 Some((Measure::Weight, random.top_p * larger(simd, weights, -1.0, Measure::Weight)))
             }
         };
-        let mut bound = -1.0;
+        // What has no weight, as padding, is never drawn, nor where no other has one because all are NaN.
+        let mut bound = 0.0;
         // Ends: one that is refused has a heavier one, which the next winner is among, and there are as many as tokens.
         // The heaviest is never refused, nor one that is NaN.
         let token = loop {

@@ -122,7 +122,12 @@ impl Kernel for Draw {
 fn race<'f>(filter: Filter, below: Tensor<'f>, args: &[Tensor<'f>]) -> Tensor<'f> {
     let &[logits, keys, positions, temperature, top_k, top_p] = args else { unreachable!("as inferred") };
     let [coldest, hottest] = TEMPERATURES.map(f64::from);
-    let weights = (below / temperature.clamp(coldest, hottest)).exp();
+    let weights = (below.min(0.0) / temperature.clamp(coldest, hottest)).exp();
+    // XLA computes the cap once for the greatest and once for all: a rounding's difference, divided by a temperature near 0,
+    // would leave even the greatest without weight. Before the cap it is exactly itself.
+    let logits_drawn = logits.slice_axis(1, 0, below.dim(1));
+    let greatest = logits_drawn.eq(logits_drawn.reduce_max(&[1]).along(logits_drawn, &[0]));
+    let weights = greatest.select(weights.full_like(1.0), weights);
     let arrivals = arrivals(keys, positions, logits.dim(1)).slice_axis(1, 0, below.dim(1));
     let (weights, by, most) = match filter {
         Filter::Off => return (weights / arrivals).argmax(1),
