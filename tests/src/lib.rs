@@ -1,11 +1,13 @@
 //! What the test files share: the CPU client, programs with random arguments, closeness, gradients against finite
 //! differences, and panics that are expected.
 
+mod decoys;
 pub mod fuzz;
 pub mod kernel;
 mod programs;
 pub mod trainer;
 
+pub use decoys::Decoys;
 pub use programs::*;
 
 use engine::pjrt::Client;
