@@ -4,6 +4,8 @@
 //! system's, or comes out of a wheel as well. That wheel has no C headers of its own, so bindgen always sees
 //! the four stubs below and never the system's headers: the same output everywhere.
 
+#[path = "engine/src/python.rs"]
+mod python;
 #[path = "engine/src/wheel.rs"]
 mod wheel;
 
@@ -29,7 +31,7 @@ const STUBS: [(&str, &str); 4] = [
 
 fn main() {
     // Cargo resolves these against the folder of the package.
-    for path in ["../../build.rs", "../src/wheel.rs"] {
+    for path in ["../../build.rs", "../src/python.rs", "../src/wheel.rs"] {
         println!("cargo:rerun-if-changed={path}");
     }
     for name in ["PJRT_HEADER", "PYTHONLM_CACHE", "LIBCLANG_PATH"] {

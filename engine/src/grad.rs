@@ -99,7 +99,8 @@ pub fn grad<'f>(loss: Tensor<'f>, wrt: &[Tensor<'f>]) -> Vec<Tensor<'f>> {
 /// exists. An accumulator may be of a wider type than its tensor: `f32` sums of the gradients of `bf16` weights.
 ///
 /// # Panics
-/// As [`grad`], and if an accumulator has another shape than its tensor or a narrower type.
+/// As [`grad`], and if an accumulator has another shape than its tensor or a type without all of its numbers
+/// ([`DType::holds`]): `f16` has not the range of `bf16`.
 #[track_caller]
 pub fn grad_into<'f>(
     loss: Tensor<'f>,
@@ -112,8 +113,11 @@ pub fn grad_into<'f>(
         assert!(!twice, "grad_into: {} is given twice; it has one gradient", described(*tensor));
         let Some(accumulator) = accumulator else { continue };
         let (wanted, found) = (tensor.ty(), accumulator.ty());
-        let fits = wanted.shape == found.shape && found.dtype.is_float() && found.bytes() >= wanted.bytes();
-        assert!(fits, "grad_into: an accumulator for {wanted} has type {found}");
+        let fits = wanted.shape == found.shape && found.dtype.holds(wanted.dtype);
+        assert!(
+            fits,
+            "grad_into: an accumulator for {wanted} has type {found}, wanted its shape and a type that holds its numbers"
+        );
     }
     gradient(loss, wrt, accumulators)
 }
@@ -268,24 +272,23 @@ pub(crate) fn vjp<'f>(
 /// A cotangent on its way into a sum of a wider type. A matrix product's own sums are wide, and so is what was wide before
 /// it got the tensor's type: they are not rounded first.
 pub(crate) fn widened<'f>(ct: Tensor<'f>, dtype: DType) -> Tensor<'f> {
-    let before = ct.builder().with_node(ct.value().node, |node| match &node.op {
-        Op::Convert(_) => Some(node.operands[0]),
-        _ => None,
-    });
-    if let Some(before) =
-        before.map(|value| ct.builder().tensor(value)).filter(|before| before.dtype() == dtype)
-    {
-        return before;
+    let builder = ct.builder();
+    if ct.dtype() == dtype {
+        return ct;
     }
-    let dot = ct.builder().with_node(ct.value().node, |node| match &node.op {
-        Op::DotGeneral(dot) if dot.dtype != dtype => {
-            Some((DotGeneral { dtype, ..dot.clone() }, node.operands.clone()))
+    let node = builder.node(ct.value().node);
+    let operands: Vec<Tensor<'f>> = node.operands.iter().map(|&value| builder.tensor(value)).collect();
+    let wide = match &node.op {
+        Op::Convert(_) if dtype.holds(operands[0].dtype()) && operands[0].dtype().holds(ct.dtype()) => {
+            operands[0]
         }
-        _ => None,
-    });
-    let Some((dot, operands)) = dot else { return ct.convert(dtype) };
-    let operands: Vec<Tensor<'f>> = operands.into_iter().map(|value| ct.builder().tensor(value)).collect();
-    ct.builder().push(dot, &operands)[0]
+        Op::DotGeneral(dot) => {
+            let wide = DotGeneral { dtype: DotGeneral::sums(operands[0].dtype()), ..dot.clone() };
+            builder.push(wide, &operands)[0]
+        }
+        _ => ct,
+    };
+    wide.convert(dtype)
 }
 
 /// A function's forward nodes, and behind them its gradient, in one scratch builder. Region ops cut their forward and
@@ -420,17 +423,10 @@ impl<'g> Linearized<'g> {
         for index in needed {
             let node = self.builder.node(index);
             let operands: Vec<Tensor<'h>> = node.operands.iter().map(|value| made[value]).collect();
-            let known = || {
-                let of_node = |result: usize| Value { node: index, result: result as u32 };
-                (0..node.types.len()).map(|result| made.get(&of_node(result)).copied()).collect::<Vec<_>>()
-            };
-            let results = into.attributed(node.at, || {
-                let again = match &node.op {
-                    Op::KernelCall(kernel) => kernel.0.again(&operands, &known()),
-                    _ => None,
-                };
-                again.unwrap_or_else(|| into.push(node.op.clone(), &operands))
-            });
+            let of_node = |result: usize| Value { node: index, result: result as u32 };
+            let known: Vec<Option<Tensor<'h>>> =
+                (0..node.types.len()).map(|result| made.get(&of_node(result)).copied()).collect();
+            let results = into.attributed(node.at, || into.push_known(&node.op, &operands, &known));
             for (result, tensor) in (0u32..).zip(results) {
                 // a value that was given stays what was given
                 made.entry(Value { node: index, result }).or_insert(tensor);

@@ -36,6 +36,7 @@
 //! | `compiled.rs` | [`Compiled`]: a program on its devices |
 //! | `pjrt/` | the plugin, its clients and topologies, executables, buffers, the cache on disk, calls from programs back into this process; all `unsafe` is here |
 //! | `plugin.rs`, `wheel.rs` | which plugin for which platform, pinned, fetched and verified |
+//! | `python.rs` | the one way in which Python is started |
 //!
 //! Loops and calls ([`Builder::scan`], [`Builder::call`], [`Builder::cond`], [`Builder::while_loop`]) take a closure
 //! that builds their body in a function of its own. The borrow checker and [`Builder::capture`] see to it that no value
@@ -76,6 +77,7 @@ pub mod passes;
 pub mod pjrt;
 pub mod plugin;
 mod program;
+pub mod python;
 pub mod random;
 mod stacks;
 mod text;

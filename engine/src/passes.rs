@@ -2,7 +2,7 @@
 //! finished and equal nodes are merged when they are added; XLA does the rest below us.
 
 use crate::eval::{Evaluator, Rounding};
-use crate::ir::{Builder, Func, Tensor};
+use crate::ir::{Builder, Func, Tensor, list};
 use crate::ops::control::Save;
 use crate::ops::kernel::{KernelChoice, Lowering, Target};
 use crate::ops::leaf::ConstantData;
@@ -99,7 +99,8 @@ where
     builder.finish(&results)
 }
 
-/// Results of constants are constants; `x + 0`, `x - 0`, `x * 1`, `x / 1` are `x`.
+/// Results of constants are constants; `x + -0.0`, `x - 0`, `x * 1`, `x / 1` are `x`. Not `x + 0.0`, which is 0.0 where x
+/// is -0.0.
 pub fn fold(program: &Program) -> Program {
     program.with_main(rewrite(program.main(), &mut |builder, op, operands| fold_node(builder, op, operands)))
 }
@@ -119,8 +120,9 @@ fn fold_node<'f>(builder: &'f Builder<'f>, op: &Op, operands: &[Tensor<'f>]) -> 
         let is =
             |side: &Option<Constant>, value: f64| side.as_ref().is_some_and(|constant| constant.is(value));
         let kept = match binary {
-            Binary::Add if is(&right, 0.0) => Some(*a),
-            Binary::Add if is(&left, 0.0) => Some(*b),
+            // An integer has one zero.
+            Binary::Add if is(&right, -0.0) => Some(*a),
+            Binary::Add if is(&left, -0.0) => Some(*b),
             Binary::Sub if is(&right, 0.0) => Some(*a),
             Binary::Mul if is(&right, 1.0) => Some(*a),
             Binary::Mul if is(&left, 1.0) => Some(*b),
@@ -210,6 +212,36 @@ fn select_in(
     })
 }
 
+/// Says whether every kernel of a program has a native form for a target.
+///
+/// # Errors
+/// A sentence that names the target and each kernel that has none, with the types of its operands.
+pub fn require_native(program: &Program, target: Target) -> Result<(), String> {
+    let mut missing = BTreeSet::new();
+    find_missing(program.main(), target, &mut missing);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list: Vec<String> = missing.into_iter().collect();
+    Err(format!("the {} program has no native form for {target} of\n  {}", program.name(), list.join("\n  ")))
+}
+
+fn find_missing(func: &Func, target: Target, missing: &mut BTreeSet<String>) {
+    for node in func.nodes() {
+        if let Op::KernelCall(kernel) = &node.op {
+            let types: Vec<Type> = node.operands.iter().map(|&value| func.ty(value).clone()).collect();
+            match kernel.0.lower(&types, target, KernelChoice::Native) {
+                // Kernels may be made of kernels.
+                Lowering::Native(func) => find_missing(&func, target, missing),
+                Lowering::Reference | Lowering::Portable(_) => {
+                    missing.insert(format!("{} of ({})", kernel.0.name(), list(&types)));
+                }
+            }
+        }
+        node.op.bodies().into_iter().for_each(|body| find_missing(body, target, missing));
+    }
+}
+
 /// [`select`], calls in place (`stacks.rs`), then [`fold`], then [`verify`]: what stands between a built program and its text.
 ///
 /// # Panics
@@ -218,7 +250,7 @@ pub fn lower(program: &Program, target: Target, choice: KernelChoice) -> (Progra
     let (selected, forms) = select(program, target, choice);
     let in_place = match target {
         Target::TpuV6e => selected.with_main(in_place(selected.main())),
-        Target::Cpu | Target::Cuda => selected,
+        Target::Cpu | Target::Cuda | Target::OtherTpu => selected,
     };
     let lowered = fold(&in_place);
     if let Err(fault) = verify(&lowered) {

@@ -2,9 +2,8 @@
 //! library.
 
 use crate::pjrt::{self, Plugin};
-use crate::wheel;
+use crate::{python, wheel};
 use std::path::PathBuf;
-use std::process::Command;
 use std::str::FromStr;
 use std::{env, fmt};
 
@@ -231,13 +230,17 @@ impl Platform {
     }
 }
 
-/// The plugin of an installed `jax-cuda13-pjrt`, which finds its CUDA libraries beside it.
+/// The plugin of a `jax-cuda13-pjrt` that is installed for the system or in a virtual environment; it finds its CUDA
+/// libraries beside it.
 fn installed_cuda() -> Option<PathBuf> {
     const ASK: &str = "import importlib.util, pathlib
 spec = importlib.util.find_spec('jax_plugins.xla_cuda13')
 print(pathlib.Path(spec.origin).parent / 'xla_cuda_plugin.so')";
-    let output =
-        Command::new("python3").args(["-c", ASK]).output().ok().filter(|output| output.status.success())?;
+    let output = python::command("python3")
+        .args(["-c", ASK])
+        .output()
+        .ok()
+        .filter(|output| output.status.success())?;
     let path = PathBuf::from(String::from_utf8(output.stdout).ok()?.trim());
     path.is_file().then_some(path)
 }

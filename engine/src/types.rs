@@ -46,6 +46,16 @@ impl DType {
         matches!(self, DType::F64 | DType::F32 | DType::Bf16 | DType::F16)
     }
 
+    /// Whether every number of another float type is one of this.
+    pub fn holds(self, other: DType) -> bool {
+        let wider = match self {
+            DType::F64 => other.is_float(),
+            DType::F32 => matches!(other, DType::Bf16 | DType::F16),
+            _ => false,
+        };
+        wider || self == other
+    }
+
     /// Integers, signed or not; `Bool` is not an integer.
     pub fn is_integer(self) -> bool {
         matches!(self, DType::I32 | DType::U32 | DType::I64 | DType::U8)

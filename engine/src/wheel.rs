@@ -6,6 +6,7 @@
 //! and no archive code has to be compiled; the hash is checked by us, so a file laid down by hand is as good
 //! as a fetched one.
 
+use crate::python;
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -192,20 +193,23 @@ impl Wheel {
             fs::remove_dir_all(&part).map_err(io_error("deleting", &part))?;
         }
         fs::create_dir_all(&part).map_err(io_error("creating", &part))?;
-        let failed = |reason| Error::Download { wheel: *self, folder: folder.to_path_buf(), reason };
+        let failed = |mut reason: String| {
+            if reason.contains("No module named pip") {
+                reason = format!("{reason}; {}", python::NO_PIP);
+            }
+            Error::Download { wheel: *self, folder: folder.to_path_buf(), reason }
+        };
         let requirements = part.join("requirements.txt");
         let line = format!("{}=={} --hash=sha256:{}\n", self.package, self.version, self.sha256);
         fs::write(&requirements, line).map_err(io_error("writing", &requirements))?;
-        let fetched = python(
-            Command::new("python3")
-                .args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"])
-                .args(["--require-hashes", "--no-deps", "--only-binary=:all:"])
-                .args(self.tags())
-                .arg("--dest")
-                .arg(&part)
-                .arg("--requirement")
-                .arg(&requirements),
-        );
+        let fetched = run(python::command("python3")
+            .args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"])
+            .args(["--require-hashes", "--no-deps", "--only-binary=:all:"])
+            .args(self.tags())
+            .arg("--dest")
+            .arg(&part)
+            .arg("--requirement")
+            .arg(&requirements));
         let result = fetched.map_err(failed).and_then(|()| {
             let arrived = part.join(self.file);
             if !arrived.exists() {
@@ -234,7 +238,7 @@ impl Wheel {
 with zipfile.ZipFile(sys.argv[1]) as wheel, wheel.open(sys.argv[2]) as source, open(sys.argv[3], 'wb') as target:
     shutil.copyfileobj(source, target, 1 << 20)";
         let part = path.with_extension("part");
-        python(Command::new("python3").args(["-c", COPY]).arg(wheel).arg(member).arg(&part))
+        run(python::command("python3").args(["-c", COPY]).arg(wheel).arg(member).arg(&part))
             .map_err(|reason| Error::Unpack { wheel: *self, member: member.to_string(), reason })?;
         File::open(&part)
             .and_then(|file| file.sync_all())
@@ -275,7 +279,7 @@ fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error
 }
 
 /// Runs a Python command; the error is the end of what it wrote.
-fn python(command: &mut Command) -> Result<(), String> {
+fn run(command: &mut Command) -> Result<(), String> {
     let output = command.output().map_err(|error| format!("python3 could not be started ({error})"))?;
     if output.status.success() {
         return Ok(());

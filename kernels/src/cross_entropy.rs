@@ -28,8 +28,8 @@ pub enum Gradients {
     Without,
     /// That of h and that of W.
     With,
-    /// That of h, and that of W added to a sum of many calls while it is made: W has no gradient besides. A sum of its
-    /// own for each call would be written as zeros, read, and added: for the vocabulary of `1b` 1 % of a step each.
+    /// That of h, and that of W added to a sum of many calls while it is made: W is given with its gradient stopped. A sum
+    /// of its own for each call would be written as zeros, read, and added: for the vocabulary of `1b` 1 % of a step each.
     Into,
 }
 
@@ -63,7 +63,7 @@ fn chunk_of(target: Target) -> usize {
         Target::TpuV6e => 4096,
         // Logits of 256 tokens of `bench` and their cotangent take 8 MiB, of 1024 they were the largest arrays of its step.
         Target::Cpu => 256,
-        Target::Cuda => 1024,
+        Target::Cuda | Target::OtherTpu => 1024,
     }
 }
 
@@ -266,11 +266,21 @@ impl Kernel for LinearCrossEntropy {
             (Gradients::With, [_, _, _, false]) => {
                 Backward::Grads(vec![scaled(results[1]), scaled(results[2]), None, None])
             }
-            (Gradients::Into, [_, _, _, false, false]) => {
+            (Gradients::Into, [_, false, _, false, false]) => {
                 Backward::Grads(vec![scaled(results[1]), None, None, None, None])
             }
-            _ => Backward::OfReference("the loss alone was asked for, or a gradient for the weights"),
+            _ => {
+                Backward::OfReference("the loss alone was asked for, or a gradient that was not made with it")
+            }
         }
+    }
+
+    fn differentiable(&self) -> usize {
+        1
+    }
+
+    fn again<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
+        None
     }
 
     fn lower(&self, args: &[Type], target: Target, _: KernelChoice) -> Lowering {

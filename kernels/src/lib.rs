@@ -14,7 +14,8 @@
 //! | [`LinearCrossEntropy`] | all logits at once | chunks of tokens, loss and gradients in one visit | the portable form | the portable form |
 //!
 //! A kernel's form is a pure function of its operands' types, the target and `kernels = "auto" | "portable" | "native" |
-//! "reference"`. Native forms for the TPU are written in the tile language of [`tile`], printed as Mosaic text, and run on
+//! "reference"`. A program for `native` kernels is refused if one of them has no such form, and `auto` takes it where there is
+//! one. No native form and no tiling is meant for a TPU that is no v6e. Native forms for the TPU are written in the tile language of [`tile`], printed as Mosaic text, and run on
 //! the host by its interpreter: evaluating a program that was lowered for a TPU runs the very kernels that the TPU would
 //! get. Native forms for the CPU are functions of this process ([`engine::HostFunction`]), in vectors of the processor's
 //! width and on XLA's threads; their results are the same bits for any number of threads. What they are made of is in

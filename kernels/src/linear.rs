@@ -79,6 +79,14 @@ impl Kernel for Linear {
         Backward::OfReference("nothing is trained through it")
     }
 
+    fn differentiable(&self) -> usize {
+        1
+    }
+
+    fn again<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
+        None
+    }
+
     fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering {
         let wanted = target == Target::Cpu && matches!(choice, KernelChoice::Auto | KernelChoice::Native);
         let f32s = args[0].dtype == DType::F32 && self.result == DType::F32;

@@ -43,6 +43,14 @@ impl Kernel for RowDot {
         Backward::Grads(vec![times(args[1]), times(args[0])])
     }
 
+    fn differentiable(&self) -> usize {
+        1
+    }
+
+    fn again<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
+        None
+    }
+
     /// On a TPU a product with ones: libtpu estimates 82 kcycles for 16384 rows of 1536 and 213 for a reduction, and it
     /// lets the matrices keep their row-major layout (V6E A 2). The products are rounded to bf16 before they are summed.
     fn lower(&self, args: &[Type], target: Target, _: KernelChoice) -> Lowering {

@@ -7,8 +7,8 @@ use engine::{Backward, Kernel, KernelChoice, Lowering, ShapeError, Target, Tenso
 
 /// Arguments: x `[n, m]`, the scale r of each row `[n]` f32, W `[m, w]` of x's type. Result: `y = r (x W)`, `[n, w]`.
 ///
-/// It is a kernel for its gradient. Autodiff would keep `x W` beside y to find r's cotangent; but with dh = r (dy W^T),
-/// which x wants anyway, it is `sum(dh x) / r`.
+/// It is a kernel for its gradient. Autodiff would keep `x W` beside y to find r's cotangent; but with dy W^T, which x wants
+/// anyway, it is `sum((dy W^T) x)`.
 #[derive(Clone, Debug)]
 pub struct ScaledLinear;
 
@@ -47,13 +47,21 @@ impl Kernel for ScaledLinear {
         vec![scaled(product, scale).convert(x.dtype()).row_major()]
     }
 
-    /// dx = r (dy W^T), dr = sum(dx x) / r, dW = (r x)^T dy: what is scaled is the narrow side, or a product's result.
+    /// With p = dy W^T: dx = r p, dr = sum(p x), dW = (r x)^T dy. What is scaled is the narrow side, or a product's result.
     fn vjp<'f>(&self, args: &[Tensor<'f>], _: &[Tensor<'f>], cts: &[Tensor<'f>], _: &[bool]) -> Backward<'f> {
         let &[x, scale, w] = args else { unreachable!("checked when the kernel was called") };
-        let product = cts[0].einsum_as("nw,mw->nm", w, scale.dtype());
-        let [dx] = Tensor::pinned([scaled(product, scale).convert(x.dtype())]);
+        let [product] = Tensor::pinned([cts[0].einsum("nw,mw->nm", w)]);
+        let dx = scaled(product, scale).convert(x.dtype());
         let dw = scaled(x, scale).convert(x.dtype()).einsum("nm,nw->mw", cts[0]);
-        Backward::Grads(vec![Some(dx), Some(row_dot(dx, x) / scale), Some(dw)])
+        Backward::Grads(vec![Some(dx), Some(row_dot(product, x)), Some(dw)])
+    }
+
+    fn differentiable(&self) -> usize {
+        1
+    }
+
+    fn again<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
+        None
     }
 
     fn lower(&self, _: &[Type], _: Target, _: KernelChoice) -> Lowering {

@@ -133,6 +133,8 @@ fn head<'f>(
     };
     let weights = has_target(batch.segments, by).convert(DType::F32) * scale; // [b, s]
     let targets = shifted(batch.ids, by).reshape([n]);
+    // Its gradient is in the sum.
+    let w = if sum.is_some() { w.stop_gradient() } else { w };
     let mut args = vec![hidden.reshape([n, config.hidden_size]), w, targets, weights.reshape([n])];
     args.extend(sum);
     hidden.builder().kernel(kernel, &args)

@@ -1,14 +1,17 @@
 //! Composites: gradients against finite differences and against the CPU plugin, rematerialisation bit for bit,
 //! accumulators, several gradients in one program.
 
+use engine::ops::Op;
 use engine::{
-    Array, Builder, DType, Direction, Host, KernelChoice, Locations, Program, Rounding, Save, ScanOptions,
-    Target, Tensor, Type, evaluate, grad, grad_into, passes,
+    Array, Backward, Builder, DType, Direction, Func, Host, Kernel, KernelChoice, Locations, Lowering,
+    Program, Rounding, Save, ScanOptions, ShapeError, Target, Tensor, Type, evaluate, grad, grad_into,
+    passes,
 };
+use kernels::{DiffAttention, Gradients, HeadNorm, Keys, LinearCrossEntropy, ROWS, ScaledLinear, SwiGlu};
 use std::cell::Cell;
 use tests::close::assert_close;
 use tests::kernel::{GatedUnit, GradientFrom};
-use tests::{Case, Random, evaluated, gradient_of, lowered, property, run_on_cpu, sample, seeds};
+use tests::{Case, Random, evaluated, gradient_of, lowered, message_of, property, run_on_cpu, sample, seeds};
 
 /// Random shapes and values against finite differences; the first ones on the CPU plugin too, which compiles slowly.
 fn check(build: impl for<'f> Fn(&Case<'f>)) {
@@ -255,6 +258,234 @@ fn kernels() {
             });
             c.out(last[0]);
         });
+    }
+}
+
+/// `x y`, whose gradient leaves out the one by y.
+#[derive(Debug)]
+struct Forgetful;
+
+impl Kernel for Forgetful {
+    fn name(&self) -> String {
+        "forgetful".to_owned()
+    }
+    fn infer(&self, args: &[Type]) -> Result<Vec<Type>, ShapeError> {
+        Ok(vec![args[0].clone()])
+    }
+    fn reference<'f>(&self, args: &[Tensor<'f>]) -> Vec<Tensor<'f>> {
+        vec![args[0] * args[1]]
+    }
+    fn vjp<'f>(&self, args: &[Tensor<'f>], _: &[Tensor<'f>], cts: &[Tensor<'f>], _: &[bool]) -> Backward<'f> {
+        Backward::Grads(vec![Some(cts[0] * args[1]), None])
+    }
+    fn differentiable(&self) -> usize {
+        1
+    }
+    fn again<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
+        None
+    }
+    fn lower(&self, _: &[Type], _: Target, _: KernelChoice) -> Lowering {
+        Lowering::Reference
+    }
+}
+
+#[test]
+fn a_gradient_that_a_kernel_leaves_out_is_missed() {
+    let build = |stopped: bool| {
+        Program::build("forgetful", |f| {
+            let (x, y) = (f.input("x", Type::f32([2])), f.input("y", Type::f32([2])));
+            let second = if stopped { y.stop_gradient() } else { y };
+            let loss = (f.kernel(Forgetful, &[x, second])[0] + y).sum_all();
+            grad(loss, &[x, y]).into_iter().zip(["dx", "dy"]).for_each(|(g, name)| f.output(name, g));
+        })
+    };
+    build(true);
+    let message = message_of(|| drop(build(false)));
+    assert!(
+        message.contains("forgetful gives no gradient for argument 1 (f32[2]), which wants one"),
+        "{message}"
+    );
+}
+
+#[test]
+fn attention_by_its_rotation() {
+    for (keys, value_dim, groups) in [(Keys::PerMap, 8, 1), (Keys::Shared, 4, 2)] {
+        check(|c| {
+            let (heads, head_dim, s) = (2, 4, 3);
+            let kernel = DiffAttention {
+                heads,
+                groups,
+                head_dim,
+                value_dim,
+                keys,
+                norm: HeadNorm::Rms { eps: 1e-3 },
+                cap: 0.0,
+                rows: ROWS,
+                tiling: None,
+            };
+            let maps = if keys == Keys::PerMap { 2 } else { 1 };
+            let width = 2 * head_dim * heads + maps * head_dim * groups + value_dim * groups;
+            let (qkv, lambda) = (c.x([1, s, width]), c.x([]));
+            let (cos, sin) = (c.x([s, head_dim / 2]), c.x([s, head_dim / 2]));
+            let starts = c.f.zeros(Type::i32([1, s]));
+            c.out(c.f.kernel(kernel, &[qkv, cos, sin, lambda, starts])[0]);
+        });
+    }
+}
+
+/// The gradients of linear cross-entropy, which are made with the loss, are results that nothing can be trained through;
+/// and a matrix whose gradient goes into a sum has it besides, unless it is stopped.
+#[test]
+fn cross_entropy_beside_its_own_gradients() {
+    let kernel = |gradients| LinearCrossEntropy { cap: 5.0, columns: 5, z_loss: 0.1, gradients };
+    for (gradients, others) in [(Gradients::With, [1, 2]), (Gradients::Into, [1, 2])] {
+        for through in others {
+            let message = message_of(|| {
+                drop(Program::build("through", |f| {
+                    let (h, w) = (f.input("h", Type::f32([3, 4])), f.input("w", Type::f32([6, 4])));
+                    let mut args = vec![h, w, f.zeros(Type::i32([3])), f.full(Type::f32([3]), 1.0)];
+                    args.extend((gradients == Gradients::Into).then(|| w.zeros_like()));
+                    let results = f.kernel(kernel(gradients), &args);
+                    f.output("dh", grad(results[0] + results[through].sum_all(), &[h])[0]);
+                }))
+            });
+            assert!(message.contains("there for the backward pass alone"), "{message}");
+        }
+    }
+    check(|c| {
+        let n = c.dim();
+        let (h, w, sum) = (c.x([n, 4]), c.x([6, 4]), c.f.zeros(Type::new(DType::F64, [6, 4])));
+        let (targets, weights) = (c.indices(DType::I32, 5, [n]), c.x([n]));
+        let results = c.f.kernel(kernel(Gradients::Into), &[h, w, targets, weights, sum]);
+        c.out(results[0]);
+    });
+}
+
+/// Where the scale of a row is 0, or every other one is.
+#[test]
+fn scaled_rows_at_scale_zero() {
+    for zeros in [false, true] {
+        check(|c| {
+            let [n, m, i] = c.dims();
+            let (x, scale, w) = (c.x([n, m]), c.x([n]), c.x([m, i]));
+            let index = c.f.iota(Type::i32([n]), 0);
+            let odd = (index & 1i32).eq(0) | c.f.full(Type::new(DType::Bool, []), f64::from(u8::from(zeros)));
+            // 0, with a derivative by `scale` of 1.
+            let scale = odd.select(scale - scale.stop_gradient(), scale);
+            c.out(c.f.kernel(ScaledLinear, &[x, scale, w])[0]);
+            let (gate, up, down) = (c.x([m, i]), c.x([m, i]), c.x([i, m]));
+            c.out(c.f.kernel(SwiGlu { rate: 0.0 }, &[x, scale, gate, up, down])[0]);
+        });
+    }
+}
+
+/// Accumulators of every type that holds the tensor's numbers, with the gradient coming out of a product, a gather, a slice
+/// and loops; and those that do not hold them are refused.
+#[test]
+fn accumulators_of_every_wider_type() {
+    let floats = [DType::F64, DType::F32, DType::Bf16, DType::F16];
+    for (of, into) in floats.into_iter().flat_map(|of| floats.map(|into| (of, into))) {
+        let build = || {
+            Program::build("into", |f| {
+                let x = |name: &str, shape: &[usize]| f.input(name, Type::new(of, shape));
+                let wrt = [x("w", &[4, 4]), x("stack", &[3, 4, 4]), x("table", &[5, 4]), x("plain", &[4])];
+                let [w, stack, table, plain] = wrt;
+                let ids = f.constant(&Host::new([2], &[1i32, 1]));
+                let (y, _) = f.scan(ScanOptions::over(3), &[table.gather(ids)], &[stack], |g, y, layer| {
+                    (vec![y[0].matmul(layer[0]) + y[0].matmul(g.capture(w))], vec![])
+                });
+                let row = table.row(f.scalar(2i32));
+                let loss = (y[0].sum(&[0]) * plain + row).convert(DType::F32).sum_all();
+                let sums: Vec<_> = wrt.iter().map(|t| Some(f.full(t.ty().with_dtype(into), 1.0))).collect();
+                for (sum, name) in grad_into(loss, &wrt, &sums).into_iter().zip(["dw", "ds", "dt", "dp"]) {
+                    assert_eq!(sum.dtype(), into);
+                    f.output(name, sum);
+                }
+                grad(loss, &wrt)
+                    .into_iter()
+                    .zip(["w1", "s1", "t1", "p1"])
+                    .for_each(|(g, name)| f.output(name, g));
+            })
+        };
+        if !into.holds(of) {
+            let message = message_of(|| drop(build()));
+            assert!(
+                message.contains(&format!("an accumulator for {of}[4,4] has type {into}[4,4]")),
+                "{message}"
+            );
+            continue;
+        }
+        let program = build();
+        let mut random = Random::new(8);
+        let args: Vec<Array> =
+            program.inputs().iter().map(|port| random.array(port.ty.clone(), -0.5, 0.5)).collect();
+        let found = evaluate(&program, &args, Rounding::None);
+        for (sum, plain) in found[..4].iter().zip(&found[4..]) {
+            let wanted: Vec<f64> = plain.floats().iter().map(|g| g + 1.0).collect();
+            // f64 arithmetic in another order.
+            assert!(sum.floats().iter().zip(&wanted).all(|(a, b)| (a - b).abs() < 1e-12), "{into} of {of}");
+        }
+        run_on_cpu(&lowered(&program), &args);
+    }
+}
+
+/// Matrix products of a function, those in bodies once for each use.
+fn products(func: &Func) -> usize {
+    func.nodes()
+        .iter()
+        .map(|node| match &node.op {
+            Op::DotGeneral(_) => 1,
+            op => op.bodies().into_iter().map(|body| products(body)).sum(),
+        })
+        .sum()
+}
+
+/// A name that a policy keeps counts wherever it stands: in a call, in a loop, in a call in a loop in a call.
+#[test]
+fn names_inside_of_calls_and_loops_are_kept() {
+    fn named<'g>(x: Tensor<'g>, w: Tensor<'g>) -> Tensor<'g> {
+        x.matmul(w).named("h").tanh()
+    }
+    type Body = for<'g> fn(&'g Builder<'g>, Tensor<'g>, Tensor<'g>) -> Tensor<'g>;
+    let plain: Body = |_, x, w| named(x, w);
+    let in_call: Body =
+        |g, x, w| g.call("inner", Save::Everything, &[x, w], |_, x| vec![named(x[0], x[1]).sin()])[0];
+    let in_own_policy: Body =
+        |g, x, w| g.call("inner", Save::Only(vec![]), &[x, w], |_, x| vec![named(x[0], x[1]).sin()])[0];
+    let in_scan: Body = |g, x, w| {
+        g.scan(ScanOptions::over(3), &[x], &[], |h, x, _| (vec![named(x[0], h.capture(w))], vec![])).0[0]
+    };
+    let deep: Body = |g, x, w| {
+        g.call("outer", Save::Everything, &[x, w], |g, x| {
+            let (x, w) = (x[0], x[1]);
+            let (y, _) = g.scan(ScanOptions::over(2), &[x], &[], |h, x, _| {
+                (
+                    h.call("inner", Save::Everything, &[x[0], h.capture(w)], |_, x| vec![named(x[0], x[1])]),
+                    vec![],
+                )
+            });
+            y
+        })[0]
+    };
+    // Forward, and by x and by w; a call with a policy of its own computes again what that does not keep.
+    let cases = [(plain, 3), (in_call, 3), (in_own_policy, 4), (in_scan, 3), (deep, 3)];
+    for (i, (body, count)) in cases.into_iter().enumerate() {
+        let build = |save: Save| {
+            sample(31, 3, |c| {
+                let (x, w) = (c.x([3, 3]), c.x([3, 3]));
+                let y = c.f.call("kept", save.clone(), &[x, w], |g, x| vec![body(g, x[0], x[1]) * x[0]])[0];
+                let grads = grad(c.weighted(y), &[x, w]);
+                c.out(y);
+                grads.into_iter().for_each(|g| c.out(g));
+            })
+        };
+        let [kept, again] = [vec!["h".to_owned()], vec![]].map(|names| build(Save::Only(names)));
+        assert_eq!(passes::verify(&kept.program), Ok(()));
+        assert_eq!(products(kept.program.main()), count, "body {i}");
+        assert!(products(again.program.main()) > count, "body {i}");
+        let wanted = evaluated(&again.program, &again.args);
+        assert!(evaluated(&kept.program, &kept.args) == wanted, "body {i}");
+        kept.check_on_cpu();
     }
 }
 

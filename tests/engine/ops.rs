@@ -89,6 +89,102 @@ fn gradients_agree_with_the_cpu() {
     program_of(&rows, DType::F64, 5000, true).check_on_cpu();
 }
 
+/// What a base and an exponent of one number each give: the power and its two derivatives.
+#[test]
+fn powers_have_their_derivatives_at_zero_and_below() {
+    const NAN: f64 = f64::NAN;
+    let cases = [
+        // base, exponent, power, by the base, by the exponent
+        [0.0, 0.0, 1.0, 0.0, 0.0],
+        [-0.0, 0.0, 1.0, 0.0, 0.0],
+        [0.0, 1.0, 0.0, 1.0, 0.0],
+        [0.0, 2.0, 0.0, 0.0, 0.0],
+        [0.0, 0.5, 0.0, f64::INFINITY, 0.0],
+        [2.0, 0.0, 1.0, 0.0, std::f64::consts::LN_2],
+        [2.0, 3.0, 8.0, 12.0, 8.0 * std::f64::consts::LN_2],
+        // Below 0 there are powers at integers only, so no slope between them.
+        [-2.0, 0.0, 1.0, 0.0, NAN],
+        [-2.0, 1.0, -2.0, 1.0, NAN],
+        [-2.0, 3.0, -8.0, 12.0, NAN],
+        [-2.0, -1.0, -0.5, -0.25, NAN],
+        [-2.0, 0.5, NAN, NAN, NAN],
+    ];
+    let column = |i: usize| cases.map(|case| case[i]);
+    let args = [0, 1].map(|i| Array::from_host(&Host::new([cases.len()], &column(i))));
+    let built = |constant: bool| {
+        Program::build("powers", |f| {
+            let [a, b] = [0, 1].map(|i| match constant {
+                true => f.constant(&args[i].to_host()),
+                false => f.input(["base", "exponent"][i], args[i].ty.clone()),
+            });
+            let y = a.pow(b);
+            f.output("power", y);
+            for (name, slope) in ["by base", "by exponent"].into_iter().zip(grad(y.sum_all(), &[a, b])) {
+                f.output(name, slope);
+            }
+        })
+    };
+    let (program, folded) = (built(false), passes::fold(&built(true)));
+    let of_nothing: [Array; 0] = [];
+    for found in [
+        evaluated(&program, &args),
+        tests::run_on_cpu(&lowered(&program), &args),
+        evaluated(&folded, &of_nothing),
+    ] {
+        for (i, found) in found.iter().enumerate() {
+            let wanted = Array::from_host(&Host::new([cases.len()], &column(2 + i)));
+            assert_eq!(tests::difference(found, &wanted), None, "output {i}");
+        }
+    }
+}
+
+/// `argmax`, the first of `top_k` and the last of an ascending sort agree on NaN of both signs, on both zeros and on ties.
+#[test]
+fn the_largest_is_the_same_for_all_who_ask() {
+    let hard = [f64::NAN, -f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 0.0, -0.0, 1.0];
+    let rows: Vec<f64> =
+        (0..hard.len().pow(3)).flat_map(|i| [i % 7, i / 7 % 7, i / 49].map(|k| hard[k])).collect();
+    for dtype in [DType::F64, DType::F32, DType::Bf16, DType::F16] {
+        let arg = Array::from_host(&Host::from_f64(Type::new(dtype, [rows.len() / 3, 3]), &rows));
+        let program = Program::build("largest", |f| {
+            let x = f.input("x", arg.ty.clone());
+            f.output("argmax", x.argmax(1));
+            f.output("top_k", x.top_k(1).1.reshape([x.dim(0)]));
+            // Stable: the last of the equal ones is the first of the reversed row.
+            let places = f.iota(Type::i32(x.shape()), 1);
+            let ascending = x.reverse(&[1]).sort(&[places.reverse(&[1])], 1, engine::Direction::Forward)[1];
+            f.output("last", ascending.slice_axis(1, 2, 3).reshape([x.dim(0)]));
+        });
+        let args = [arg];
+        for found in [evaluated(&program, &args), tests::run_on_cpu(&lowered(&program), &args)] {
+            assert_eq!(found[1], found[0], "{dtype}");
+            assert_eq!(found[2], found[0], "{dtype}");
+        }
+    }
+}
+
+#[test]
+fn a_sum_with_zero_keeps_its_sign_of_zero() {
+    let program = Program::build("zeros", |f| {
+        let x = f.input("x", Type::f32([1]));
+        for (i, sum) in [x + 0.0, 0.0 + x, x + -0.0, -0.0 + x, x - 0.0, x - -0.0].into_iter().enumerate() {
+            f.output(&format!("y{i}"), sum);
+        }
+        let count = f.input("n", Type::i32([1]));
+        f.output("n", count + 0);
+    });
+    let args = [Array::from_host(&Host::new([1], &[-0.0f32])), Array::from_host(&Host::new([1], &[7i32]))];
+    let folded = passes::fold(&program);
+    let negative =
+        |found: &[Array]| found[..6].iter().map(|y| y.floats()[0].is_sign_negative()).collect::<Vec<_>>();
+    let wanted = [false, false, true, true, true, false];
+    assert_eq!(negative(&evaluated(&program, &args)), wanted);
+    assert_eq!(negative(&evaluated(&folded, &args)), wanted);
+    // What changes nothing is gone.
+    let sums = folded.main().nodes().iter().filter(|node| matches!(node.op, Op::Binary(_))).count();
+    assert_eq!(sums, 3, "x + 0.0, 0.0 + x, x - -0.0");
+}
+
 /// An op that is piecewise constant leaves the gradient of the other terms as it is.
 #[test]
 fn gradients_of_steps_are_zero() {

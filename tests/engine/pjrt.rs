@@ -8,6 +8,7 @@ use engine::plugin::{Platform, cache_folder};
 use engine::{DType, Host, Type};
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -381,6 +382,30 @@ fn the_executable_cache_hits_misses_and_heals() {
     assert_eq!(nowhere.compile(&client, DOUBLE, &options).unwrap().1, Lookup::Miss);
 }
 
+/// A plugin of the same versions that was built again: the same library with one more byte behind its end, which the loader
+/// does not read.
+#[test]
+fn another_build_of_the_plugin_finds_no_executable_of_the_first() {
+    let folder = TempDir::new().unwrap();
+    let library = Platform::Cpu.library().unwrap();
+    let [copied, rebuilt] = ["copied.so", "rebuilt.so"].map(|name| folder.path().join(name));
+    fs::copy(&library, &copied).unwrap();
+    fs::copy(&library, &rebuilt).unwrap();
+    OpenOptions::new().append(true).open(&rebuilt).unwrap().write_all(&[0]).unwrap();
+    let cache = ExecutableCache::new(folder.path().join("executables"), 1 << 30);
+    let lookup = |library: &Path| {
+        let plugin = Plugin::load(library).unwrap();
+        let start = Instant::now();
+        plugin.build().unwrap();
+        println!("{} hashed in {:?}", library.display(), start.elapsed());
+        let client = Client::new(&plugin, &[]).unwrap();
+        cache.compile(&client, DOUBLE, &CompileOptions::single()).unwrap().1
+    };
+    assert_eq!(lookup(&library), Lookup::Miss);
+    assert_eq!(lookup(&copied), Lookup::Hit);
+    assert_eq!(lookup(&rebuilt), Lookup::Miss);
+}
+
 #[test]
 fn nothing_is_left_alive() {
     let client = client();
@@ -563,6 +588,13 @@ fn path_of(output: &Output) -> PathBuf {
 fn the_plugin_cache_is_filled_once_and_heals() {
     let original = Platform::Cpu.library().unwrap();
     let cache = TempDir::new().unwrap();
+    // Files that bear the names of Python's and pip's modules lie where it is started.
+    let decoys = tests::Decoys::new();
+    let fetch = |cache: &Path, network: bool| {
+        let mut command = fetch(cache, network);
+        command.current_dir(decoys.folder());
+        command
+    };
     let output = fetch(cache.path(), false).output().unwrap();
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success());
@@ -601,4 +633,5 @@ fn the_plugin_cache_is_filled_once_and_heals() {
     assert_eq!(path_of(&output), library);
     assert!(String::from_utf8_lossy(&output.stderr).contains("is damaged, fetching it again"));
     assert_eq!(fs::metadata(&library).unwrap().len(), size);
+    decoys.assert_untouched();
 }

@@ -182,6 +182,12 @@ impl Kernel for Double {
         // Its own backward: the same kernel.
         Backward::Grads(vec![Some(cts[0].builder().kernel(Double { tile: self.tile }, cts)[0])])
     }
+    fn differentiable(&self) -> usize {
+        1
+    }
+    fn again<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
+        None
+    }
     fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering {
         match (target, choice) {
             (_, KernelChoice::Reference) => Lowering::Reference,
@@ -250,7 +256,7 @@ fn folding_leaves_what_constants_do_not_decide() {
         let x = g.input("x", Type::f32([3]));
         let two = g.scalar(1f32) + 1.0;
         let ramp = g.constant(&Host::new([3], &[0f32, 1.0, 2.0])) * two;
-        g.output("same", (x + 0.0) * 1.0 / 1.0 - 0.0);
+        g.output("same", (x + -0.0) * 1.0 / 1.0 - 0.0);
         g.output("six", x + ramp * 3.0);
         let (carry, _) = g.scan(ScanOptions::over(2), &[x], &[], |g, carry, _| {
             (vec![carry[0] * (g.scalar(2f32) * 2.0)], vec![])
@@ -285,10 +291,30 @@ fn folding_leaves_what_constants_do_not_decide() {
 }
 
 #[test]
+fn what_has_no_native_form_is_named() {
+    let program = with_kernels();
+    assert_eq!(passes::require_native(&program, Target::TpuV6e), Ok(()));
+    for target in [Target::Cpu, Target::Cuda, Target::OtherTpu] {
+        let message = passes::require_native(&program, target).unwrap_err();
+        let first = format!("the kernels program has no native form for {target} of\n  double_");
+        assert!(message.starts_with(&first) && message.contains(" of (f32[8])"), "{message}");
+    }
+}
+
+/// Kernels that are made for a v6e take no native form on another TPU.
+#[test]
+fn another_tpu_gets_portable_forms() {
+    for choice in [KernelChoice::Auto, KernelChoice::Native] {
+        let (_, forms) = passes::lower(&with_kernels(), Target::OtherTpu, choice);
+        assert!(forms.iter().all(|(_, form)| *form == Form::Portable), "{forms:?}");
+    }
+}
+
+#[test]
 fn verify_passes_what_is_built_and_lowered() {
     for program in [mlp_step(), with_kernels()] {
         passes::verify(&program).unwrap();
-        for target in [Target::Cpu, Target::Cuda, Target::TpuV6e] {
+        for target in [Target::Cpu, Target::Cuda, Target::TpuV6e, Target::OtherTpu] {
             passes::verify(&passes::lower(&program, target, KernelChoice::Auto).0).unwrap();
         }
     }
@@ -310,6 +336,12 @@ impl Kernel for Liar {
     }
     fn vjp<'f>(&self, _: &[Tensor<'f>], _: &[Tensor<'f>], _: &[Tensor<'f>], _: &[bool]) -> Backward<'f> {
         Backward::Grads(vec![])
+    }
+    fn differentiable(&self) -> usize {
+        1
+    }
+    fn again<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
+        None
     }
     fn lower(&self, args: &[Type], _: Target, _: KernelChoice) -> Lowering {
         Lowering::Portable(Func::build(args, |_, x| vec![x[0].sum_all()]))
@@ -398,7 +430,8 @@ fn gradients_that_make_no_sense_are_refused() {
         let total = g.input("total", Type::new(DType::Bf16, [2]));
         g.output("d", grad_into(x.sum_all(), &[x], &[Some(total)])[0]);
     });
-    assert_eq!(types, "grad_into: an accumulator for f32[2] has type bf16[2]");
+    let wanted = "wanted its shape and a type that holds its numbers";
+    assert_eq!(types, format!("grad_into: an accumulator for f32[2] has type bf16[2], {wanted}"));
     let outer = refused(|g| {
         let x = g.input("x", Type::f32([]));
         g.call("f", Save::Everything, &[x], |_, v| {

@@ -186,6 +186,12 @@ impl Kernel for InPlace {
     fn vjp<'f>(&self, _: &[Tensor<'f>], _: &[Tensor<'f>], _: &[Tensor<'f>], _: &[bool]) -> Backward<'f> {
         Backward::OfReference("a test")
     }
+    fn differentiable(&self) -> usize {
+        1
+    }
+    fn again<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
+        None
+    }
     fn lower(&self, args: &[Type], _: Target, choice: KernelChoice) -> Lowering {
         match choice {
             KernelChoice::Native | KernelChoice::Auto => Lowering::Native(

@@ -104,6 +104,12 @@ impl Kernel for Twice {
     fn vjp<'f>(&self, _: &[Tensor<'f>], _: &[Tensor<'f>], cts: &[Tensor<'f>], _: &[bool]) -> Backward<'f> {
         Backward::Grads(vec![Some(cts[0].builder().kernel(Twice, cts)[0])])
     }
+    fn differentiable(&self) -> usize {
+        1
+    }
+    fn again<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
+        None
+    }
     fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering {
         if target != Target::TpuV6e || choice == KernelChoice::Portable {
             return Lowering::Reference;

@@ -75,6 +75,12 @@ impl Kernel for GatedUnit {
             }
         }
     }
+    fn differentiable(&self) -> usize {
+        1
+    }
+    fn again<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
+        None
+    }
     fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering {
         match (target, choice) {
             (_, KernelChoice::Reference) => Lowering::Reference,
@@ -111,6 +117,12 @@ impl Kernel for GatedUnitBackward {
     }
     fn vjp<'f>(&self, _: &[Tensor<'f>], _: &[Tensor<'f>], _: &[Tensor<'f>], _: &[bool]) -> Backward<'f> {
         Backward::OfReference("second derivatives are rare")
+    }
+    fn differentiable(&self) -> usize {
+        1
+    }
+    fn again<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
+        None
     }
     fn lower(&self, _: &[Type], _: Target, _: KernelChoice) -> Lowering {
         Lowering::Reference

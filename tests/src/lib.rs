@@ -2,6 +2,7 @@
 //! differences, and panics that are expected.
 
 pub mod close;
+mod decoys;
 pub mod fuzz;
 pub mod kernel;
 mod programs;
@@ -9,6 +10,7 @@ mod properties;
 pub mod sources;
 pub mod trainer;
 
+pub use decoys::Decoys;
 pub use programs::*;
 pub use properties::*;
 

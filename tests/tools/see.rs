@@ -44,6 +44,21 @@ fn a_healthy_machine_has_no_problem() {
 }
 
 #[test]
+fn files_of_the_working_folder_are_not_run() {
+    let decoys = tests::Decoys::new();
+    let output = Command::new(env!("CARGO_BIN_EXE_doctor-screen"))
+        .args(["--platform", "cuda"])
+        .env("PYTHONPATH", decoys.folder())
+        .env_remove("PJRT_PLUGIN_PATH")
+        .current_dir(decoys.folder())
+        .output()
+        .unwrap();
+    let screen = String::from_utf8(output.stdout).unwrap();
+    finding(&screen, "ok", "python3");
+    decoys.assert_untouched();
+}
+
+#[test]
 fn a_missing_plugin_is_a_problem_only_if_it_is_wanted() {
     let empty = TempDir::new().unwrap();
     let (screen, healthy) = doctor(&[], &[("PYTHONLM_CACHE", empty.path())]);
@@ -302,7 +317,12 @@ fn what_cannot_be_shown_is_said_in_one_line() {
     let saved = saved.to_str().unwrap();
     let cpu = [&SWIGLU[..], &["--stage", "optimized", "--format", "json", "--out", saved]].concat();
     dumped(&cpu);
-    let cases: [(&[&str], &str); 9] = [
+    let cases: [(&[&str], &str); 11] = [
+        (&["--set=kernels=native"], "the train program has no native form for a CPU of"),
+        (
+            &[&SWIGLU[..], &["--set=kernels=native"]].concat(),
+            "swiglu(rate=0) of (f32[128,128], f32[128], f32[128,352], f32[128,352], f32[352,128])",
+        ),
         (&["--program", "wat"], "wanted step, loss, prefill, decode, or kernel:NAME"),
         (
             &["--program", "kernel:wat"],

@@ -1,7 +1,7 @@
 //! The device of a run: its plugin, what programs are compiled for, and the cache of executables.
 
 use crate::config::Kernels;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use engine::passes::{self, Form};
 use engine::pjrt::{Buffer, Client, CompileOptions, ExecutableCache, Lookup, Value};
 use engine::plugin::{Platform, cache_folder};
@@ -50,13 +50,40 @@ impl Kernels {
     }
 }
 
+/// The kind that a v6e calls itself.
+const V6E: &str = "TPU v6 lite";
+
+/// What programs are lowered for on a TPU of a kind.
+pub(crate) fn tpu_target(kind: &str) -> Target {
+    if kind == V6E { Target::TpuV6e } else { Target::OtherTpu }
+}
+
+/// Chooses the kernels' forms for a target.
+///
+/// # Errors
+/// If native ones are asked for and there is a kernel that has none.
+pub fn lower(
+    program: &Program,
+    target: Target,
+    kernels: KernelChoice,
+) -> Result<(Program, Vec<(String, Form)>)> {
+    if kernels == KernelChoice::Native
+        && let Err(missing) = passes::require_native(program, target)
+    {
+        bail!(
+            "kernels = native: {missing}\ntake kernels = auto (--kernels auto, or --set kernels=auto): native forms where there are any"
+        );
+    }
+    Ok(passes::lower(program, target, kernels))
+}
+
 /// What the programs of a client are lowered for.
 pub(crate) fn target_of(client: &Client, platform: &Platform) -> Result<Target> {
     Ok(match client.platform_name()?.to_ascii_lowercase().as_str() {
         "cpu" | "host" => Target::Cpu,
         "cuda" | "gpu" => Target::Cuda,
-        "tpu" => Target::TpuV6e,
-        other => anyhow::bail!("platform {platform} calls itself `{other}`; known are cpu, cuda and tpu"),
+        "tpu" => tpu_target(client.devices().first().map_or("", |device| device.kind())),
+        other => bail!("platform {platform} calls itself `{other}`; known are cpu, cuda and tpu"),
     })
 }
 
@@ -82,7 +109,7 @@ pub(crate) fn options(target: Target, code: CodeGeneration) -> CompileOptions {
 
 impl Device {
     /// Loads the plugin of a platform, fetching it if need be, and takes its first device. kernels: the forms that its
-    /// programs take.
+    /// programs take. Of a TPU that no kernel was made for it says so on standard error.
     ///
     /// # Errors
     /// If the plugin cannot be had or used, or has no device.
@@ -91,6 +118,12 @@ impl Device {
         let client = Client::new(&platform.load()?, &[])?;
         anyhow::ensure!(!client.devices().is_empty(), "platform {platform} has no device on this machine");
         let target = target_of(&client, &platform)?;
+        if target == Target::OtherTpu {
+            let kind = client.devices()[0].kind();
+            eprintln!(
+                "{platform}: this is a {kind}; the native kernels are made for the {V6E}, here all take their portable forms"
+            );
+        }
         let cache = ExecutableCache::new(cache_folder()?.join("executables"), CACHE_BYTES);
         Ok(Device { client, target, kernels: kernels.choice(), cache })
     }
@@ -108,10 +141,10 @@ impl Device {
     /// Lowers and compiles a program, or takes its executable from the cache.
     ///
     /// # Errors
-    /// If it does not compile or does not fit.
+    /// If it does not compile or does not fit, or native kernels are asked for that do not exist.
     pub fn compile(&self, program: &Program, code: CodeGeneration) -> Result<(Compiled, Preparation)> {
         let start = Instant::now();
-        let (program, forms) = passes::lower(program, self.target, self.kernels);
+        let (program, forms) = lower(program, self.target, self.kernels)?;
         let options = options(self.target, code);
         let (compiled, lookup) = program
             .compile_cached(&self.client, &options, &self.cache)
@@ -125,5 +158,18 @@ impl Device {
     /// If it does not fit.
     pub fn put(&self, host: &Host) -> Result<Buffer> {
         Ok(self.client.to_device(host, &self.client.devices()[0])?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_are_made_for_one_kind_of_tpu() {
+        assert_eq!(tpu_target("TPU v6 lite"), Target::TpuV6e);
+        for other in ["TPU v5 lite", "TPU v5p", "TPU v6", "TPU7x", ""] {
+            assert_eq!(tpu_target(other), Target::OtherTpu, "{other}");
+        }
     }
 }

@@ -289,10 +289,10 @@ fn bytes(verdict: &Verdict, limit: u64) -> Option<u64> {
 
 /// Compiles the step of a run, or reads what was said before.
 fn verdict(compiler: &Compiler, run: &RunConfig) -> Result<Verdict> {
-    let (program, _) = compiler.lower(&step_of(run), run.kernels.choice());
+    let (program, _) = compiler.lower(&step_of(run), run.kernels.choice())?;
     let mut hash = blake3::Hasher::new();
     let text = program.text(Locations::Omit);
-    for part in [text.as_bytes(), &compiler.options()?.to_bytes()?, compiler.version()?.as_bytes()] {
+    for part in [text.as_bytes(), &compiler.options()?.to_bytes()?, compiler.build()?.as_bytes()] {
         hash.update(&(part.len() as u64).to_le_bytes());
         hash.update(part);
     }
@@ -344,7 +344,7 @@ fn verdict(compiler: &Compiler, run: &RunConfig) -> Result<Verdict> {
 /// Tokens a second of a step, as a range; none for a device that nothing is known of.
 fn speed(compiler: &Compiler, run: &RunConfig, figures: &Figures) -> Result<Option<Speed>> {
     let step = step_of(run);
-    let (_, forms) = compiler.lower(&step, run.kernels.choice());
+    let (_, forms) = compiler.lower(&step, run.kernels.choice())?;
     let work = Work::of(&step);
     let flops = work.flops();
     let tokens = run.batch.tokens() as f64;

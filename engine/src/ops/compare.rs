@@ -156,8 +156,7 @@ macro_rules! compare_methods {
             $(#[doc = $doc]
             #[track_caller]
             pub fn $method(self, other: impl Operand<'f>) -> Tensor<'f> {
-                let (a, b) = with_scalars_broadcast(self, other.beside(self));
-                a.builder().push(Compare::$op, &[a, b])[0]
+                self.builder().push(Compare::$op, &with_scalars_broadcast([self, other.beside(self)]))[0]
             })*
         }
     };
@@ -176,17 +175,15 @@ impl<'f> Tensor<'f> {
     /// Elementwise choice by this bool tensor: `self ? on_true : on_false`.
     #[track_caller]
     pub fn select(self, on_true: Tensor<'f>, on_false: impl Operand<'f>) -> Tensor<'f> {
-        let (on_true, on_false) = with_scalars_broadcast(on_true, on_false.beside(on_true));
-        let (predicate, _) = with_scalars_broadcast(self, on_true);
-        self.builder().push(Select, &[predicate, on_true, on_false])[0]
+        let operands = with_scalars_broadcast([self, on_true, on_false.beside(on_true)]);
+        self.builder().push(Select, &operands)[0]
     }
 
     /// `min(max(self, low), high)`.
     #[track_caller]
     pub fn clamp(self, low: impl Operand<'f>, high: impl Operand<'f>) -> Tensor<'f> {
-        let (low, _) = with_scalars_broadcast(low.beside(self), self);
-        let (high, _) = with_scalars_broadcast(high.beside(self), self);
-        self.builder().push(Clamp, &[low, self, high])[0]
+        let operands = with_scalars_broadcast([low.beside(self), self, high.beside(self)]);
+        self.builder().push(Clamp, &operands)[0]
     }
 
     /// True where the number is neither infinite nor NaN.

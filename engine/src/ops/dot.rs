@@ -88,13 +88,23 @@ enum Side {
     Rhs,
 }
 
+impl DotGeneral {
+    /// The type of a product's own sums: what it can give without rounding them to the operands' type.
+    pub(crate) fn sums(operands: DType) -> DType {
+        match operands {
+            DType::Bf16 | DType::F16 => DType::F32,
+            other => other,
+        }
+    }
+}
+
 impl Rules for DotGeneral {
     fn infer(&self, x: &[Type]) -> Result<Vec<Type>, ShapeError> {
         want!(x.len() == 2, "wants two operands");
         let (a, b) = (&x[0], &x[1]);
         want!(a.dtype == b.dtype, "wants operands of one element type");
-        let widened = matches!(a.dtype, DType::Bf16 | DType::F16) && self.dtype == DType::F32;
-        want!(self.dtype == a.dtype || widened, "cannot give {} from {}", self.dtype, a.dtype);
+        let given = self.dtype == a.dtype || self.dtype == DotGeneral::sums(a.dtype);
+        want!(given, "cannot give {} from {}", self.dtype, a.dtype);
         want!(a.dtype != DType::Bool, "bools have no product");
         let [(ba, bb), (ca, cb)] = [&self.batch, &self.contract];
         want!(ba.len() == bb.len() && ca.len() == cb.len(), "wants as many axes of lhs as of rhs");
@@ -166,7 +176,10 @@ impl Rules for DotGeneral {
             let (a, b) = (a.floats(), b.floats());
             Array::from_floats(
                 ty,
-                places.into_iter().map(|place| terms(place).map(|(p, q)| a[p] * b[q]).sum()).collect(),
+                places
+                    .into_iter()
+                    .map(|place| terms(place).fold(0.0, |sum, (p, q)| sum + a[p] * b[q]))
+                    .collect(),
             )
         } else {
             let (a, b) = (a.ints(), b.ints());

@@ -264,10 +264,11 @@ impl Rules for Binary {
             Binary::Max => [half_at_ties(a, b), half_at_ties(b, a)],
             Binary::Min => [half_at_ties(b, a), half_at_ties(a, b)],
             Binary::Pow => {
-                // d a^b = b a^(b-1) da + a^b ln a db; at a = 0 the second term is 0
-                let positive = a.gt(0.0);
-                let log = positive.select(a, a.full_like(1.0)).log();
-                [ct * b * a.pow(b - 1.0), ct * y * log]
+                // d a^b = b a^(b-1) da + a^b ln a db. The power 0 is 1 whatever the base; 0 has the same power for every
+                // exponent above 0; a base below 0 has powers at integers only, so no derivative by the exponent: NaN.
+                let da = b.eq(0.0).select(b.zeros_like(), b * a.pow(b - 1.0));
+                let log = a.eq(0.0).select(a.full_like(1.0), a).log();
+                [ct * da, ct * y * log]
             }
             Binary::And
             | Binary::Or
@@ -400,20 +401,20 @@ impl<'f> Operand<'f> for u32 {
     }
 }
 
-/// Broadcasts the scalar of a pair, if one is a scalar and the other is not.
+/// Operands with the scalars broadcast to the shape of those that are none.
 #[track_caller]
-pub(crate) fn with_scalars_broadcast<'f>(a: Tensor<'f>, b: Tensor<'f>) -> (Tensor<'f>, Tensor<'f>) {
-    match (a.rank(), b.rank()) {
-        (0, 1..) => (a.broadcast_in_dim(b.shape(), &[]), b),
-        (1.., 0) => (a, b.broadcast_in_dim(a.shape(), &[])),
-        _ => (a, b),
+pub(crate) fn with_scalars_broadcast<'f, const N: usize>(mut operands: [Tensor<'f>; N]) -> [Tensor<'f>; N] {
+    if let Some(shape) = operands.iter().map(|operand| operand.shape()).find(|shape| !shape.is_empty()) {
+        for operand in operands.iter_mut().filter(|operand| operand.rank() == 0) {
+            *operand = operand.broadcast_in_dim(shape.clone(), &[]);
+        }
     }
+    operands
 }
 
 #[track_caller]
 fn binary<'f>(op: Binary, a: Tensor<'f>, b: Tensor<'f>) -> Tensor<'f> {
-    let (a, b) = with_scalars_broadcast(a, b);
-    a.builder().push(op, &[a, b])[0]
+    a.builder().push(op, &with_scalars_broadcast([a, b]))[0]
 }
 
 macro_rules! binary_methods {

@@ -13,7 +13,8 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-/// A fused operation. [`Kernel::reference`] is its meaning; every other lowering must agree with it.
+/// A fused operation. [`Kernel::reference`] is its meaning; every other lowering must agree with it. No method has a
+/// default: a kernel without an answer does not compile.
 pub trait Kernel: fmt::Debug + Send + Sync {
     /// Name with every attribute: kernels with equal names are equal.
     fn name(&self) -> String;
@@ -34,14 +35,10 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     ) -> Backward<'f>;
     /// Results that have a gradient, the first ones; the others are there for the backward pass alone, and a gradient
     /// through them is refused.
-    fn differentiable(&self) -> usize {
-        usize::MAX
-    }
+    fn differentiable(&self) -> usize;
     /// All results, from those that a gradient has saved, where that is cheaper than to compute them again from the
-    /// arguments. `known`: the saved ones.
-    fn again<'f>(&self, _args: &[Tensor<'f>], _known: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
-        None
-    }
+    /// arguments; else `None`. `known`: the saved ones.
+    fn again<'f>(&self, args: &[Tensor<'f>], known: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>>;
     /// The form for a target: a pure function of shapes and target.
     fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering;
 }
@@ -49,7 +46,7 @@ pub trait Kernel: fmt::Debug + Send + Sync {
 /// A kernel's answer to "what is your gradient".
 #[derive(Debug)]
 pub enum Backward<'f> {
-    /// One cotangent for each argument; `None` for those that are not floats.
+    /// One entry for each argument; `None` only for those that want none.
     Grads(Vec<Option<Tensor<'f>>>),
     /// That of the reference, computed again in the backward pass; the reason why no better one exists.
     OfReference(&'static str),
@@ -64,6 +61,19 @@ pub enum Target {
     Cuda,
     /// A TPU of the v6e kind.
     TpuV6e,
+    /// A TPU of another kind, which no kernel was made for.
+    OtherTpu,
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Target::Cpu => "a CPU",
+            Target::Cuda => "an NVIDIA GPU",
+            Target::TpuV6e => "a TPU v6e",
+            Target::OtherTpu => "a TPU that is no v6e",
+        })
+    }
 }
 
 /// Which form of a kernel is wanted.
@@ -73,7 +83,8 @@ pub enum KernelChoice {
     Auto,
     /// Plain StableHLO, arranged for speed.
     Portable,
-    /// Hand-written for the target.
+    /// Hand-written for the target; whoever asks for it asks [`passes::require_native`](crate::passes::require_native)
+    /// whether there is one.
     Native,
     /// The reference.
     Reference,
@@ -126,7 +137,19 @@ impl Rules for KernelCall {
         }
         let cts: Vec<Tensor<'f>> = (0..results.len()).map(|i| v.ct(i)).collect();
         let grads = match self.0.vjp(v.all_operands(), results, &cts, v.all_wanted()) {
-            Backward::Grads(grads) => grads,
+            Backward::Grads(grads) => {
+                let missing =
+                    grads.iter().zip(v.all_wanted()).position(|(grad, &wanted)| wanted && grad.is_none());
+                if let Some(i) = missing {
+                    panic!(
+                        "kernel {} gives no gradient for argument {i} ({}), which wants one; let it answer `OfReference`, or \
+                         `stop_gradient` the argument",
+                        self.0.name(),
+                        v.operand(i).ty()
+                    );
+                }
+                grads
+            }
             Backward::OfReference(_) => {
                 let types: Vec<Type> = v.all_operands().iter().map(|operand| operand.ty()).collect();
                 let has_ct: Vec<bool> = (0..results.len()).map(|i| v.ct_if_any(i).is_some()).collect();

@@ -108,6 +108,16 @@ impl Rules for Constant {
         Ok(Vec::new())
     }
     fn print(&self, p: &mut Printer, line: &Line) {
+        p.line(&format!("{} = stablehlo.constant dense<{}> : {}", line.result, self.dense(), self.ty.mlir()));
+    }
+    fn eval(&self, _: &Evaluator, _: &[&Array], _: &[Type]) -> Vec<Array> {
+        vec![Array::from_host(&self.to_host())]
+    }
+}
+
+impl Constant {
+    /// Its numbers in StableHLO text.
+    pub(crate) fn dense(&self) -> String {
         let dtype = self.ty.dtype;
         // Floats as hex bits: exact, and `1e0` is not MLIR.
         let number = |bits: u64| match dtype {
@@ -119,7 +129,7 @@ impl Rules for Constant {
             DType::U32 | DType::U8 => bits.to_string(),
             DType::Bool => (bits != 0).to_string(),
         };
-        let dense = match &self.data {
+        match &self.data {
             ConstantData::Splat(bits) => number(*bits),
             // MLIR packs raw i1 data in bits; the nested list has one meaning only.
             ConstantData::Dense(bytes) if dtype == DType::Bool => {
@@ -129,11 +139,7 @@ impl Rules for Constant {
                 let hex: String = bytes.iter().map(|byte| format!("{byte:02X}")).collect();
                 format!("\"0x{hex}\"")
             }
-        };
-        p.line(&format!("{} = stablehlo.constant dense<{dense}> : {}", line.result, self.ty.mlir()));
-    }
-    fn eval(&self, _: &Evaluator, _: &[&Array], _: &[Type]) -> Vec<Array> {
-        vec![Array::from_host(&self.to_host())]
+        }
     }
 }
 

@@ -386,7 +386,7 @@ impl Rules for CumulativeSum {
         let result = if ty.dtype.is_float() {
             Array::from_floats(
                 ty.clone(),
-                (0..ty.elements()).map(|i| terms(i).map(|j| x[0].floats()[j]).sum()).collect(),
+                (0..ty.elements()).map(|i| terms(i).fold(0.0, |sum, j| sum + x[0].floats()[j])).collect(),
             )
         } else {
             let sum = |i| terms(i).fold(0i64, |sum, j| sum.wrapping_add(x[0].ints()[j]));

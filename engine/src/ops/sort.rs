@@ -1,5 +1,6 @@
 //! Sorting by a key, and the k largest elements.
 
+use super::leaf::Constant;
 use super::reduce::Direction;
 use super::{Rules, ShapeError, want};
 use crate::eval::{Array, Evaluator, strides, unravel};
@@ -8,7 +9,8 @@ use crate::ir::Tensor;
 use crate::text::{Line, Printer};
 use crate::types::{DType, Type};
 
-/// Stable sort along one axis by the first operand; the other operands are carried along.
+/// Stable sort along one axis by the first operand; the other operands are carried along. The order is that of
+/// [`ArgReduce`](super::ArgReduce), and of `jax.numpy`: NaN of either sign is larger than any number, and the zeros are equal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Sort {
     /// The axis.
@@ -52,21 +54,43 @@ impl Rules for Sort {
             .collect();
         p.line(&format!("^bb0({}):", args.join(", ")));
         let dtype = line.operand_types[0].dtype;
-        // TOTALORDER puts -0 before 0 and NaN at the ends; plain FLOAT would make NaN an invalid comparison.
-        let kind = match dtype {
-            dtype if dtype.is_float() => "TOTALORDER",
-            DType::Bool => "UNSIGNED",
-            dtype if dtype.is_unsigned() => "UNSIGNED",
-            _ => "SIGNED",
-        };
         let compare = match self.direction {
             Direction::Forward => "LT",
             Direction::Reverse => "GT",
         };
         p.indented(|p| {
             let scalar = &scalars[0];
+            let (kind, keys) = match dtype {
+                // TOTALORDER alone would put -0 before 0 and -NaN before all. Compilers know these lines from JAX.
+                dtype if dtype.is_float() => {
+                    let [zero, nan] = [0.0, f64::NAN].map(|value| {
+                        let name = p.fresh();
+                        let bits = Constant::splat(Type::scalar(dtype), value).dense();
+                        p.line(&format!("{name} = stablehlo.constant dense<{bits}> : {scalar}"));
+                        name
+                    });
+                    let keys = ["%_a0", "%_b0"].map(|key| {
+                        let signature = format!("({scalar}, {scalar}) -> tensor<i1>");
+                        p.line(&format!("{key}z = stablehlo.compare EQ, {key}, {zero}, FLOAT : {signature}"));
+                        p.line(&format!("{key}n = stablehlo.compare NE, {key}, {key}, FLOAT : {signature}"));
+                        p.line(&format!(
+                            "{key}s = stablehlo.select {key}z, {zero}, {key} : tensor<i1>, {scalar}"
+                        ));
+                        p.line(&format!(
+                            "{key}k = stablehlo.select {key}n, {nan}, {key}s : tensor<i1>, {scalar}"
+                        ));
+                        format!("{key}k")
+                    });
+                    ("TOTALORDER", keys)
+                }
+                dtype => {
+                    let unsigned = dtype.is_unsigned() || dtype == DType::Bool;
+                    (if unsigned { "UNSIGNED" } else { "SIGNED" }, ["%_a0", "%_b0"].map(str::to_owned))
+                }
+            };
+            let [a, b] = keys;
             p.line(&format!(
-                "%_c = stablehlo.compare {compare}, %_a0, %_b0, {kind} : ({scalar}, {scalar}) -> tensor<i1>"
+                "%_c = stablehlo.compare {compare}, {a}, {b}, {kind} : ({scalar}, {scalar}) -> tensor<i1>"
             ));
             p.line("stablehlo.return %_c : tensor<i1>");
         });
@@ -79,11 +103,7 @@ impl Rules for Sort {
         for start in (0..x[0].ty.elements()).filter(|&i| unravel(i, shape)[self.axis] == 0) {
             let mut order: Vec<usize> = (0..extent).map(|k| start + k * step).collect();
             order.sort_by(|&i, &j| {
-                let ascending = if x[0].ty.dtype.is_float() {
-                    x[0].floats()[i].total_cmp(&x[0].floats()[j])
-                } else {
-                    x[0].ints()[i].cmp(&x[0].ints()[j])
-                };
+                let ascending = x[0].larger(i, j).cmp(&x[0].larger(j, i));
                 match self.direction {
                     Direction::Forward => ascending,
                     Direction::Reverse => ascending.reverse(),
@@ -108,7 +128,7 @@ impl<'f> Tensor<'f> {
     }
 
     /// The `k` largest elements along the last axis, descending, and their indices (`i32`); the lower index first
-    /// among equals.
+    /// among equals. The first is that of [`Tensor::argmax`].
     #[track_caller]
     pub fn top_k(self, k: usize) -> (Tensor<'f>, Tensor<'f>) {
         let ty = self.ty();

@@ -95,7 +95,7 @@ impl Buffer {
         // SAFETY: the buffer is alive, and the event that comes out is ours.
         unsafe {
             let args = call!(plugin, PJRT_Buffer_ReadyEvent { buffer: self.handle.raw })?;
-            Ok(Event::from_raw(plugin, args.event))
+            Ok(Event::from_raw(&self.handle.client, args.event))
         }
     }
 
@@ -176,7 +176,7 @@ impl Buffer {
                     dst_size: bytes.len(),
                 }
             )?;
-            Ok(Transfer { event: Event::from_raw(plugin, args.event), host: Some(host) })
+            Ok(Transfer { event: Event::from_raw(&self.handle.client, args.event), host: Some(host) })
         }
     }
 
@@ -269,7 +269,7 @@ fn upload(
                 device: device.raw,
             }
         )?;
-        Ok((BufferHandle::own(client, args.buffer), Event::from_raw(plugin, args.done_with_host_buffer)))
+        Ok((BufferHandle::own(client, args.buffer), Event::from_raw(client, args.done_with_host_buffer)))
     }
 }
 

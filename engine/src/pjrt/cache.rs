@@ -121,14 +121,15 @@ fn sound(entry: &[u8]) -> Option<&[u8]> {
     (head.starts_with(MAGIC) && head[MAGIC.len()..] == *blake3::hash(bytes).as_bytes()).then_some(bytes)
 }
 
-/// A hash of all that the compiled program depends on; not of where the plugin lies.
+/// A hash of all that the compiled program depends on: of the plugin its bytes, not where it lies.
 fn key(client: &Client, text: &str, options: &CompileOptions) -> Result<blake3::Hash> {
     let platform = client.platform_name()?;
-    let (major, minor) = client.plugin().version();
     let mut parts = vec![
         text.as_bytes().to_vec(),
         options.to_bytes()?,
-        format!("{} PJRT {major}.{minor}", client.platform_version()?).into_bytes(),
+        client.plugin().build()?.as_bytes().to_vec(),
+        // Of a GPU's driver the library does not tell.
+        client.platform_version()?.into_bytes(),
         client.devices().first().map(|device| device.kind().as_bytes().to_vec()).unwrap_or_default(),
         client.devices().len().to_string().into_bytes(),
     ];

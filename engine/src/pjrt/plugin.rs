@@ -5,8 +5,9 @@ use super::value::{self, Value};
 use pjrt_sys as sys;
 use std::any::TypeId;
 use std::collections::BTreeMap;
+use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::{env, fmt, fs};
 
 /// A plugin: its library stays loaded until the process ends, because its threads may.
@@ -18,6 +19,9 @@ struct Inner {
     /// The part of `api` that the plugin filled.
     size: usize,
     path: PathBuf,
+    /// The library as it was opened, whatever has come to lie under its path since.
+    file: Mutex<fs::File>,
+    build: OnceLock<blake3::Hash>,
     version: (i32, i32),
     /// The functions of this process that its programs may call, by name.
     host_functions: Mutex<BTreeMap<&'static str, TypeId>>,
@@ -69,7 +73,7 @@ impl Plugin {
         if let Some(plugin) = loaded.get(path) {
             return Ok(plugin.clone());
         }
-        check_machine(path)?;
+        let file = Mutex::new(opened(path)?);
         if loaded.is_empty() {
             prepare_environment();
         }
@@ -95,8 +99,9 @@ impl Plugin {
         if version.0 != wanted.0 {
             return Err(Error::Version { path: path.to_path_buf(), found: version, wanted });
         }
-        let host_functions = Mutex::default();
-        let plugin = Plugin(Arc::new(Inner { api, size, path: path.to_path_buf(), version, host_functions }));
+        let (path_buf, build, host_functions) = (path.to_path_buf(), OnceLock::new(), Mutex::default());
+        let inner = Inner { api, size, path: path_buf, file, build, version, host_functions };
+        let plugin = Plugin(Arc::new(inner));
         // SAFETY: the first call after loading, made once.
         unsafe { call!(&plugin, PJRT_Plugin_Initialize {}) }?;
         loaded.insert(path.to_path_buf(), plugin.clone());
@@ -111,6 +116,24 @@ impl Plugin {
     /// The plugin's version of the PJRT API: major, minor.
     pub fn version(&self) -> (i32, i32) {
         self.0.version
+    }
+
+    /// The hash of the library's bytes, which tells its build from every other: versions of the API and of the platform
+    /// stay the same over many. Computed when it is first asked for.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn build(&self) -> Result<blake3::Hash> {
+        if let Some(build) = self.0.build.get() {
+            return Ok(*build);
+        }
+        let mut file = self.0.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hasher = blake3::Hasher::new();
+        let hashed =
+            file.rewind().and_then(|()| hasher.update_reader(&mut *file).map(|hasher| hasher.finalize()));
+        let build =
+            hashed.map_err(|error| Error::Open { path: self.0.path.clone(), reason: error.to_string() })?;
+        Ok(*self.0.build.get_or_init(|| build))
     }
 
     /// What the plugin says of itself, for instance `stablehlo_current_version`.
@@ -201,15 +224,14 @@ impl fmt::Debug for Plugin {
     }
 }
 
-/// Reads the ELF header: the dynamic loader's own message about a foreign library is hard to understand.
-fn check_machine(path: &Path) -> Result<()> {
-    use std::io::Read;
+/// Opens a library and reads its ELF header: the dynamic loader's own message about a foreign one is hard to understand.
+fn opened(path: &Path) -> Result<fs::File> {
     let failed = |reason: String| Error::Open { path: path.to_path_buf(), reason };
     let mut head = Vec::new();
     let file = fs::File::open(path).map_err(|error| failed(error.to_string()))?;
-    file.take(20).read_to_end(&mut head).map_err(|error| failed(error.to_string()))?;
+    (&file).take(20).read_to_end(&mut head).map_err(|error| failed(error.to_string()))?;
     if cfg!(not(target_os = "linux")) {
-        return Ok(());
+        return Ok(file);
     }
     if head.len() < 20 || head[..4] != *b"\x7fELF" {
         return Err(failed(
@@ -225,7 +247,7 @@ fn check_machine(path: &Path) -> Result<()> {
     };
     let wanted = env::consts::ARCH;
     if found == wanted {
-        Ok(())
+        Ok(file)
     } else {
         Err(Error::Architecture { path: path.to_path_buf(), found, wanted })
     }

@@ -45,6 +45,11 @@ impl Topology {
         Ok(Topology { plugin: plugin.clone(), raw: args.topology, counts: Arc::default() })
     }
 
+    /// The plugin.
+    pub fn plugin(&self) -> &Plugin {
+        &self.plugin
+    }
+
     /// The platform's name, for instance `tpu`.
     ///
     /// # Errors

@@ -98,6 +98,14 @@ impl Kernel for CachedAttention {
         Backward::OfReference("nothing is trained through a cache")
     }
 
+    fn differentiable(&self) -> usize {
+        1
+    }
+
+    fn again<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
+        None
+    }
+
     fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering {
         let wanted = matches!(choice, KernelChoice::Auto | KernelChoice::Native);
         let tiles = Tiles::new(self, args).filter(|_| wanted && target == Target::TpuV6e);
@@ -116,7 +124,7 @@ impl Kernel for CachedAttention {
                 vec![portable::attention(self, args, portable::product_by_rows)]
             })),
             // Row by row a TPU takes six times the cycles: 99,102 instead of 16,788 for one token and 2048 slots.
-            (Target::Cuda | Target::TpuV6e, None) => Lowering::Reference,
+            (Target::Cuda | Target::TpuV6e | Target::OtherTpu, None) => Lowering::Reference,
         }
     }
 }

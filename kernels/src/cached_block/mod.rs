@@ -129,6 +129,14 @@ impl Kernel for CachedBlock {
         Backward::OfReference("nothing is trained through a cache")
     }
 
+    fn differentiable(&self) -> usize {
+        3
+    }
+
+    fn again<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
+        None
+    }
+
     fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering {
         let wanted = target == Target::Cpu && matches!(choice, KernelChoice::Auto | KernelChoice::Native);
         let sizes = self.sizes(args).expect("checked when called");

@@ -207,14 +207,22 @@ impl Kernel for DiffAttention {
         args: &[Tensor<'f>],
         results: &[Tensor<'f>],
         cts: &[Tensor<'f>],
-        _: &[bool],
+        wanted: &[bool],
     ) -> Backward<'f> {
+        let &[_, cos, sin, ..] = wanted else { unreachable!("checked when called") };
+        if cos || sin {
+            return Backward::OfReference("the backward kernel takes the rotation as a constant");
+        }
         let f = args[0].builder();
         let operands: Vec<Tensor<'f>> = args.iter().chain(results).chain(&cts[..1]).copied().collect();
         let [qkv, lambda] = f.kernel(DiffAttentionBackward { forward: self.clone() }, &operands)[..] else {
             unreachable!("two results")
         };
         Backward::Grads(vec![Some(qkv), None, None, Some(lambda), None])
+    }
+
+    fn again<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
+        None
     }
 
     fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering {
@@ -254,6 +262,14 @@ impl Kernel for DiffAttentionBackward {
 
     fn vjp<'f>(&self, _: &[Tensor<'f>], _: &[Tensor<'f>], _: &[Tensor<'f>], _: &[bool]) -> Backward<'f> {
         Backward::OfReference("second derivatives are not needed for training")
+    }
+
+    fn differentiable(&self) -> usize {
+        2
+    }
+
+    fn again<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
+        None
     }
 
     fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering {

@@ -106,6 +106,14 @@ impl Kernel for Draw {
         Backward::OfReference("nothing is trained through a draw")
     }
 
+    fn differentiable(&self) -> usize {
+        2
+    }
+
+    fn again<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
+        None
+    }
+
     fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering {
         let wanted = target == Target::Cpu && matches!(choice, KernelChoice::Auto | KernelChoice::Native);
         if !wanted {

@@ -61,6 +61,14 @@ impl Kernel for SwiGluBackward {
         Backward::OfReference("second derivatives are not needed for training")
     }
 
+    fn differentiable(&self) -> usize {
+        4
+    }
+
+    fn again<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
+        None
+    }
+
     fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering {
         let wanted = target == Target::Cpu && matches!(choice, KernelChoice::Auto | KernelChoice::Native);
         let fits = |args: &&[Type]| host::fits(&args[0], &args[2]);

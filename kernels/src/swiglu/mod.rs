@@ -108,7 +108,7 @@ impl Kernel for SwiGlu {
         Some(self.finish(args, g, u))
     }
 
-    /// Of [`SwiGluBackward`], and dr = sum(dx x) / r.
+    /// Of [`SwiGluBackward`], and dr = sum(dx x) / r; 0 where r is 0, for h is of second order in r.
     fn vjp<'f>(
         &self,
         args: &[Tensor<'f>],
@@ -122,7 +122,8 @@ impl Kernel for SwiGlu {
         let [dx, d_weights @ ..] = &x.builder().kernel(kernel, &operands)[..] else {
             unreachable!("four results")
         };
-        let mut grads = vec![Some(*dx), Some(row_dot(*dx, x) / scale)];
+        let d_scale = scale.eq(0.0).select(scale.zeros_like(), row_dot(*dx, x) / scale);
+        let mut grads = vec![Some(*dx), Some(d_scale)];
         grads.extend(d_weights.iter().map(|d_weight| Some(d_weight.convert(x.dtype()))));
         grads.resize(args.len(), None);
         Backward::Grads(grads)

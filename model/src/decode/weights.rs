@@ -37,7 +37,7 @@ impl Matrices {
     pub fn of(target: Target) -> Matrices {
         match target {
             Target::Cpu => Matrices::Panels,
-            Target::Cuda | Target::TpuV6e => Matrices::RowMajor,
+            Target::Cuda | Target::TpuV6e | Target::OtherTpu => Matrices::RowMajor,
         }
     }
 }

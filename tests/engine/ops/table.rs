@@ -120,8 +120,24 @@ fn row(
 }
 
 /// Numbers at which implementations like to differ.
-const SPECIAL: [f64; 12] =
-    [0.0, -0.0, 1.0, -1.0, 0.5, 2.5, -3.5, 300.0, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, 1e-3];
+const SPECIAL: [f64; 16] = [
+    0.0,
+    -0.0,
+    1.0,
+    -1.0,
+    0.5,
+    2.5,
+    -3.5,
+    300.0,
+    f64::INFINITY,
+    f64::NEG_INFINITY,
+    f64::NAN,
+    -f64::NAN,
+    1e-3,
+    2.0,
+    3.0,
+    -2.0,
+];
 
 /// Every pair of special numbers of the case's type; NaN and infinity stand for 0 and an extreme among integers.
 fn special_pairs<'f>(c: &Case<'f>) -> [Tensor<'f>; 2] {
@@ -242,12 +258,12 @@ pub(crate) fn table() -> Vec<Row> {
     let mut rows = vec![
         row("parameter", ALL, Gradient::Exact, |c| c.out(c.x(c.dims::<2>()))),
         row("constant", ALL, Gradient::Constant, |c| {
-            let ty = Type::new(c.dtype, [2, 6]);
+            let ty = Type::new(c.dtype, [2, 8]);
             c.out(c.f.constant(&Host::from_f64(ty.clone(), &SPECIAL)));
             c.out(c.f.constant(&Host::from_f64(ty.with_shape([]), &[-0.0])));
             c.out(c.f.constant(&Host::from_f64(ty.with_shape([0, 3]), &[])));
             for value in [0.0, 1.0, -3.0, f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
-                c.out(c.f.constant(&Host::from_f64(ty.clone(), &[value; 12])));
+                c.out(c.f.constant(&Host::from_f64(ty.clone(), &[value; 16])));
             }
             c.out(c.f.full(ty, 1.0));
         }),
@@ -266,12 +282,16 @@ pub(crate) fn table() -> Vec<Row> {
             c.out(p.select(a, b));
             c.out(c.bools([]).select(b, a));
             c.out(p.select(a, c.x([])));
+            c.out(p.select(c.x([]), a));
+            c.out(p.select(c.x([]), c.x([])));
+            c.out(c.bools([]).select(a, c.x([])));
         }),
         row("clamp", NUMBERS, Gradient::Exact, |c| {
             let shape = c.dims::<2>();
             c.out(c.x(shape).clamp(c.x(shape), c.x(shape)));
             c.out(c.x(shape).clamp(c.x([]), c.x([])));
             c.out(c.x(shape).clamp(1.0, 3.0));
+            c.out(c.x([]).clamp(c.x(shape), c.x([])));
             if !c.gradient {
                 let [a, b] = special_pairs(c);
                 c.out(a.clamp(b, 2.0));
@@ -347,7 +367,11 @@ pub(crate) fn table() -> Vec<Row> {
             c.out(largest);
             c.out(places);
             if !c.gradient {
-                c.numbers(&SPECIAL).sort(&[], 0, Direction::Forward).into_iter().for_each(|x| c.out(x));
+                for direction in [Direction::Forward, Direction::Reverse] {
+                    let x = c.numbers(&SPECIAL);
+                    let places = c.f.iota(Type::i32([SPECIAL.len()]), 0);
+                    x.sort(&[places], 0, direction).into_iter().for_each(|x| c.out(x));
+                }
                 c.out(c.numbers(&[1.0, 3.0, 3.0, 2.0, 3.0]).top_k(4).1);
             }
         }),

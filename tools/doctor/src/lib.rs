@@ -18,8 +18,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use train::atomic::{Disk, RealDisk};
-use train::{output, program};
+use program::output;
 use trial::{Report, Way};
 
 /// Say what this machine has for training, and what it lacks. Exit code 1 if something that is wanted does not work.
@@ -265,9 +264,9 @@ fn disk(subject: &str, of: &str, folder: Option<&Path>, wanted: f64, elsewhere: 
     };
     let absolute = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
     let there = absolute.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-    match RealDisk.available(there) {
-        Ok(bytes) => {
-            let free = bytes as f64 / (1u64 << 30) as f64;
+    match rustix::fs::statvfs(there) {
+        Ok(disk) => {
+            let free = (disk.f_bavail * disk.f_frsize) as f64 / (1u64 << 30) as f64;
             let what = format!("{free:.1} GiB free on the disk {of}, {}", there.display());
             if free >= wanted {
                 return Finding::good(subject, what);

@@ -1,10 +1,11 @@
 //! What the system says: processors, memory, device files, who holds them, Python, folders.
 
 use crate::{Finding, State};
+use engine::python;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{self, Command};
+use std::process;
 
 /// libtpu's own lock: one process at a time uses the TPU.
 const LOCK: &str = "/tmp/libtpu_lockfile";
@@ -90,7 +91,7 @@ fn open_in(path: &Path) -> Vec<String> {
 
 /// `python3` and its pip, which fetch plugins.
 pub(crate) fn python() -> Finding {
-    let ask = |args: &[&str]| match Command::new("python3").args(args).output() {
+    let ask = |args: &[&str]| match python::command("python3").args(args).output() {
         Ok(output) if output.status.success() => {
             Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
         }
@@ -109,7 +110,7 @@ pub(crate) fn python() -> Finding {
             State::Problem,
             "python3",
             format!("{version}, but no pip: {error}"),
-            "python3 -m ensurepip, or your system's package python3-pip: plugins are fetched with it",
+            format!("plugins are fetched with it: {}", python::NO_PIP),
         ),
         (Err(error), _) => Finding::bad(
             State::Problem,

@@ -128,7 +128,7 @@ fn built(arguments: &Arguments, earlier: Option<&Dump>) -> Result<String> {
     );
     let target = arguments.platform.target()?;
     let program = programs::build(&arguments.program, &run, arguments.micro_batch, target)?;
-    let (lowered, forms) = engine::passes::lower(&program, target, run.kernels.choice());
+    let (lowered, forms) = train::device::lower(&program, target, run.kernels.choice())?;
     let made = match arguments.stage {
         Stage::Stablehlo => None,
         Stage::Optimized => Some(Compiler::open(&arguments.platform)?.compile(&lowered)?),

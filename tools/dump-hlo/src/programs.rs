@@ -85,6 +85,12 @@ impl Kernel for Found {
     ) -> Backward<'f> {
         self.0.vjp(args, results, cts, wanted)
     }
+    fn differentiable(&self) -> usize {
+        self.0.differentiable()
+    }
+    fn again<'f>(&self, args: &[Tensor<'f>], known: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
+        self.0.again(args, known)
+    }
     fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering {
         self.0.lower(args, target, choice)
     }

@@ -8,18 +8,30 @@
 //! Invariants: a program has passed only if its tests ran to their end; no verdict depends on the machine's load, for
 //! time is CPU time; a score is never printed for problems that have too few completions; a sandbox is what it was seen
 //! to refuse, not what was asked for.
+//!
+//! Without the feature `command` the crate is the judge and its sandbox alone.
 
+#[cfg(feature = "command")]
 mod cli;
+#[cfg(feature = "command")]
 pub mod code;
+#[cfg(feature = "command")]
 pub mod estimate;
+#[cfg(feature = "command")]
 pub mod generate;
+#[cfg(feature = "command")]
 pub mod json;
 pub mod judge;
+#[cfg(feature = "command")]
 pub mod problems;
 pub mod python;
+#[cfg(feature = "command")]
 pub mod results;
+#[cfg(feature = "command")]
 mod run;
+#[cfg(feature = "command")]
 pub mod samples;
 pub mod sandbox;
 
+#[cfg(feature = "command")]
 pub use run::main;

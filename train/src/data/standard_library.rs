@@ -2,7 +2,6 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use serde::Deserialize;
 
@@ -63,7 +62,8 @@ fn ask(python: &str) -> Result<Answer> {
     let fail = |reason: String| DataError::Python { python: python.to_owned(), reason };
     let script = "import json, platform, sysconfig; \
                   print(json.dumps({'version': platform.python_version(), 'stdlib': sysconfig.get_paths()['stdlib']}))";
-    let output = Command::new(python).args(["-I", "-c", script]).output().map_err(|e| fail(e.to_string()))?;
+    let output =
+        engine::python::command(python).args(["-c", script]).output().map_err(|e| fail(e.to_string()))?;
     if !output.status.success() {
         return Err(fail(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
     }

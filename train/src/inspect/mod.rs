@@ -5,9 +5,9 @@ pub mod groups;
 pub mod hlo;
 pub mod work;
 
-use crate::device::{CodeGeneration, options, target_of};
+use crate::device::{CodeGeneration, options, target_of, tpu_target};
 use anyhow::{Context, Result, bail, ensure};
-use engine::passes::{self, Form};
+use engine::passes::Form;
 use engine::pjrt::{Client, CompileOptions, MemoryUse, Topology, Value};
 use engine::plugin::Platform;
 use engine::{KernelChoice, Locations, Program, Target, faithful};
@@ -42,7 +42,7 @@ impl FromStr for Place {
 }
 
 impl Place {
-    /// What programs are lowered for; of a plugin by its path only the plugin itself knows.
+    /// What programs are lowered for; of a TPU's kind, and of a plugin by its path, only the plugin itself knows.
     ///
     /// # Errors
     /// If the plugin must be asked and cannot be used.
@@ -50,8 +50,9 @@ impl Place {
         Ok(match self {
             Place::Here(Platform::Cpu) => Target::Cpu,
             Place::Here(Platform::Cuda) => Target::Cuda,
-            Place::Here(Platform::Tpu) | Place::Topology(_) => Target::TpuV6e,
-            Place::Here(Platform::Path(_)) => Compiler::open(self)?.target,
+            Place::Here(Platform::Tpu | Platform::Path(_)) | Place::Topology(_) => {
+                Compiler::open(self)?.target
+            }
         })
     }
 }
@@ -112,7 +113,8 @@ impl Compiler {
             Place::Topology(name) => {
                 let topology = Topology::new(&Platform::Tpu.load()?, name, &[])
                     .with_context(|| format!("looking up the topology {name}; one v6e chip is v6e:1x1"))?;
-                Ok(Compiler { devices: Devices::Absent(topology), target: Target::TpuV6e })
+                let target = tpu_target(topology.devices()?.first().map_or("", |device| &device.kind));
+                Ok(Compiler { devices: Devices::Absent(topology), target })
             }
         }
     }
@@ -154,24 +156,24 @@ impl Compiler {
         Ok(of_plugin.or_else(|| (self.target == Target::Cpu).then(main_memory).flatten()))
     }
 
-    /// The version of the compiler, in the plugin's words.
+    /// The build of the compiler: a hash of the plugin's library.
     ///
     /// # Errors
-    /// If the plugin refuses.
-    pub fn version(&self) -> Result<String> {
-        Ok(match &self.devices {
-            Devices::Here(client) => {
-                let (major, minor) = client.plugin().version();
-                format!("{} PJRT {major}.{minor}", client.platform_version()?)
-            }
-            // Its folder bears version and hash of the package.
-            Devices::Absent(_) => Platform::Tpu.library()?.display().to_string(),
-        })
+    /// If the library cannot be read.
+    pub fn build(&self) -> Result<String> {
+        let plugin = match &self.devices {
+            Devices::Here(client) => client.plugin(),
+            Devices::Absent(topology) => topology.plugin(),
+        };
+        Ok(plugin.build()?.to_string())
     }
 
     /// Chooses the kernels' forms as a run does.
-    pub fn lower(&self, program: &Program, kernels: KernelChoice) -> (Program, Vec<(String, Form)>) {
-        passes::lower(program, self.target, kernels)
+    ///
+    /// # Errors
+    /// If native ones are asked for and there is a kernel that has none.
+    pub fn lower(&self, program: &Program, kernels: KernelChoice) -> Result<(Program, Vec<(String, Form)>)> {
+        crate::device::lower(program, self.target, kernels)
     }
 
     /// The options of a run's step program.
