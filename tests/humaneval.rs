@@ -128,7 +128,7 @@ fn results_record_the_settings() {
         ("sandbox", json!("full")),
         ("problem_count", json!(1)),
         ("completions", json!("file")),
-        ("python_environment", json!("PYTHONHASHSEED=0")),
+        ("python_environment", json!("PYTHONHASHSEED=0 OMP_NUM_THREADS=1")),
     ] {
         assert_eq!(settings[name], value, "{name}");
     }
