@@ -1,7 +1,9 @@
 //! The programs for further tasks, as processes.
 
 mod cli;
+mod evaluation;
 mod generate;
 mod humaneval;
+mod judging;
 mod output;
 mod see;

@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 /// Tokens of a completion if nothing is said, as far as the model's context has room for them.
 const NEW_TOKENS: usize = 512;
 
-/// What takes a completion: its key, its program and the fields of its line.
+/// What takes a completion: its key, the solution that it makes and the fields of its line.
 pub type HandOver<'h> = &'h mut dyn FnMut(Key, String, Map<String, Value>) -> ControlFlow<()>;
 
 /// The problems as a model reads them.
@@ -76,7 +76,7 @@ impl Prompts {
                 let key = (chosen[completion.prompt], completion.sample);
                 if missing(key) {
                     let problem = &problems.list[key.0];
-                    hand_over(key, problem.program(&completion.text), line(&problem.id, completion))
+                    hand_over(key, problem.solution(&completion.text), line(&problem.id, completion))
                 } else {
                     ControlFlow::Continue(())
                 }

@@ -1,47 +1,44 @@
-//! Judging: one program in one sandbox, and many of them on all cores.
+//! Judging: one solution in one sandbox, and many of them on all cores.
 //!
-//! A program has passed only if its tests ran to their end. What shows it is not an exit code and not anything that is
-//! printed: after the last test the harness says so on a pipe of its own, and must then repeat a random number that
-//! is sent only now. Leaving early by whatever exit, by a signal, by `exec` or with a printed claim is a failure.
+//! A solution has passed only if its tests ran to their end in an interpreter that it cannot touch ([`apart`]). Some
+//! problems cannot be judged so: their tests pass functions, look at objects, or in another way need what is not plain
+//! data. Whether a problem is one of them is not up to a completion but to the problem's own solution: if that passes
+//! in one interpreter with the tests and not apart from them, the completions are judged like that ([`together`]), and
+//! counted; so are those that are in doubt where a problem has no solution of its own. In one interpreter, as in every harness of these benchmarks, a program that was written against the harness
+//! can pass without being right.
 //!
-//! The limit of this: the program shares its interpreter with the tests, as in every harness of these benchmarks. One
-//! that was written against this very harness can find the pipe and play the harness's part, and one that returns an
-//! object equal to everything passes any comparison. Neither happens by accident, and neither gets out of the sandbox.
+//! No verdict depends on what else the machine does. A program that was kept waiting for long, or killed for want of
+//! memory, is judged again with no other beside it, and if that does not help there is an error, not a failure.
 
+mod apart;
+mod folder;
+mod process;
+mod together;
+
+use crate::problems::Problem;
 use crate::python::Python;
 use crate::sandbox::{self, Level, Limits};
 use anyhow::{Context, Result, bail};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
-use rustix::rand::{GetRandomFlags, getrandom};
+use process::{Clock, Process, Time};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+use std::collections::HashMap;
+use std::env;
 use std::fs;
-use std::io::{ErrorKind, Read, Write};
+use std::io;
 use std::ops::ControlFlow;
-use std::os::fd::AsFd;
-use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, ExitStatus};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError, mpsc};
+use std::sync::{Mutex, PoisonError, RwLock, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
-use tempfile::TempDir;
-
-/// What the interpreter runs.
-const HARNESS: &str = include_str!("harness.py");
+use tempfile::{NamedTempFile, TempDir};
 
 /// Bytes that a program may print; they are read and dropped.
 const OUTPUT_BYTES: usize = 16 << 20;
-/// Bytes of the output that are kept, for the case that the interpreter does not start.
-const KEPT_BYTES: usize = 4 << 10;
-/// Bytes that a program may keep in its folder, and files.
-const FOLDER_BYTES: u64 = 32 << 20;
-const FOLDER_FILES: usize = 1000;
-/// Bytes of all answers; nothing that is longer is one.
-const ANSWER_BYTES: usize = 1000;
 /// How often clock and folder are looked at.
 const TICK: Duration = Duration::from_millis(20);
+/// CPU time after which an interpreter of tests is replaced; it gets so much more than a solution.
+const TESTER_SECONDS: u64 = 1;
 
 /// What became of a program.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +49,25 @@ pub enum Verdict {
     Failed(String),
 }
 
+/// Where the tests of a solution run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In an interpreter of their own.
+    Apart,
+    /// In that of the solution.
+    Together,
+}
+
+impl Place {
+    /// What it is called in results.
+    pub fn name(self) -> &'static str {
+        match self {
+            Place::Apart => "apart",
+            Place::Together => "together",
+        }
+    }
+}
+
 /// Judges programs at one level, with the same limits and interpreter.
 #[derive(Debug)]
 pub struct Judge {
@@ -60,19 +76,33 @@ pub struct Judge {
     limits: Limits,
     folder: TempDir,
     count: AtomicU64,
+    /// Where the completions of a problem are judged that are in doubt, by the problem's name.
+    places: Mutex<HashMap<String, Place>>,
+    /// Held by all that judge, or by one that must be alone.
+    alone: RwLock<()>,
 }
 
 impl Judge {
-    /// A judge at `level`, after a look at whether this machine really has it.
+    /// A judge at `level`, after a look at whether this machine really has it. From now on other processes of the user
+    /// cannot look into this one.
     ///
     /// # Errors
     /// If it does not: the message says why, and which level there is. Or if the interpreter does not start.
     pub fn new(python: Python, level: Level, limits: Limits) -> Result<Judge> {
+        set_dumpable_behavior(DumpableBehavior::NotDumpable).context("closing this process to others")?;
         let folder = tempfile::Builder::new()
             .prefix("eval-humaneval-")
             .tempdir()
             .context("creating a temporary folder for the programs; set TMPDIR to another one")?;
-        let mut judge = Judge { python, level, limits, folder, count: AtomicU64::new(0) };
+        let mut judge = Judge {
+            python,
+            level,
+            limits,
+            folder,
+            count: AtomicU64::new(0),
+            places: Mutex::default(),
+            alone: RwLock::default(),
+        };
         let Some(reason) = judge.missing()? else { return Ok(judge) };
         for (weaker, means) in level.weaker() {
             judge.level = *weaker;
@@ -88,10 +118,19 @@ impl Judge {
 
     /// What the level lacks here, if anything.
     fn missing(&self) -> Result<Option<String>> {
-        Ok(match self.run(&sandbox::probe(self.level))? {
-            Outcome::Verdict(Verdict::Passed) => None,
-            Outcome::Verdict(Verdict::Failed(reason)) => Some(reason),
-            Outcome::Refused(reason) | Outcome::NotStarted(reason) => Some(reason),
+        let laid = self.folder.path().join("secret");
+        fs::write(&laid, "a secret").with_context(|| format!("writing {}", laid.display()))?;
+        // A home that cannot be written to can still be read.
+        let home = env::home_dir().filter(|home| home.to_str().is_some() && home.is_dir());
+        let in_home = home.as_ref().and_then(|home| NamedTempFile::new_in(home).ok());
+        let mut secrets = vec![Path::new("/"), &laid];
+        secrets.extend(home.as_deref());
+        secrets.extend(in_home.as_ref().map(NamedTempFile::path));
+        Ok(match self.together(&sandbox::probe(self.level, &secrets))? {
+            Outcome::Passed => None,
+            Outcome::Failed { reason, .. } | Outcome::Impossible(reason) | Outcome::Disturbed(reason) => {
+                Some(reason)
+            }
         })
     }
 
@@ -100,64 +139,165 @@ impl Judge {
         self.level
     }
 
-    /// Runs a program in a sandbox of its own.
-    ///
-    /// # Errors
-    /// If the machine cannot start it, which says nothing about the program.
-    pub fn judge(&self, program: &str) -> Result<Verdict> {
-        match self.run(program)? {
-            Outcome::Verdict(verdict) => Ok(verdict),
-            Outcome::Refused(reason) | Outcome::NotStarted(reason) => bail!(reason),
+    /// Where the completions of a problem are judged, of which one has failed in doubt.
+    fn place(&self, worker: &mut Worker<'_>, problem: &Problem) -> Result<Place> {
+        let known = |places: &Mutex<HashMap<String, Place>>| {
+            places.lock().unwrap_or_else(PoisonError::into_inner).get(&problem.id).copied()
+        };
+        if let Some(place) = known(&self.places) {
+            return Ok(place);
         }
+        let Some(canonical) = &problem.canonical else { return Ok(Place::Together) };
+        let solution = problem.solution(canonical);
+        let passes_apart = matches!(worker.apart(problem, &solution)?, Outcome::Passed);
+        let whole = problem.program(&solution);
+        // A solution that passes nowhere says nothing.
+        let place = if !passes_apart && matches!(worker.together(&whole)?, Outcome::Passed) {
+            Place::Together
+        } else {
+            Place::Apart
+        };
+        self.places.lock().unwrap_or_else(PoisonError::into_inner).insert(problem.id.clone(), place);
+        Ok(place)
     }
 
-    fn run(&self, program: &str) -> Result<Outcome> {
+    /// Starts an interpreter.
+    fn start(&self, harness: &str, limits: Limits) -> Result<Process> {
         let number = self.count.fetch_add(1, Ordering::Relaxed);
         let folder = self.folder.path().join(number.to_string());
         fs::create_dir(&folder).with_context(|| format!("creating {}", folder.display()))?;
-        let mut command = sandbox::command(self.level, self.limits, &self.python, &folder, HARNESS)
+        let command = sandbox::command(self.level, limits, &self.python, &folder, harness)
             .with_context(|| format!("{}; set TMPDIR to another folder", folder.display()))?;
-        let mut child = command.spawn().context("starting a sandbox")?;
-        let outcome = Trial::new(&mut child, &folder, self.limits)
-            .and_then(|mut trial| {
-                let seen = trial.watch(program);
-                let status = end(&mut child)?;
-                seen?.map_or_else(|| trial.conclude(status), Ok)
-            })
-            .context("judging a program");
-        // What cannot be removed now goes with the whole folder at the end, or stays with the system's other litter.
-        let _ = fs::remove_dir_all(&folder);
-        outcome
+        Process::start(command, folder).context("starting a sandbox")
+    }
+
+    fn together(&self, program: &str) -> Result<Outcome> {
+        let mut process = self.start(together::HARNESS, self.limits)?;
+        together::judge(self, &mut process, program).context("judging a program")
+    }
+
+    /// The outcome of a program that has ended without one.
+    fn ended(&self, process: &mut Process) -> io::Result<Outcome> {
+        if !process.has_started {
+            return Ok(Outcome::Impossible(process.not_started()?));
+        }
+        Ok(match process.how(self.level, self.limits)? {
+            Ok(how) => Outcome::failed(format!("{how} before its tests ended")),
+            Err(disturbed) => Outcome::Disturbed(disturbed),
+        })
     }
 }
 
-/// Judges all programs that `produce` submits, `workers` at a time and while it still produces; each verdict goes to
-/// `record` with the label of its program, in any order. `produce` is told to stop when something failed.
+/// Judges one solution after the other.
+#[derive(Debug)]
+pub struct Worker<'j> {
+    judge: &'j Judge,
+    /// The interpreter of the tests, which all solutions share. It runs nothing of them, and starting it takes time.
+    tester: Option<Process>,
+}
+
+impl<'j> Worker<'j> {
+    /// A worker of a judge. It belongs to the thread that judges first: interpreters end with the thread that started
+    /// them.
+    pub fn new(judge: &'j Judge) -> Worker<'j> {
+        Worker { judge, tester: None }
+    }
+
+    /// Judges a solution of a problem, and says where.
+    ///
+    /// # Errors
+    /// If the machine cannot run it or the tests need what is not there, which says nothing about the solution.
+    pub fn judge(&mut self, problem: &Problem, solution: &str) -> Result<(Verdict, Place)> {
+        let apart = match problem.functions.is_empty() {
+            true => None,
+            false => Some(self.apart(problem, solution)?),
+        };
+        let (outcome, place) = match apart {
+            Some(Outcome::Failed { doubt: Some(_), .. })
+                if self.judge.place(self, problem)? == Place::Together =>
+            {
+                (self.together(&problem.program(solution))?, Place::Together)
+            }
+            Some(outcome) => (outcome, Place::Apart),
+            None => (self.together(&problem.program(solution))?, Place::Together),
+        };
+        match outcome {
+            Outcome::Passed => Ok((Verdict::Passed, place)),
+            Outcome::Failed { reason, .. } => Ok((Verdict::Failed(reason), place)),
+            Outcome::Impossible(reason) | Outcome::Disturbed(reason) => bail!(reason),
+        }
+    }
+
+    fn together(&mut self, program: &str) -> Result<Outcome> {
+        self.undisturbed(|worker| worker.judge.together(program))
+    }
+
+    fn apart(&mut self, problem: &Problem, solution: &str) -> Result<Outcome> {
+        self.undisturbed(|worker| {
+            let judge = worker.judge;
+            let solver = judge.start(apart::SOLVER, judge.limits)?;
+            let mut tester = match worker.tester.take() {
+                Some(tester) => tester,
+                None => {
+                    let cpu_seconds = judge.limits.cpu_seconds + TESTER_SECONDS;
+                    judge.start(apart::TESTER, Limits { cpu_seconds, ..judge.limits })?
+                }
+            };
+            let mut trial = apart::Trial::new(judge, problem, solution, solver, &mut tester);
+            let outcome = trial.watch().context("judging a program")?;
+            if trial.is_tester_idle() && tester.cpu_time() < Duration::from_secs(TESTER_SECONDS) {
+                worker.tester = Some(tester);
+            }
+            Ok(outcome)
+        })
+    }
+
+    /// Judges again, with no other program beside it, what the machine came in the way of.
+    fn undisturbed(&mut self, run: impl Fn(&mut Self) -> Result<Outcome>) -> Result<Outcome> {
+        let first = {
+            let _beside_others = self.judge.alone.read().unwrap_or_else(PoisonError::into_inner);
+            run(self)?
+        };
+        let Outcome::Disturbed(_) = first else { return Ok(first) };
+        self.tester = None;
+        let _alone = self.judge.alone.write().unwrap_or_else(PoisonError::into_inner);
+        match run(self)? {
+            Outcome::Disturbed(reason) => bail!(
+                "{reason}, and again with no other one beside it: the machine is too busy or too small; free some of it, or lower --memory-mib"
+            ),
+            outcome => Ok(outcome),
+        }
+    }
+}
+
+/// Judges all solutions that `produce` submits, `workers` at a time and while it still produces; each verdict goes to
+/// `record` with the label of its solution, in any order. `produce` is told to stop when something failed.
 ///
 /// # Errors
-/// The first of `produce`, of `record`, or of a program that could not be started.
-pub fn judge_all<T: Send>(
+/// The first of `produce`, of `record`, or of a program that could not be judged.
+pub fn judge_all<'p, T: Send>(
     judge: &Judge,
     workers: usize,
-    produce: impl FnOnce(&mut dyn FnMut(String, T) -> ControlFlow<()>) -> Result<()>,
-    record: impl FnMut(T, Verdict) -> Result<()> + Send,
+    produce: impl FnOnce(&mut dyn FnMut(&'p Problem, String, T) -> ControlFlow<()>) -> Result<()>,
+    record: impl FnMut(T, Verdict, Place) -> Result<()> + Send,
 ) -> Result<()> {
-    let (sender, receiver) = mpsc::channel::<(String, T)>();
+    let (sender, receiver) = mpsc::channel::<(&Problem, String, T)>();
     let receiver = Mutex::new(receiver);
     let recorder = Mutex::new((record, Ok(())));
     let failed = AtomicBool::new(false);
     let work = || {
+        let mut worker = Worker::new(judge);
         loop {
             let next = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            let Ok((program, label)) = next else { return };
+            let Ok((problem, solution, label)) = next else { return };
             if failed.load(Ordering::Relaxed) {
                 continue;
             }
-            let verdict = judge.judge(&program);
+            let verdict = worker.judge(problem, &solution);
             let mut recorder = recorder.lock().unwrap_or_else(PoisonError::into_inner);
             let (record, result) = &mut *recorder;
             if result.is_ok() {
-                *result = verdict.and_then(|verdict| record(label, verdict));
+                *result = verdict.and_then(|(verdict, place)| record(label, verdict, place));
                 failed.store(result.is_err(), Ordering::Relaxed);
             }
         }
@@ -168,7 +308,7 @@ pub fn judge_all<T: Send>(
         for _ in 0..workers {
             scope.spawn(work);
         }
-        produce(&mut |program, label| match sender.send((program, label)) {
+        produce(&mut |problem, solution, label| match sender.send((problem, solution, label)) {
             Ok(()) if !failed.load(Ordering::Relaxed) => ControlFlow::Continue(()),
             _ => ControlFlow::Break(()),
         })
@@ -178,227 +318,109 @@ pub fn judge_all<T: Send>(
 
 /// What became of a process.
 enum Outcome {
-    Verdict(Verdict),
-    /// The sandbox could not be set up.
-    Refused(String),
-    /// The interpreter did not come as far as the program.
-    NotStarted(String),
+    Passed,
+    Failed {
+        reason: String,
+        /// Why a right solution might have failed too.
+        doubt: Option<String>,
+    },
+    /// No program can be judged so, for this reason.
+    Impossible(String),
+    /// The machine came in the way.
+    Disturbed(String),
 }
 
-/// Kills a process with all that it started, as far as that is still in its group, and says how it ended. It must not
-/// have been waited for before: its number could by then be that of another process.
-fn end(child: &mut Child) -> std::io::Result<ExitStatus> {
-    // Both fail if nothing is left to kill.
-    let _ = kill_process_group(Pid::from_child(child), Signal::KILL);
-    let _ = child.kill();
-    child.wait()
+impl Outcome {
+    fn failed(reason: impl Into<String>) -> Outcome {
+        Outcome::Failed { reason: reason.into(), doubt: None }
+    }
 }
 
-/// One process while it is watched.
-struct Trial<'f> {
-    process: Pid,
-    folder: &'f Path,
-    limits: Limits,
-    deadline: Instant,
-    source: ChildStdin,
-    answers: Option<ChildStdout>,
-    output: Option<ChildStderr>,
-    /// All that was answered.
-    answered: Vec<u8>,
-    /// The beginning of what was printed.
-    printed: Vec<u8>,
-    /// Bytes that were printed.
-    printed_bytes: usize,
-    /// Sent after the tests.
-    nonce: Option<[u8; 16]>,
+/// Looks now and then at what a program uses up.
+struct Watch {
+    clock: Clock,
+    looked: Instant,
 }
 
-impl<'f> Trial<'f> {
-    fn new(child: &mut Child, folder: &'f Path, limits: Limits) -> std::io::Result<Trial<'f>> {
-        let Some(source) = child.stdin.take() else {
-            return Err(std::io::Error::other("the process has no pipes"));
-        };
-        Ok(Trial {
-            process: Pid::from_child(child),
-            folder,
-            limits,
-            deadline: Instant::now() + Duration::from_secs(limits.wall_seconds),
-            source,
-            answers: child.stdout.take(),
-            output: child.stderr.take(),
-            answered: Vec::new(),
-            printed: Vec::new(),
-            printed_bytes: 0,
-            nonce: None,
-        })
+impl Watch {
+    fn new(processes: &[&Process]) -> Watch {
+        Watch { clock: Clock::new(processes), looked: Instant::now() }
     }
 
-    /// Watches the process until there is an outcome, or until it has ended by itself.
-    fn watch(&mut self, program: &str) -> std::io::Result<Option<Outcome>> {
-        let length = (program.len() as u64).to_le_bytes();
-        send(&mut self.source, &length)?;
-        send(&mut self.source, program.as_bytes())?;
-        let mut looked = Instant::now();
-        loop {
-            self.read(TICK)?;
-            if let Some(verdict) = self.standing()? {
-                return Ok(Some(Outcome::Verdict(verdict)));
-            }
-            if self.printed_bytes > OUTPUT_BYTES {
-                return Ok(Some(failed(format!("printed more than {} MiB", OUTPUT_BYTES >> 20))));
-            }
-            let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-            if waitid(WaitId::Pid(self.process), options)?.is_some() {
-                return Ok(None);
-            }
-            let now = Instant::now();
-            if now >= self.deadline {
-                let reason = format!("did not end within {} s", self.limits.wall_seconds);
-                return Ok(Some(match self.answered.first() {
-                    Some(_) => failed(reason),
-                    None => Outcome::NotStarted(format!("the interpreter {reason}")),
-                }));
-            }
-            if now - looked >= TICK {
-                looked = now;
-                if let Some(reason) = crowded(self.folder) {
-                    return Ok(Some(failed(reason)));
-                }
-            }
+    /// The outcome of a program that uses too much. The time of `others` counts as its own.
+    fn look(&mut self, judge: &Judge, program: &Process, others: &[&Process]) -> Option<Outcome> {
+        if program.printed_bytes > OUTPUT_BYTES {
+            return Some(Outcome::failed(format!("printed more than {} MiB", OUTPUT_BYTES >> 20)));
         }
-    }
-
-    /// The outcome of a process that has ended.
-    fn conclude(&mut self, status: ExitStatus) -> std::io::Result<Outcome> {
-        // Without a sandbox, something may be left that goes on writing.
-        while self.read(Duration::ZERO)? && self.printed_bytes <= OUTPUT_BYTES {}
-        if let Some(verdict) = self.standing()? {
-            return Ok(Outcome::Verdict(verdict));
+        if self.looked.elapsed() < TICK {
+            return None;
         }
-        Ok(match &self.answered[..] {
-            [sandbox::REFUSED, reason @ ..] => Outcome::Refused(text(reason)),
-            [] => {
-                let said = String::from_utf8_lossy(&self.printed);
-                Outcome::NotStarted(format!("the interpreter did not start ({status}): {}", said.trim()))
+        self.looked = Instant::now();
+        let processes = [&[program], others].concat();
+        let seconds = judge.limits.wall_seconds;
+        match self.clock.look(&processes, judge.limits) {
+            Time::Left => program.greedy().map(Outcome::failed),
+            Time::Up if !program.has_started => {
+                Some(Outcome::Impossible(format!("the interpreter did not start within {seconds} s")))
             }
-            [_, b'F', reason @ ..] if !reason.is_empty() => failed(text(reason)),
-            [_, b'F'] => failed(format!("raised an exception; describing it, it {}", self.how(status))),
-            _ => failed(format!("{} before its tests ended", self.how(status))),
-        })
-    }
-
-    /// Reads what has been written, waiting for it at most so long; false if there was nothing. A pipe that has come
-    /// to its end is closed; a program may close both and go on.
-    fn read(&mut self, timeout: Duration) -> std::io::Result<bool> {
-        let timeout = Timespec { tv_sec: 0, tv_nsec: timeout.subsec_nanos().into() };
-        let pipes = [self.answers.as_ref().map(AsFd::as_fd), self.output.as_ref().map(AsFd::as_fd)];
-        let mut fds: Vec<PollFd<'_>> =
-            pipes.iter().flatten().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
-        match poll(&mut fds, Some(&timeout)) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
-        let [answers, output] = pipes.map(|pipe| pipe.is_some() && ready.next() == Some(true));
-        let mut block = [0; 1 << 16];
-        if let Some(pipe) = self.answers.as_mut().filter(|_| answers) {
-            let read = pipe.read(&mut block)?;
-            keep(&mut self.answered, &block[..read], ANSWER_BYTES);
-            if read == 0 {
-                self.answers = None;
-            }
-        }
-        if let Some(pipe) = self.output.as_mut().filter(|_| output) {
-            let read = pipe.read(&mut block)?;
-            keep(&mut self.printed, &block[..read], KEPT_BYTES);
-            self.printed_bytes += read;
-            if read == 0 {
-                self.output = None;
-            }
-        }
-        Ok(answers || output)
-    }
-
-    /// Looks at the answers, and sends the nonce when the tests have ended.
-    fn standing(&mut self) -> std::io::Result<Option<Verdict>> {
-        let forged = Some(Verdict::Failed("wrote to the pipe of its own verdict".to_owned()));
-        let [b'R', b'E', echo @ ..] = &self.answered[..] else {
-            return Ok(match &self.answered[..] {
-                [] | [b'R'] | [b'R', b'F', ..] | [sandbox::REFUSED, ..] => None,
-                _ => forged,
-            });
-        };
-        let nonce = match self.nonce {
-            Some(nonce) => nonce,
-            // Whatever came along with the claim was not the answer to it.
-            None if !echo.is_empty() => return Ok(forged),
-            None => {
-                let mut nonce = [0; 16];
-                getrandom(&mut nonce, GetRandomFlags::empty())?;
-                self.nonce = Some(nonce);
-                send(&mut self.source, &nonce)?;
-                nonce
-            }
-        };
-        Ok(match (echo == nonce, nonce.starts_with(echo)) {
-            (true, _) => Some(Verdict::Passed),
-            (false, true) => None,
-            (false, false) => forged,
-        })
-    }
-
-    fn how(&self, status: ExitStatus) -> String {
-        let seconds = self.limits.cpu_seconds;
-        match (status.signal().map(Signal::from_named_raw), status.code()) {
-            (Some(Some(Signal::XCPU)), _) => format!("used up its {seconds} s of CPU time"),
-            // The second limit, for programs that ignore the first one. In a sandbox they cannot kill themselves.
-            (Some(Some(Signal::KILL)), _) => {
-                format!(
-                    "was killed, using more than {seconds} s of CPU time or the last of the machine's memory,"
-                )
-            }
-            (None, Some(code)) => format!("exited with code {code}"),
-            _ => format!("was ended by {status}"),
+            Time::Up => Some(Outcome::failed(format!("did not end within {seconds} s"))),
+            Time::Disturbed => Some(Outcome::Disturbed(format!(
+                "a program had so little of the machine that {} s were not enough for {seconds} s of its time",
+                10 * seconds
+            ))),
         }
     }
 }
 
-fn failed(reason: impl Into<String>) -> Outcome {
-    Outcome::Verdict(Verdict::Failed(reason.into()))
+/// What an interpreter says about an exception. Whoever says it, the words around it are the judge's.
+struct Words {
+    /// Why the tests might have failed though the solution is right; said by the tests only.
+    doubt: Option<String>,
+    name: String,
+    line: Option<usize>,
+    said: String,
+}
+
+impl Words {
+    fn of_tests(content: &[u8]) -> Words {
+        let text = String::from_utf8_lossy(content);
+        let mut parts = text.splitn(4, '\n');
+        let mut part = || text_of(parts.next().unwrap_or_default());
+        Words {
+            doubt: Some(part()).filter(|doubt| !doubt.is_empty()),
+            name: part(),
+            line: part().parse().ok(),
+            said: part(),
+        }
+    }
+
+    fn of_program(content: &[u8]) -> Words {
+        Words { doubt: None, ..Words::of_tests(content) }
+    }
+
+    /// The reason of a failure, for a program of which a line may be to blame.
+    fn reason(&self, program: &str) -> String {
+        let Words { doubt, name, line, said } = self;
+        match (name.as_str(), doubt) {
+            ("NotPlainData", Some(doubt)) => return doubt.clone(),
+            ("SystemExit", _) => return format!("exited by SystemExit({said}) before its tests ended"),
+            _ => {}
+        }
+        let is_name = !name.is_empty() && name.chars().all(|c| c == '_' || c.is_alphanumeric());
+        let mut reason = if is_name { name.clone() } else { "raised an exception without a name".to_owned() };
+        if !said.is_empty() {
+            reason += &format!(": {said}");
+        }
+        let blamed = line.and_then(|line| Some((line, program.split('\n').nth(line.checked_sub(1)?)?)));
+        if let Some((line, source)) = blamed {
+            let source: String = source.trim().chars().take(200).collect();
+            reason += &format!(" at line {line}: {}", text_of(&source));
+        }
+        reason
+    }
 }
 
 /// What a program said, fit for a terminal.
-fn text(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(bytes);
+fn text_of(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
-}
-
-/// Keeps bytes up to a limit.
-fn keep(kept: &mut Vec<u8>, bytes: &[u8], limit: usize) {
-    let room = limit.saturating_sub(kept.len());
-    kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
-}
-
-/// Sends to a process that may be gone already, which shows elsewhere.
-fn send(pipe: &mut ChildStdin, bytes: &[u8]) -> std::io::Result<()> {
-    match pipe.write_all(bytes) {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-        other => other,
-    }
-}
-
-/// Why the folder of a program is too full, if it is. A folder that cannot be listed has the program's own doing.
-fn crowded(folder: &Path) -> Option<String> {
-    let (mut files, mut bytes) = (0, 0);
-    for entry in fs::read_dir(folder).ok()?.flatten() {
-        files += 1;
-        bytes += entry.metadata().map_or(0, |data| data.len());
-        if files > FOLDER_FILES {
-            return Some(format!("made more than {FOLDER_FILES} files"));
-        }
-        if bytes > FOLDER_BYTES {
-            return Some(format!("wrote more than {} MiB of files", FOLDER_BYTES >> 20));
-        }
-    }
-    None
 }

@@ -41,18 +41,21 @@ pub struct Problem {
     /// A completion that is right, if the file holds one.
     pub canonical: Option<String>,
     /// What follows the completion.
-    tests: String,
+    pub tests: String,
+    /// The functions and classes that the tests find in it: the one of the prompt, or what the right one defines; none if
+    /// that is not known.
+    pub functions: Vec<String>,
 }
 
 impl Problem {
-    /// The program that is judged: prompt, completion, tests.
-    pub fn program(&self, completion: &str) -> String {
-        self.whole(&format!("{}{completion}", self.prompt))
+    /// The solution that a completion makes, which follows the prompt.
+    pub fn solution(&self, completion: &str) -> String {
+        format!("{}{completion}\n", self.prompt)
     }
 
-    /// The program that is judged if the prompt, or what stands for it, is in the solution: solution, tests.
-    pub fn whole(&self, solution: &str) -> String {
-        format!("{solution}\n{}", self.tests)
+    /// A solution and its tests in one program.
+    pub fn program(&self, solution: &str) -> String {
+        format!("{solution}{}", self.tests)
     }
 }
 
@@ -208,19 +211,33 @@ fn problem(object: Map<String, Value>) -> Result<(Format, Problem)> {
         // The set-up may use what the solution defines.
         let lines = test_imports.into_iter().chain([test_setup_code]).chain(test_list);
         let tests = lines.filter(|line| !line.is_empty()).map(|line| line + "\n").collect();
-        return Ok((Format::Mbpp, Problem { id, prompt, canonical: code, tests }));
+        let functions = code.as_deref().map(defined).unwrap_or_default();
+        return Ok((Format::Mbpp, Problem { id, prompt, canonical: code, tests, functions }));
     }
     if object.contains_key("test") && object.contains_key("entry_point") {
         let HumanEvalProblem { prompt, canonical_solution, test, entry_point } =
             serde_json::from_value(object.into())?;
         let tests = format!("{test}\ncheck({entry_point})\n");
-        return Ok((Format::HumanEval, Problem { id, prompt, canonical: canonical_solution, tests }));
+        let problem =
+            Problem { id, prompt, canonical: canonical_solution, tests, functions: vec![entry_point] };
+        return Ok((Format::HumanEval, problem));
     }
     let found: Vec<&str> = object.keys().map(String::as_str).collect();
     bail!(
         "{id} has {}; wanted is a problem like HumanEval's (prompt, test, entry_point and maybe canonical_solution) or like MBPP's (text or prompt, test_list and maybe code)",
         found.join(", ")
     )
+}
+
+/// The functions and classes that Python code defines outside of others.
+fn defined(code: &str) -> Vec<String> {
+    let definition = |line: &str| {
+        let line = line.strip_prefix("async ").unwrap_or(line);
+        let rest = line.strip_prefix("def ").or_else(|| line.strip_prefix("class "))?;
+        let name = rest.trim_start().split(|c: char| c != '_' && !c.is_alphanumeric()).next()?;
+        (!name.is_empty()).then(|| name.to_owned())
+    };
+    code.lines().filter_map(definition).collect()
 }
 
 /// Whose list of stop strings ends a completion.

@@ -1,7 +1,9 @@
 //! The interpreter that runs judged programs.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
@@ -13,37 +15,58 @@ pub struct Python {
     pub executable: PathBuf,
     /// `3.11.7`.
     pub version: String,
-    /// Folders of its standard library and of the shared libraries that it has loaded.
-    pub folders: Vec<PathBuf>,
+    /// Where the packages of its environment are: a virtual one's, if it was found as that.
+    pub packages: Vec<PathBuf>,
+    /// Folders of its standard library and packages, and each shared library that it loads from elsewhere.
+    pub readable: Vec<PathBuf>,
 }
 
 /// How the interpreter is started: no user site, no `site`, no bytecode files, UTF-8 everywhere. Not `-I`, which would
 /// also ignore [`HASH_SEED`]; the environment is empty and the harness takes the working folder off the path.
 pub const FLAGS: [&str; 5] = ["-s", "-S", "-B", "-X", "utf8"];
 
-/// The one environment variable of a judged program: without it the order of sets, and with it now and then a
-/// verdict, would change from run to run.
+/// Without it the order of sets, and with it now and then a verdict, would change from run to run.
 pub const HASH_SEED: (&str, &str) = ("PYTHONHASHSEED", "0");
+
+/// Libraries of linear algebra start a thread for each core of the machine, and reserve memory for each of them.
+pub const ONE_THREAD: (&str, &str) = ("OMP_NUM_THREADS", "1");
 
 /// The oldest version that the benchmarks' solutions run on.
 const OLDEST: (u32, u32) = (3, 8);
 
-/// Asks an interpreter about itself.
+/// Asks a command which interpreter it starts. A virtual environment's is told by its place, so links stay.
+const NAME: &str = "import sys; sys.stdout.buffer.write(sys.executable.encode('utf-8', 'surrogateescape'))";
+
+/// Asks an interpreter about itself. Extension modules load their libraries from wherever they were built against:
+/// each is loaded, and what has come into memory with them is named file by file.
 const INTRODUCE: &str = r#"
-import json, os, sys, sysconfig
-folders = {os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")}
+import importlib, json, os, site, sys, sysconfig
+library = os.path.realpath(sysconfig.get_path("stdlib"))
+packages = [os.path.realpath(path) for path in site.getsitepackages() if os.path.isdir(path)]
+readable = {library, os.path.realpath(sysconfig.get_path("platstdlib")), *packages}
+answers = os.dup(1)
+os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+for path in sys.path:
+    if os.path.basename(path) == "lib-dynload" and os.path.isdir(path):
+        readable.add(os.path.realpath(path))
+        for name in sorted(os.listdir(path)):
+            try:
+                importlib.import_module(name.split(".")[0])
+            except Exception:
+                pass
 try:
     for line in open("/proc/self/maps"):
         path = line.rstrip("\n").split(None, 5)[5:]
         if path and ".so" in path[0] and os.path.isfile(path[0]):
-            folders.add(os.path.dirname(os.path.realpath(path[0])))
+            readable.add(os.path.realpath(path[0]))
 except OSError:
     pass
-print(json.dumps({
+os.write(answers, json.dumps({
     "executable": os.path.realpath(sys.executable),
     "version": "%d.%d.%d" % sys.version_info[:3],
-    "folders": sorted(folders),
-}))
+    "packages": packages,
+    "readable": sorted(readable),
+}).encode())
 "#;
 
 impl Python {
@@ -58,18 +81,17 @@ impl Python {
             Some(name) if name.components().count() == 1 => name.to_owned(),
             Some(path) => std::path::absolute(path)?,
         };
-        let doing = || format!("asking {} about itself", program.display());
-        // From the root, so that no file of the working folder is imported.
-        let output = Command::new(&program)
-            .args(["-I", "-S", "-B", "-c", INTRODUCE])
-            .current_dir("/")
-            .output()
-            .map_err(|error| anyhow!("{}: {error}; install Python 3 or give --python PATH", doing()))?;
-        if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr);
-            bail!("{}: {} ({}); give another one with --python PATH", doing(), said.trim(), output.status);
-        }
-        let python: Python = serde_json::from_slice(&output.stdout).with_context(doing)?;
+        // Which one it is may be up to the environment, as with version managers. What it then says about itself is
+        // not: a library that is preloaded or found by the environment would make readable what judged programs, whose
+        // environment is empty, have no use for. From the root, so that no file of the working folder is imported.
+        let mut ask = Command::new(&program);
+        let name = answer(&program, ask.args(["-I", "-S", "-B", "-c", NAME]).current_dir("/"))?;
+        let executable = PathBuf::from(OsString::from_vec(name));
+        let mut ask = Command::new(&executable);
+        let found =
+            answer(&executable, ask.args(["-I", "-B", "-c", INTRODUCE]).current_dir("/").env_clear())?;
+        let python: Python = serde_json::from_slice(&found)
+            .with_context(|| format!("asking {} about itself", executable.display()))?;
         let mut numbers = python.version.split('.').map(|part| part.parse().unwrap_or(0));
         let found = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
         if found < OLDEST {
@@ -83,4 +105,18 @@ impl Python {
         }
         Ok(python)
     }
+}
+
+/// What an interpreter answers.
+fn answer(program: &Path, ask: &mut Command) -> Result<Vec<u8>> {
+    let doing = || format!("asking {} about itself", program.display());
+    let output = ask
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| anyhow!("{}: {error}; install Python 3 or give --python PATH", doing()))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!("{}: {} ({}); give another one with --python PATH", doing(), said.trim(), output.status);
+    }
+    Ok(output.stdout)
 }

@@ -2,7 +2,7 @@
 //! the end. The first line also holds every setting, and only an evaluation with the same settings goes on with it.
 
 use crate::estimate::Tally;
-use crate::judge::Verdict;
+use crate::judge::{Place, Verdict};
 use crate::problems::{Problems, task_id};
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Map, Value};
@@ -16,6 +16,7 @@ use train::atomic::{RealDisk, write_file};
 const SETTINGS: &str = "settings";
 const PASSED: &str = "passed";
 const REASON: &str = "reason";
+const TESTS: &str = "tests";
 
 /// Which completion: the index of its problem, and its number among those of the problem.
 pub type Key = (usize, usize);
@@ -116,17 +117,24 @@ impl Results {
         self.lines.values().filter(|line| line[PASSED] == true).count()
     }
 
-    /// Writes a line: the fields of a completion, and its verdict.
+    /// Writes a line: the fields of a completion, its verdict, and where its tests ran.
     ///
     /// # Errors
     /// If the file cannot be written.
-    pub fn add(&mut self, key: Key, mut line: Map<String, Value>, verdict: Verdict) -> Result<()> {
+    pub fn add(
+        &mut self,
+        key: Key,
+        mut line: Map<String, Value>,
+        verdict: Verdict,
+        place: Place,
+    ) -> Result<()> {
         let (passed, reason) = match verdict {
             Verdict::Passed => (true, "passed".to_owned()),
             Verdict::Failed(reason) => (false, reason),
         };
         line.insert(PASSED.to_owned(), passed.into());
         line.insert(REASON.to_owned(), reason.into());
+        line.insert(TESTS.to_owned(), place.name().into());
         let first = self.lines.is_empty().then_some(&self.settings);
         let text = written(&line, first);
         self.lines.insert(key, line);
@@ -157,6 +165,12 @@ impl Results {
             tallies[*problem].passed += u64::from(line[PASSED] == true);
         }
         tallies
+    }
+
+    /// The completions whose tests ran in one interpreter with them.
+    pub fn together(&self) -> impl Iterator<Item = Key> {
+        let together = self.lines.iter().filter(|(_, line)| line[TESTS] == Place::Together.name());
+        together.map(|(key, _)| *key)
     }
 
     /// Problem and reason of every completion that failed.

@@ -5,7 +5,7 @@ use crate::estimate::{Estimate, estimate};
 use crate::generate::{HandOver, Prompts};
 use crate::judge::{Judge, judge_all};
 use crate::problems::{Format, Problem, Problems, StopStyle, cut};
-use crate::python::{FLAGS, HASH_SEED, Python};
+use crate::python::{FLAGS, HASH_SEED, ONE_THREAD, Python};
 use crate::results::{Key, Results};
 use crate::samples;
 use crate::sandbox::{self, Limits};
@@ -112,7 +112,7 @@ impl<'a> Evaluation<'a> {
         let results = Results::open(&out, settings.clone(), &self.problems)?;
         let results = self.judge(results, given.samples.len(), |done, submit| {
             for sample in given.samples.iter().filter(|sample| !done.contains(&sample.key)) {
-                if submit(sample.key, sample.program.clone(), sample.line.clone()).is_break() {
+                if submit(sample.key, sample.solution.clone(), sample.line.clone()).is_break() {
                     break;
                 }
             }
@@ -147,7 +147,7 @@ impl<'a> Evaluation<'a> {
                 let line =
                     [("task_id", json!(problem.id)), ("sample", json!(0)), ("completion", json!(completion))];
                 let line = line.map(|(name, value)| (name.to_owned(), value)).into_iter().collect();
-                if !done.contains(&(i, 0)) && submit((i, 0), problem.program(completion), line).is_break() {
+                if !done.contains(&(i, 0)) && submit((i, 0), problem.solution(completion), line).is_break() {
                     break;
                 }
             }
@@ -281,8 +281,8 @@ impl<'a> Evaluation<'a> {
     }
 
     /// Judges what `produce` submits, which gets the keys that are done already, into the results.
-    fn judge(
-        &self,
+    fn judge<'s>(
+        &'s self,
         mut results: Results,
         total: usize,
         produce: impl FnOnce(&HashSet<Key>, HandOver<'_>) -> Result<()>,
@@ -294,14 +294,16 @@ impl<'a> Evaluation<'a> {
         if !done.is_empty() {
             eprintln!("going on   {} of {total} completions have their verdict", done.len());
         }
-        let record = |(key, line): Label, verdict| {
-            results.add(key, line, verdict)?;
+        let record = |(key, line): Label, verdict, place| {
+            results.add(key, line, verdict, place)?;
             bar.set_message(results.passed().to_string());
             bar.inc(1);
             Ok(())
         };
-        let produce = |submit: &mut dyn FnMut(String, Label) -> ControlFlow<()>| {
-            produce(&done, &mut |key, program, line| submit(program, (key, line)))
+        let produce = |submit: &mut dyn FnMut(&'s Problem, String, Label) -> ControlFlow<()>| {
+            produce(&done, &mut |key, solution, line| {
+                submit(&self.problems.list[key.0], solution, (key, line))
+            })
         };
         judge_all(&self.judge, self.workers, produce, record)?;
         bar.finish_and_clear();
@@ -312,6 +314,17 @@ impl<'a> Evaluation<'a> {
     /// Prints the score.
     fn report(&self, results: &Results, k: &[u64]) -> Vec<Estimate> {
         say!("judged    {} completions, {} passed", results.judged(), results.passed());
+        let together: Vec<Key> = results.together().collect();
+        if !together.is_empty() {
+            let mut ids: Vec<&str> =
+                together.iter().map(|(problem, _)| self.problems.list[*problem].id.as_str()).collect();
+            ids.dedup();
+            say!(
+                "together  {} of them in one interpreter with their tests, which a program written for it can pass: {}",
+                together.len(),
+                ids.join(", ")
+            );
+        }
         let failures = results.failures();
         if !failures.is_empty() {
             let kinds: Vec<String> = failures.iter().take(5).map(|(n, kind)| format!("{n} {kind}")).collect();
@@ -352,7 +365,7 @@ impl<'a> Evaluation<'a> {
     /// The settings of every evaluation.
     fn settings(&self, completions: &str) -> Map<String, Value> {
         let Limits { cpu_seconds, wall_seconds, memory_mib } = self.arguments.judging.limits();
-        let (seed, value) = HASH_SEED;
+        let environment = [HASH_SEED, ONE_THREAD].map(|(name, value)| format!("{name}={value}"));
         object(json!({
             "program": concat!("eval-humaneval ", env!("CARGO_PKG_VERSION")),
             "problems": self.problems.name,
@@ -365,7 +378,7 @@ impl<'a> Evaluation<'a> {
             "memory_mib": memory_mib,
             "python": self.python.version,
             "python_flags": FLAGS.join(" "),
-            "python_environment": format!("{seed}={value}"),
+            "python_environment": environment.join(" "),
         }))
     }
 

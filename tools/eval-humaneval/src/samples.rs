@@ -20,8 +20,8 @@ use std::path::Path;
 pub struct Sample {
     /// Its problem, and its number among those of the problem in the order of the file.
     pub key: Key,
-    /// The program that is judged.
-    pub program: String,
+    /// The solution that is judged.
+    pub solution: String,
     /// All fields of its line, `sample`, and `judged` if that is not all of the text.
     pub line: Map<String, Value>,
 }
@@ -67,16 +67,16 @@ pub fn read(path: &Path, problems: &Problems, max_bad_lines: usize) -> Result<Gi
             )
         };
         let problem = &problems.list[number];
-        let (given_text, judged, program) = match &text {
-            Text::Completion(text) => (text, code(text), problem.program(code(text))),
-            Text::Solution(text) => (text, code(text), problem.whole(code(text))),
+        let (given_text, judged, solution) = match &text {
+            Text::Completion(text) => (text, code(text), problem.solution(code(text))),
+            Text::Solution(text) => (text, code(text), format!("{}\n", code(text))),
         };
         line.insert("sample".to_owned(), counts[number].into());
         if judged != given_text {
             given.cleaned += 1;
             line.insert("judged".to_owned(), judged.into());
         }
-        given.samples.push(Sample { key: (number, counts[number]), program, line });
+        given.samples.push(Sample { key: (number, counts[number]), solution, line });
         counts[number] += 1;
     }
     if given.bad_lines.len() > max_bad_lines {

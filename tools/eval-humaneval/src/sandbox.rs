@@ -6,12 +6,17 @@
 //!
 //! | | `full` | `partial` | `none` |
 //! |---|---|---|---|
-//! | network, other processes and threads, signals | refused (seccomp) | refused (seccomp) | open |
-//! | reading files | the interpreter's and its own folder (landlock) | all that the user can read | open |
+//! | network, other processes, signals | refused (seccomp) | refused (seccomp) | open |
+//! | reading files | the interpreter's library, packages and shared libraries, the system's libraries, its own folder (landlock) | all that the user can read, of `/proc` too | open |
+//! | size, times and owner of a file that is named | open | open | open |
 //! | writing files | its own folder (landlock) | none (seccomp) | open |
+//! | memory and environment of other processes | refused (landlock) | those of the judge refused, those of the user's others as the system has it | open |
 //! | CPU time, memory, size of a file, open files | limited | limited | limited |
-//! | environment, standard input | empty | empty | empty |
-//! | wall clock, output | limited by the judge | limited by the judge | limited by the judge |
+//! | environment | three settings of the judge | the same | the same |
+//! | wall clock, threads, output, files in its folder | limited by the judge | limited by the judge | limited by the judge |
+//!
+//! A program can learn whether a file is there that it names, and how large it is: landlock does not know such questions,
+//! and seccomp not which file one is about.
 //!
 //! A level is never assumed: before anything is judged, a program that tries each refused act is judged under it
 //! ([`probe`]), and the level counts only if every act was refused.
@@ -19,10 +24,12 @@
 mod files;
 mod system_calls;
 
-use crate::python::{FLAGS, HASH_SEED, Python};
+use crate::python::{FLAGS, HASH_SEED, ONE_THREAD, Python};
 use clap::ValueEnum;
 use rustix::process::{Resource, Rlimit, Signal, set_parent_process_death_signal, setrlimit, setsid};
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities, set_no_new_privs};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::fmt;
@@ -56,7 +63,10 @@ impl Level {
     /// The levels below, the strongest one first, and what programs could do there.
     pub fn weaker(self) -> &'static [(Level, &'static str)] {
         const WEAKER: [(Level, &str); 2] = [
-            (Level::Partial, "programs could read your files, but not write, send or start anything"),
+            (
+                Level::Partial,
+                "programs could read your files, and what /proc shows of your other processes, but not write, send or start anything",
+            ),
             (Level::None, "programs could do whatever you can"),
         ];
         match self {
@@ -89,7 +99,7 @@ pub struct Limits {
 }
 
 /// Bytes of one file.
-const FILE_BYTES: u64 = 4 << 20;
+pub const FILE_BYTES: u64 = 4 << 20;
 /// Open files.
 const OPEN_FILES: u64 = 64;
 
@@ -100,6 +110,7 @@ struct Plan {
     limits: Limits,
     executable: PathBuf,
     readable: Vec<PathBuf>,
+    packages: Vec<PathBuf>,
     folder: PathBuf,
 }
 
@@ -124,7 +135,8 @@ pub fn command(
         level,
         limits,
         executable: python.executable.clone(),
-        readable: python.folders.clone(),
+        readable: python.readable.clone(),
+        packages: python.packages.clone(),
         folder: folder.to_owned(),
     };
     // Not the path of the binary: a rebuild may have replaced it since this process started.
@@ -135,7 +147,8 @@ pub fn command(
         .arg(code)
         .current_dir(folder)
         .env_clear()
-        .env(HASH_SEED.0, HASH_SEED.1)
+        .envs([HASH_SEED, ONE_THREAD])
+        .env("TMPDIR", folder)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
@@ -169,13 +182,14 @@ fn enter(plan: &Plan, code: &OsString) -> Result<Infallible, String> {
         (Resource::Fsize, FILE_BYTES, FILE_BYTES),
         (Resource::Nofile, OPEN_FILES, OPEN_FILES),
         (Resource::Core, 0, 0),
-        // Binds everyone but root, whom only seccomp keeps from forking.
-        (Resource::Nproc, 0, 0),
     ];
-    for (resource, soft, hard) in limits {
+    // Where no filter refuses processes. It binds everyone but root, and counts threads as processes.
+    let no_process = (plan.level == Level::None).then_some((Resource::Nproc, 0, 0));
+    for (resource, soft, hard) in limits.into_iter().chain(no_process) {
         setrlimit(resource, Rlimit { current: Some(soft), maximum: Some(hard) })
             .map_err(|error| format!("limiting {resource:?} to {soft}: {error}"))?;
     }
+    drop_capabilities().map_err(named("giving up capabilities"))?;
     match plan.level {
         Level::Full => {
             files::restrict(&plan.executable, &plan.readable, &plan.folder)?;
@@ -184,36 +198,54 @@ fn enter(plan: &Plan, code: &OsString) -> Result<Infallible, String> {
         Level::Partial => system_calls::restrict(system_calls::Writing::Nowhere)?,
         Level::None => {}
     }
-    let error = Command::new(&plan.executable).args(FLAGS).arg("-c").arg(code).exec();
+    let error = Command::new(&plan.executable).args(FLAGS).arg("-c").arg(code).args(&plan.packages).exec();
     Err(format!("starting {}: {error}", plan.executable.display()))
 }
 
-/// A program that tries what the level refuses and fails unless every attempt is refused.
-pub fn probe(level: Level) -> String {
-    let refused: &[(&str, &str)] = match level {
-        Level::Full => &[
-            ("reading", READ),
-            ("writing", WRITE),
-            ("connecting", CONNECT),
-            ("forking", FORK),
-            ("signalling", KILL),
-        ],
-        Level::Partial => {
-            &[("writing", WRITE), ("connecting", CONNECT), ("forking", FORK), ("signalling", KILL)]
-        }
-        Level::None => &[],
+/// Gives up what a judge that runs as root could do beyond its files, which includes to look into other processes.
+fn drop_capabilities() -> rustix::io::Result<()> {
+    let mut sets = capabilities(None)?;
+    for set in [&mut sets.effective, &mut sets.permitted, &mut sets.inheritable] {
+        *set &= CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;
+    }
+    set_capabilities(None, sets)?;
+    // Or the interpreter would get them back.
+    set_no_new_privs(true)
+}
+
+/// A program that tries what the level refuses and fails unless every attempt is refused. `secrets` are files and
+/// folders that the user can read.
+pub fn probe(level: Level, secrets: &[&Path]) -> String {
+    let anywhere = [
+        ("writing", WRITE),
+        ("connecting", CONNECT),
+        ("forking", FORK),
+        ("signalling", KILL),
+        ("reading the judge's environment", JUDGE),
+    ];
+    let mut refused: Vec<(&str, String)> = match level {
+        Level::Full | Level::Partial => anywhere.map(|(act, code)| (act, code.to_owned())).to_vec(),
+        Level::None => Vec::new(),
     };
+    if level == Level::Full {
+        for path in secrets {
+            refused.push((
+                "reading",
+                format!("os.close(os.open({}, os.O_RDONLY))", json!(path.to_string_lossy())),
+            ));
+        }
+    }
     let mut program = String::from("import os, socket, math, re, collections, itertools, hashlib\n");
     for (act, code) in refused {
+        // Python reads text as JSON writes it.
+        let failure = json!(format!("{act} was not refused: {code}"));
         program.push_str(&format!(
-            "try:\n    {code}\nexcept OSError:\n    pass\nelse:\n    raise RuntimeError('{act} was not refused')\n"
+            "try:\n    {code}\nexcept PermissionError:\n    pass\nelse:\n    raise RuntimeError({failure})\n"
         ));
     }
     program
 }
 
-/// Every user of a Linux machine may list its root.
-const READ: &str = "os.listdir('/')";
 /// Beside its own folder, where the judge's folder of this run is.
 const WRITE: &str = "os.close(os.open('../probe', os.O_CREAT | os.O_WRONLY))";
 const CONNECT: &str = "socket.socket()";
@@ -221,3 +253,5 @@ const CONNECT: &str = "socket.socket()";
 const FORK: &str = "os.fork() or os._exit(0)";
 /// Signal 0 only asks whether one could be sent.
 const KILL: &str = "os.kill(os.getppid(), 0)";
+/// What the judge was started with.
+const JUDGE: &str = "os.close(os.open('/proc/%d/environ' % os.getppid(), os.O_RDONLY))";

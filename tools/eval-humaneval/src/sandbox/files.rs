@@ -22,7 +22,8 @@ const SYSTEM: [&str; 8] = [
 /// not know (moving, truncating, device control) are refused by the filter of system calls as well.
 const NEWEST: ABI = ABI::V6;
 
-/// Restricts this process and what it becomes to reading the interpreter's folders and using its own.
+/// Restricts this process and what it becomes to reading what the interpreter needs, file by file or as whole folders,
+/// and to using its own folder.
 ///
 /// # Errors
 /// If the kernel has no landlock, or refuses.
@@ -39,9 +40,10 @@ pub(super) fn restrict(executable: &Path, readable: &[PathBuf], folder: &Path) -
 
 fn restricted(executable: &Path, readable: &[PathBuf], folder: &Path) -> Result<RulesetStatus, RulesetError> {
     let read: BitFlags<AccessFs> = make_bitflags!(AccessFs::{Execute | ReadFile | ReadDir});
-    // No folders, links or devices: what is left behind is flat and can be removed.
-    let own: BitFlags<AccessFs> =
-        make_bitflags!(AccessFs::{ReadFile | ReadDir | WriteFile | MakeReg | RemoveFile | Truncate});
+    // No links, sockets or devices.
+    let own: BitFlags<AccessFs> = make_bitflags!(AccessFs::{
+        ReadFile | ReadDir | WriteFile | MakeReg | RemoveFile | MakeDir | RemoveDir | Refer | Truncate
+    });
     let devices = ["/dev/null", "/dev/urandom", "/dev/zero"];
     let status = Ruleset::default()
         .set_compatibility(CompatLevel::HardRequirement)

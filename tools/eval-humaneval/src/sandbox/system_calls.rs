@@ -1,10 +1,15 @@
 //! Which system calls a judged program may make: a seccomp filter that refuses all but a list, with EPERM.
 //!
 //! The list is what an interpreter needs to start, to compute, and to use files and clocks. What is not on it is
-//! thereby refused, whatever kernels add later: sockets, processes and threads, signals to others, owners and modes of
-//! files, namespaces, mounts, tracing, other processes' memory, limits, keys, io_uring, shared memory.
+//! thereby refused, whatever kernels add later: sockets but a pair that is connected to itself, processes, signals to
+//! others, owners and modes of files, namespaces, mounts, tracing, other processes' memory, limits, keys, io_uring,
+//! shared memory.
 
-use libc::{O_ACCMODE, O_CREAT, O_RDONLY, O_RDWR, O_TRUNC, O_WRONLY};
+use libc::{
+    CLONE_CHILD_CLEARTID, CLONE_DETACHED, CLONE_FILES, CLONE_FS, CLONE_PARENT_SETTID, CLONE_SETTLS,
+    CLONE_SIGHAND, CLONE_SYSVSEM, CLONE_THREAD, CLONE_VM, O_ACCMODE, O_CREAT, O_RDONLY, O_RDWR, O_TRUNC,
+    O_WRONLY,
+};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
     apply_filter,
@@ -31,15 +36,15 @@ const ALLOWED: &[i64] = calls![
     SYS_close_range SYS_dup SYS_dup3 SYS_epoll_create1 SYS_epoll_ctl SYS_epoll_pwait SYS_exit
     SYS_exit_group SYS_faccessat SYS_faccessat2 SYS_fadvise64 SYS_fchdir SYS_fdatasync SYS_flock
     SYS_fstat SYS_fstatfs SYS_fsync SYS_ftruncate SYS_futex SYS_getcpu SYS_getcwd SYS_getdents64
-    SYS_getegid SYS_geteuid SYS_getgid SYS_getgroups SYS_getitimer SYS_getpgid SYS_getpid
+    SYS_getegid SYS_geteuid SYS_getgid SYS_getgroups SYS_getitimer SYS_getpeername SYS_getpgid SYS_getpid
     SYS_getppid SYS_getpriority SYS_getrandom SYS_getresgid SYS_getresuid SYS_getrusage SYS_getsid
-    SYS_gettid SYS_gettimeofday SYS_getuid SYS_lseek SYS_madvise SYS_mmap SYS_mprotect SYS_mremap
+    SYS_getsockname SYS_getsockopt SYS_gettid SYS_gettimeofday SYS_getuid SYS_lseek SYS_madvise SYS_mmap SYS_mprotect SYS_mremap
     SYS_munmap SYS_nanosleep SYS_newfstatat SYS_pipe2 SYS_ppoll SYS_pread64 SYS_preadv SYS_pselect6
-    SYS_pwrite64 SYS_pwritev SYS_read SYS_readlinkat SYS_readv SYS_restart_syscall SYS_rseq
+    SYS_pwrite64 SYS_pwritev SYS_read SYS_readlinkat SYS_readv SYS_recvfrom SYS_restart_syscall SYS_rseq
     SYS_rt_sigaction SYS_rt_sigpending SYS_rt_sigprocmask SYS_rt_sigreturn SYS_rt_sigsuspend
     SYS_rt_sigtimedwait SYS_sched_getaffinity SYS_sched_getparam SYS_sched_getscheduler
-    SYS_sched_yield SYS_set_robust_list SYS_set_tid_address SYS_setitimer SYS_sigaltstack SYS_statfs
-    SYS_statx SYS_sysinfo SYS_times SYS_umask SYS_uname SYS_write SYS_writev
+    SYS_sched_yield SYS_set_robust_list SYS_set_tid_address SYS_setitimer SYS_shutdown SYS_sigaltstack SYS_statfs
+    SYS_statx SYS_sysinfo SYS_times SYS_uname SYS_write SYS_writev
     // The interpreter is started under the filter. A program that a judged program becomes has the same restrictions.
     SYS_execve
 ];
@@ -56,7 +61,7 @@ const ALLOWED_HERE: &[i64] = &[];
 
 /// Change names, which the file rules decide about.
 #[cfg(target_arch = "x86_64")]
-const NAMING: &[i64] = calls![SYS_unlinkat SYS_renameat SYS_renameat2 SYS_unlink SYS_rename];
+const NAMING: &[i64] = calls![SYS_unlinkat SYS_renameat SYS_renameat2 SYS_unlink SYS_rename SYS_rmdir];
 #[cfg(not(target_arch = "x86_64"))]
 const NAMING: &[i64] = calls![SYS_unlinkat SYS_renameat SYS_renameat2];
 
@@ -66,8 +71,32 @@ const OPENING: &[(i64, u8)] = &[(libc::SYS_openat, 2), (libc::SYS_open, 1)];
 #[cfg(not(target_arch = "x86_64"))]
 const OPENING: &[(i64, u8)] = &[(libc::SYS_openat, 2)];
 
-/// The requests of `ioctl` that the interpreter makes of files: whether it is a terminal, and close on exec.
-const IOCTLS: [u64; 3] = [libc::TCGETS, libc::FIOCLEX, libc::FIONCLEX];
+/// Calls that make a folder, which the file rules decide about too, and which of their arguments holds its mode.
+#[cfg(target_arch = "x86_64")]
+const FOLDERS: &[(i64, u8)] = &[(libc::SYS_mkdirat, 2), (libc::SYS_mkdir, 1)];
+#[cfg(not(target_arch = "x86_64"))]
+const FOLDERS: &[(i64, u8)] = &[(libc::SYS_mkdirat, 2)];
+
+/// What the owner may do with a folder. No program takes it from the judge, which looks into its folders.
+const OWNER: i32 = 0o700;
+
+/// What the C libraries start a thread with: it shares everything, and a process would not.
+const THREAD: i32 = CLONE_VM
+    | CLONE_FS
+    | CLONE_FILES
+    | CLONE_SIGHAND
+    | CLONE_THREAD
+    | CLONE_SYSVSEM
+    | CLONE_SETTLS
+    | CLONE_PARENT_SETTID
+    | CLONE_CHILD_CLEARTID;
+
+/// The bits of a socket's type that are not flags.
+const SOCKET_KIND: i32 = 0xf;
+
+/// The requests of `ioctl` that the interpreter makes of files: whether it is a terminal, close on exec, and not to
+/// wait.
+const IOCTLS: [u64; 4] = [libc::TCGETS, libc::FIOCLEX, libc::FIONCLEX, libc::FIONBIO];
 
 /// The commands of `fcntl`: descriptors, their flags and locks. Not among them are those that make the kernel send a
 /// signal to whatever process is named.
@@ -88,8 +117,19 @@ const FCNTLS: [i32; 9] = [
 /// # Errors
 /// If the kernel has no seccomp filters, or none is written for this processor.
 pub(super) fn restrict(writing: Writing) -> Result<(), String> {
-    let filter = filter(writing).map_err(|error| format!("seccomp: building the filter: {error}"))?;
-    apply_filter(&filter).map_err(|error| format!("the kernel takes no seccomp filter ({error})"))
+    for filter in [without_clone3(), filter(writing)] {
+        let filter = filter.map_err(|error| format!("seccomp: building the filter: {error}"))?;
+        apply_filter(&filter).map_err(|error| format!("the kernel takes no seccomp filter ({error})"))?;
+    }
+    Ok(())
+}
+
+/// The arguments of `clone3` are in memory, where no filter sees them. The C library falls back to `clone` if it hears
+/// that there is no such call. This filter comes first, and of two that speak about a call the stricter one counts.
+fn without_clone3() -> Result<BpfProgram, seccompiler::BackendError> {
+    let absent = SeccompAction::Errno(libc::ENOSYS as u32);
+    let rules = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
+    SeccompFilter::new(rules, SeccompAction::Allow, absent, std::env::consts::ARCH.try_into()?)?.try_into()
 }
 
 fn filter(writing: Writing) -> Result<BpfProgram, seccompiler::BackendError> {
@@ -111,7 +151,19 @@ fn filter(writing: Writing) -> Result<BpfProgram, seccompiler::BackendError> {
     }
     if writing == Writing::WhereFilesAllow {
         rules.extend(NAMING.iter().map(|call| (*call, Vec::new())));
+        for (call, mode) in FOLDERS {
+            rules.insert(*call, vec![SeccompRule::new(vec![has(*mode, OWNER, OWNER)?])?]);
+        }
     }
+    rules.insert(libc::SYS_umask, vec![SeccompRule::new(vec![has(0, OWNER, 0)?])?]);
+    rules.insert(libc::SYS_clone3, Vec::new());
+    rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![has(0, !CLONE_DETACHED, THREAD)?])?]);
+    // Streams only: another kind of socket can be made to send to any name in the file system.
+    let pair =
+        vec![is(0, SeccompCmpArgLen::Dword, libc::AF_UNIX as u64)?, has(1, SOCKET_KIND, libc::SOCK_STREAM)?];
+    rules.insert(libc::SYS_socketpair, vec![SeccompRule::new(pair)?]);
+    let no_name = vec![is(4, SeccompCmpArgLen::Qword, 0)?];
+    rules.insert(libc::SYS_sendto, vec![SeccompRule::new(no_name)?]);
     let second = |value| SeccompRule::new(vec![is(1, SeccompCmpArgLen::Dword, value)?]);
     rules.insert(libc::SYS_ioctl, IOCTLS.into_iter().map(second).collect::<Result<_, _>>()?);
     let commands = FCNTLS.into_iter().map(|command| second(command as u64));
@@ -133,6 +185,6 @@ fn is(
 
 /// Whether the bits of `mask` in an argument are those of `value`.
 fn has(argument: u8, mask: i32, value: i32) -> Result<SeccompCondition, seccompiler::BackendError> {
-    let masked = SeccompCmpOp::MaskedEq(mask as u64);
-    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, masked, value as u64)
+    let masked = SeccompCmpOp::MaskedEq(u64::from(mask as u32));
+    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, masked, u64::from(value as u32))
 }
