@@ -187,7 +187,7 @@ pub enum ConfigError {
     },
     /// Not JSON, a field of the wrong type, a missing field or an unknown one.
     #[error("model config: {0}; compare with the config.json that a checkpoint holds")]
-    Json(#[from] serde_json::Error),
+    Json(serde_json::Error),
     /// No preset has this name.
     #[error("unknown preset `{0}`; there are {names}", names = Preset::ALL.map(Preset::name).join(", "))]
     Preset(String),
@@ -213,6 +213,13 @@ pub struct Difference {
     pub theirs: String,
     /// Whether it forbids sharing weights.
     pub bearing: Bearing,
+}
+
+impl Bearing {
+    /// The bearing of a field of `config.json`.
+    pub fn of(field: &str) -> Bearing {
+        if RUN_FIELDS.contains(&field) { Bearing::Run } else { Bearing::Weights }
+    }
 }
 
 /// Fields that may change between runs over the same weights: dropout starts in the second epoch, YaRN extends a
@@ -419,7 +426,7 @@ impl Config {
                 field: name.clone(),
                 ours: text(ours.get(name)),
                 theirs: text(theirs.get(name)),
-                bearing: if RUN_FIELDS.contains(&name.as_str()) { Bearing::Run } else { Bearing::Weights },
+                bearing: Bearing::of(name),
             })
             .collect()
     }
@@ -481,6 +488,13 @@ impl FromStr for Preset {
 
     fn from_str(name: &str) -> Result<Preset, ConfigError> {
         Preset::ALL.into_iter().find(|p| p.name() == name).ok_or_else(|| ConfigError::Preset(name.into()))
+    }
+}
+
+impl From<serde_json::Error> for ConfigError {
+    /// Not as a source: its text is in the message already.
+    fn from(error: serde_json::Error) -> ConfigError {
+        ConfigError::Json(error)
     }
 }
 

@@ -38,6 +38,9 @@ const MODEL: &[&str] = &[
     "log.every=1",
 ];
 
+/// How printed commands start the program.
+const CARGO: &str = "cargo run -p train --";
+
 impl Bench {
     /// `program`: the path of the `trainer` binary.
     pub fn new(program: &'static str) -> Bench {
@@ -94,6 +97,17 @@ impl Bench {
         let mut command = self.command(out, args);
         command.stdout(file.try_clone().unwrap()).stderr(file).envs(variables.iter().copied());
         Started { child: command.spawn().unwrap(), said }
+    }
+
+    /// Pastes a command line that the program printed into a shell in the folder; it must succeed. What it printed.
+    #[track_caller]
+    pub fn paste(&self, line: &str) -> String {
+        let line = line.trim();
+        assert!(line.starts_with(CARGO), "no command: {line}");
+        let line = line.replacen(CARGO, self.program, 1);
+        let output = Command::new("sh").args(["-c", &line]).current_dir(self.folder.path()).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
     }
 
     /// Runs it; it must succeed. What it printed.

@@ -50,6 +50,7 @@ fn snapshot(step: u64) -> Snapshot {
         watch: Watch::default(),
         data: serde_json::json!({"epoch": 0, "row": step}),
         hashes: BTreeMap::new(),
+        init: None,
         written_by: "test".into(),
     };
     let optimizer = [moment("m", 1000 + step), moment("v", 2000 + step)].concat();
@@ -280,6 +281,173 @@ fn weights_that_are_no_numbers_are_named() {
     }
 }
 
+/// A tensor as a file holds it.
+type Tensor = (String, Type, Vec<u8>);
+
+fn write_shard(path: &Path, tensors: &[Tensor]) {
+    let types: Vec<_> = tensors.iter().map(|(name, ty, _)| (name.clone(), ty.clone())).collect();
+    let mut bytes = Vec::new();
+    train::checkpoint::write_tensors(&mut bytes, &[], &types, |i| tensors[i].2.clone().into()).unwrap();
+    fs::write(path, bytes).unwrap();
+}
+
+/// A folder as others publish it: `config.json` and the files that `write` puts there.
+fn published(root: &Path, name: &str, write: impl FnOnce(&Path)) -> std::path::PathBuf {
+    let folder = root.join(name);
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join(files::CONFIG), config().to_json()).unwrap();
+    write(&folder);
+    folder
+}
+
+/// The tensors of the weights of a seed, and the weights.
+fn weights(root: &Path) -> (Vec<Tensor>, model::Params<Host>) {
+    let params = initial_params(&config(), 7);
+    let path = root.join("whole.safetensors");
+    let mut bytes = Vec::new();
+    write_params(&mut bytes, &config(), &params).unwrap();
+    fs::write(&path, bytes).unwrap();
+    let file = TensorFile::open(&path).unwrap();
+    let tensor = |name: String| {
+        let (ty, bytes) = file.tensor(&name).unwrap().unwrap();
+        (name, ty, bytes.to_vec())
+    };
+    (file.names().into_iter().map(tensor).collect(), params)
+}
+
+fn index(pairs: &[(&str, &str)]) -> String {
+    let map: BTreeMap<_, _> = pairs.iter().copied().collect();
+    serde_json::json!({ "metadata": {}, "weight_map": map }).to_string()
+}
+
+#[test]
+fn weights_are_read_in_every_shape_in_which_they_are_published() {
+    let folder = tempfile::tempdir().unwrap();
+    let (tensors, params) = weights(folder.path());
+    let one = |tensors: Vec<Tensor>| move |folder: &Path| write_shard(&folder.join(files::MODEL), &tensors);
+    let renamed = |prefix: &str| -> Vec<Tensor> {
+        tensors
+            .iter()
+            .map(|(name, ty, bytes)| (format!("{prefix}{name}"), ty.clone(), bytes.clone()))
+            .collect()
+    };
+    let wide: Vec<Tensor> = tensors
+        .iter()
+        .map(|(name, ty, bytes)| {
+            let numbers = Host::from_bytes(ty.clone(), bytes).to_f64();
+            let bytes = numbers.iter().flat_map(|x: &f64| x.to_le_bytes()).collect();
+            (name.clone(), ty.with_dtype(engine::DType::F64), bytes)
+        })
+        .collect();
+    let buffer = |layer: usize| {
+        let ty = Type::f32([1]);
+        (format!("model.layers.{layer}.self_attn.rotary_emb.inv_freq"), ty, 1_f32.to_le_bytes().to_vec())
+    };
+    let embedding = tensors.iter().find(|(name, ..)| name == "model.embed_tokens.weight").unwrap();
+    let head = ("lm_head.weight".to_owned(), embedding.1.clone(), embedding.2.clone());
+    let mut shapes: Vec<(&str, Vec<Tensor>)> = ["", "_orig_mod.", "module.", "module._orig_mod."]
+        .map(|prefix| (if prefix.is_empty() { "plain" } else { prefix }, renamed(prefix)))
+        .into();
+    shapes.push(("f64", wide));
+    shapes.push(("buffers", [tensors.clone(), vec![buffer(0), buffer(1)]].concat()));
+    shapes.push(("tied", [tensors.clone(), vec![head.clone()]].concat()));
+    for (name, tensors) in shapes {
+        let path = published(folder.path(), name, one(tensors));
+        assert_eq!(load_params(&path).unwrap(), (config(), params.clone()), "{name}");
+    }
+
+    let (first, second) = tensors.split_at(tensors.len() / 2);
+    let names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
+    let place = |shard: &'static str| move |(name, ..): &Tensor| (name.clone(), shard);
+    let map: Vec<(String, &str)> =
+        first.iter().map(place(names[0])).chain(second.iter().map(place(names[1]))).collect();
+    let map: Vec<(&str, &str)> = map.iter().map(|(name, shard)| (name.as_str(), *shard)).collect();
+    let sharded = published(folder.path(), "sharded", |folder| {
+        write_shard(&folder.join(names[0]), first);
+        write_shard(&folder.join(names[1]), second);
+        fs::write(folder.join(files::INDEX), index(&map)).unwrap();
+    });
+    assert_eq!(load_params(&sharded).unwrap().1, params);
+    assert_eq!(load_params(&sharded.join(files::INDEX)).unwrap().1, params);
+
+    // What is wrong is named.
+    let refused = |path: &Path| load_params(path).unwrap_err().to_string();
+    let mut other = head;
+    other.2[0] ^= 1;
+    let untied = published(folder.path(), "untied", one([tensors.clone(), vec![other]].concat()));
+    assert!(
+        refused(&untied).contains("`lm_head.weight` is not `model.embed_tokens.weight`"),
+        "{}",
+        refused(&untied)
+    );
+    fs::remove_file(sharded.join(names[1])).unwrap();
+    assert!(refused(&sharded).contains(&format!("names {}, not there", names[1])), "{}", refused(&sharded));
+    for outside in ["../whole.safetensors", "/etc/passwd", "a/b", "..", ""] {
+        fs::write(sharded.join(files::INDEX), index(&[("model.norm.weight", outside)])).unwrap();
+        let message = refused(&sharded);
+        assert!(
+            message.contains(&format!("`{outside}`")) && message.contains("beside their index"),
+            "{message}"
+        );
+    }
+    let swapped = [("model.norm.weight", names[0])];
+    fs::write(sharded.join(files::INDEX), index(&swapped)).unwrap();
+    write_shard(&sharded.join(names[0]), &tensors[..1]);
+    let message = refused(&sharded);
+    assert!(message.contains("`model.norm.weight` is in") && message.contains("no such tensor"), "{message}");
+}
+
+/// What cannot be damage is not called so; what may be is.
+#[test]
+fn a_file_that_was_replaced_is_changed_and_not_damaged() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let store = store(RealDisk, root).unwrap();
+    let path = store.save(&snapshot(1)).unwrap().path;
+    let model = path.join(files::MODEL);
+    let written = fs::read(&model).unwrap();
+    let file = TensorFile::open(&model).unwrap();
+    let narrow = |name: String| {
+        let (ty, bytes) = file.tensor(&name).unwrap().unwrap();
+        let numbers = Host::from_bytes(ty.clone(), bytes).to_f64();
+        let bytes = numbers.iter().flat_map(|x: &f64| half::f16::from_f64(*x).to_le_bytes()).collect();
+        (name, ty.with_dtype(engine::DType::F16), bytes)
+    };
+    let tensors: Vec<Tensor> = file.names().into_iter().map(narrow).collect();
+    drop(file);
+    fs::remove_file(&model).unwrap();
+    write_shard(&model, &tensors);
+    let error = verify(&path).unwrap_err();
+    assert!(matches!(error, CheckpointError::Changed { .. }), "{error}");
+    let message = error.to_string();
+    for part in ["model.safetensors", "was changed after it was written", "--init"] {
+        assert!(message.contains(part), "{message}");
+    }
+    // A run does not go on from it; whoever takes its weights gets the new ones.
+    assert!(latest_good(root).unwrap().good.is_none());
+    let (_, params) = load_params(&path).unwrap();
+    let close = |a: &Host, b: &Host| {
+        a.to_f64().iter().zip(b.to_f64()).all(|(a, b)| (a - b).abs() <= b.abs() / 1024.0 + 1e-7)
+    };
+    assert!(close(&params.embed, &snapshot(1).params.embed));
+
+    // Another file may be damaged beside it.
+    let tokenizer = path.join(files::TOKENIZER);
+    fs::write(&tokenizer, "[]").unwrap();
+    let message = load_params(&path).unwrap_err().to_string();
+    assert!(message.contains("tokenizer.json is damaged"), "{message}");
+    fs::write(&tokenizer, "{}").unwrap();
+
+    // Of the same length, one that is cut, and one that is longer but no file of its kind.
+    let mut flipped = written.clone();
+    *flipped.last_mut().unwrap() ^= 1;
+    for bytes in [flipped, written[..written.len() - 4].to_vec(), [&written[..], &[0; 4]].concat()] {
+        fs::write(&model, bytes).unwrap();
+        let message = load_params(&path).unwrap_err().to_string();
+        assert!(message.contains("model.safetensors is damaged"), "{message}");
+    }
+}
+
 #[test]
 fn another_config_is_refused_by_field() {
     let folder = tempfile::tempdir().unwrap();
@@ -322,6 +490,26 @@ fn retention_keeps_the_newest_the_multiples_and_the_ends_of_epochs() {
         fs::read_dir(root).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     assert_eq!(names, [".lock", "step_00000003", "step_00000004", "step_00000008", "step_00000009"]);
+}
+
+/// Longer training goes on from there: weights whose rate has decayed are no beginning for it.
+#[test]
+fn the_newest_one_before_the_decay_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(RealDisk, folder.path()).unwrap();
+    for step in 1..=8 {
+        let mut snapshot = snapshot(step);
+        if step > 4 {
+            snapshot.state.phase = Phase::Decay;
+        }
+        store.save(&snapshot).unwrap();
+        store.prune(Retention { keep_last: 2, keep_every: None }).unwrap();
+    }
+    let kept: Vec<u64> =
+        train::checkpoint::steps(folder.path()).unwrap().into_iter().map(|(step, _)| step).collect();
+    assert_eq!(kept, [4, 7, 8]);
+    let stable = train::checkpoint::newest_stable(folder.path()).unwrap().unwrap();
+    assert_eq!(stable.state().step, 4);
 }
 
 #[test]

@@ -48,12 +48,21 @@ fn mistakes_are_named_with_their_remedy() {
         (set(&["model.head_dim=31"]), "`head_dim` is 31, but must be even"),
         (set(&["seed=auto"]), "`seed` wants a whole number"),
         (file("seed = "), "run.toml is not TOML"),
+        (
+            set(&["batch.micro=\"many\""]),
+            "`batch.micro` wants a whole number that is not negative, got many (--set)",
+        ),
         (file("preset = \"huge\""), "unknown preset `huge`"),
     ];
     for (result, message) in cases {
         let error = result.as_ref().unwrap_err().to_string();
         assert!(error.contains(message), "wanted: {message}\ngot:    {error}");
     }
+    let unclosed = Override::parse("data.path=\"here").unwrap_err().to_string();
+    assert!(
+        unclosed.contains("--set data.path: \"here begins with a quote") && unclosed.contains("close"),
+        "{unclosed}"
+    );
     assert!(Override::parse("steps").unwrap_err().to_string().contains("--set steps: wants KEY=VALUE"));
 }
 
@@ -78,6 +87,62 @@ fn later_layers_win_and_each_value_knows_its_origin() {
         "warmup_steps = \"auto\" # linear warmup",
     ] {
         assert!(toml.contains(line), "no `{line}` in\n{toml}");
+    }
+}
+
+#[test]
+fn a_value_in_the_quotes_of_toml_is_the_same_value() {
+    let pairs = [
+        ("data.packing=none", "data.packing=\"none\""),
+        ("data.path=a folder", "data.path = 'a folder'"),
+        ("data.path=a \"b\"", "data.path=\"a \\\"b\\\"\""),
+        ("schedule.warmup_steps=auto", "schedule.warmup_steps=\"auto\""),
+        ("batch.micro=4", "batch.micro=\"4\""),
+    ];
+    for (plain, quoted) in pairs {
+        assert_eq!(set(&[quoted]).unwrap().run, set(&[plain]).unwrap().run, "{quoted}");
+    }
+}
+
+#[test]
+fn a_command_line_is_printed_so_that_it_reads_back() {
+    let every = [
+        "--preset",
+        "bench",
+        "--set",
+        "data.packing=none",
+        "--set",
+        "data.path=it's a $HOME",
+        "--data=-here",
+        "--out",
+        "a\"b",
+        "--init",
+        "`i`",
+        "--resume",
+        "./auto",
+        "--branch-decay",
+        "3",
+        "--steps",
+        "7",
+        "--platform",
+        "~cpu",
+        "--replay",
+        "2",
+        "--plan",
+        "--json",
+        "--tokens",
+        "5",
+    ];
+    let lines: [&[&str]; 3] =
+        [&every, &[], &["--config", "a\\b", "--dry-run", "--resume", "never", "--data=--"]];
+    for line in lines {
+        let typed = Cli::try_parse_from(["train"].iter().chain(line)).unwrap();
+        let printed = typed.command().replacen("cargo run -p train --", "train", 1);
+        let print = format!("printf '%s\\0' {printed}");
+        let words = std::process::Command::new("sh").args(["-c", &print]).output().unwrap().stdout;
+        let words = String::from_utf8(words).unwrap();
+        let read = Cli::try_parse_from(words.split_terminator('\0')).unwrap();
+        assert_eq!(format!("{read:?}"), format!("{typed:?}"), "{printed}");
     }
 }
 

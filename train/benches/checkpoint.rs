@@ -33,6 +33,7 @@ fn snapshot() -> Snapshot {
         watch: Default::default(),
         data: serde_json::Value::Null,
         hashes: Default::default(),
+        init: None,
         written_by: "bench".to_owned(),
     };
     Snapshot { params, optimizer, state, config: config(), tokenizer: None }

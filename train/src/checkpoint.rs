@@ -8,14 +8,15 @@ mod params;
 mod saver;
 mod store;
 mod tensors;
+mod weights;
 
 pub use manifest::{FileRecord, Manifest, Verified, verify};
 pub use mirror::mirror;
 pub use params::{read_params, write_params};
 pub use saver::Saver;
 pub use store::{
-    Latest, Retention, Saved, Store, checkpoint_bytes, latest_before, latest_good, load, load_params,
-    newest_step, steps,
+    Latest, Retention, Saved, Store, architecture, checkpoint_bytes, latest_before, latest_good, load,
+    load_params, load_weights, newest_stable, newest_step, steps, weight_files,
 };
 pub use tensors::{TensorFile, write_tensors};
 
@@ -37,6 +38,8 @@ pub const FORMAT: u32 = 1;
 pub mod files {
     /// Master weights under their Hugging Face names, `[out, in]`.
     pub const MODEL: &str = "model.safetensors";
+    /// In published folders: which shard holds which tensor.
+    pub const INDEX: &str = "model.safetensors.index.json";
     /// The optimiser's tensors as the program holds them: stacked, `[in, out]`.
     pub const OPTIMIZER: &str = "optimizer.safetensors";
     /// Everything else that a run goes on from.
@@ -61,6 +64,9 @@ pub struct State {
     pub tokens_seen: u64,
     /// The run's seed.
     pub seed: u64,
+    /// The weights that the run started from, as the command line named them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<PathBuf>,
     /// The schedule's phase of the next step: only the stable phase can be branched from.
     pub phase: Phase,
     /// How long to keep the checkpoint.
@@ -125,17 +131,29 @@ pub enum CheckpointError {
     #[error("writing a checkpoint: {0}; the previous checkpoint is untouched")]
     Write(io::Error),
     /// A file is not what the manifest says.
-    #[error("checkpoint {path}: {file} is damaged: {reason}; use an older checkpoint (--resume auto finds the newest good one)", path = path.display())]
+    #[error("checkpoint {path}: {file} is damaged: {reason}; use an older checkpoint", path = path.display())]
     Damaged { path: PathBuf, file: String, reason: String },
+    /// Files that are whole, but not those that were written.
+    #[error("checkpoint {path} was changed after it was written ({files}): a run goes on only from what it wrote, a new one takes such weights with --init and another --out", path = path.display())]
+    Changed { path: PathBuf, files: String },
+    /// Nothing to take weights from.
+    #[error("{path}: there is no such checkpoint folder or safetensors file", path = path.display())]
+    NotThere { path: PathBuf },
     /// A folder without the files of a checkpoint.
     #[error("{path} is not a checkpoint: {reason}; give a folder step_<number> that a run has written", path = path.display())]
     NotACheckpoint { path: PathBuf, reason: String },
     /// Weights of another architecture.
-    #[error("checkpoint {path} belongs to another model: {list}; set the fields to the checkpoint's, or start anew with --resume never", path = path.display(), list = differences.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]
+    #[error("checkpoint {path} belongs to another model: {list}; set the fields to the checkpoint's, or start anew in another --out with --resume never", path = path.display(), list = differences.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]
     OtherConfig { path: PathBuf, differences: Vec<Difference> },
     /// The file is no safetensors file.
     #[error("{path} is not a readable safetensors file: {reason}", path = path.display())]
     NotTensors { path: PathBuf, reason: String },
+    /// The file says nothing usable about shards.
+    #[error("{path} is not a usable index of shards: {reason}", path = path.display())]
+    NotAnIndex { path: PathBuf, reason: String },
+    /// An output head of its own, where the model's is its embedding.
+    #[error("{path}: `lm_head.weight` is not `model.embed_tokens.weight`, but this model's head is its embedding (tie_word_embeddings); only tied weights can be taken", path = path.display())]
+    UntiedHead { path: PathBuf },
     /// A tensor that the model needs is not there.
     #[error("{path} has no tensor `{name}`; it has {found} tensors of which {known} are this model's", path = path.display())]
     MissingTensor { path: PathBuf, name: String, found: usize, known: usize },

@@ -1,9 +1,11 @@
 //! The command line of `train`.
 
-use crate::config::{Override, Resolved, RunConfigError, Source, resolve};
+use crate::checkpoint::architecture;
+use crate::config::{Override, Resolved, RunConfigError, Source, resolve_over};
 use clap::Parser;
 use model::Preset;
 use std::convert::Infallible;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -26,7 +28,8 @@ pub struct Cli {
     /// Folder of the run: checkpoints, metrics, plots.
     #[arg(long, value_name = "DIR", default_value = "runs/default")]
     pub out: PathBuf,
-    /// Start from the weights of a checkpoint folder or a model.safetensors, at step 0.
+    /// Start from the weights of a checkpoint folder or a model.safetensors, at step 0. Their config.json gives the
+    /// architecture, unless a preset or keys of the model are given.
     #[arg(long, value_name = "CKPT")]
     pub init: Option<PathBuf>,
     /// Go on from the newest good checkpoint in --out (auto), from a given one, or never.
@@ -82,11 +85,22 @@ impl FromStr for Resume {
     }
 }
 
+impl fmt::Display for Resume {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Resume::Auto => f.write_str("auto"),
+            Resume::Never => f.write_str("never"),
+            Resume::From(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
 impl Cli {
-    /// The configuration that preset, file, `--set` and the other flags give together, later ones first.
+    /// The configuration that preset, file, `--set` and the other flags give together, later ones first;
+    /// the architecture of `--init`'s weights is laid over the default preset.
     ///
     /// # Errors
-    /// If the file cannot be read, or a key or a value is refused.
+    /// If a file cannot be read, or a key or a value is refused.
     pub fn resolve(&self) -> Result<Resolved, RunConfigError> {
         let mut overrides = Vec::new();
         for text in &self.set {
@@ -102,7 +116,62 @@ impl Cli {
                 overrides.push(Override { key: key.into(), value, source: Source::Flag(flag) });
             }
         }
-        Cli::configuration(self.preset, self.config.as_deref(), &overrides)
+        let given = self.init.as_deref().filter(|_| self.preset.is_none());
+        let found =
+            given.map(architecture).transpose().map_err(|error| RunConfigError::Init(error.into()))?;
+        let weights = given.zip(found.as_ref().and_then(Option::as_ref));
+        Cli::layered(self.preset, weights, self.config.as_deref(), &overrides)
+    }
+
+    /// This command line, to be pasted into a POSIX shell.
+    pub fn command(&self) -> String {
+        // Every field by name: a new flag must say how it is written.
+        let Cli {
+            preset,
+            config,
+            set,
+            data,
+            out,
+            init,
+            resume,
+            branch_decay,
+            steps,
+            platform,
+            replay,
+            dry_run,
+            plan,
+            json,
+            tokens,
+        } = self;
+        let path = |path: &PathBuf| path.display().to_string();
+        let mut values = vec![
+            ("--preset", preset.map(|preset| preset.to_string())),
+            ("--config", config.as_ref().map(path)),
+        ];
+        values.extend(set.iter().map(|set| ("--set", Some(set.clone()))));
+        values.extend([
+            ("--data", data.as_ref().map(path)),
+            ("--out", Some(path(out))),
+            ("--init", init.as_ref().map(path)),
+            ("--resume", (*resume != Resume::Auto).then(|| resume.to_string())),
+            ("--branch-decay", branch_decay.map(|steps| steps.to_string())),
+            ("--steps", steps.map(|steps| steps.to_string())),
+            ("--platform", platform.clone()),
+            ("--replay", replay.map(|step| step.to_string())),
+            ("--tokens", tokens.map(|tokens| tokens.to_string())),
+        ]);
+        let mut words = vec!["cargo run -p train --".to_owned()];
+        for (flag, value) in values {
+            // Written as one word: clap takes the next one for a flag if it begins with a dash.
+            match value {
+                Some(value) if value.starts_with('-') => words.push(quoted(&format!("{flag}={value}"))),
+                Some(value) => words.extend([flag.to_owned(), quoted(&value)]),
+                None => {}
+            }
+        }
+        let switches = [("--dry-run", *dry_run), ("--plan", *plan), ("--json", *json)];
+        words.extend(switches.into_iter().filter(|(_, on)| *on).map(|(flag, _)| flag.to_owned()));
+        words.join(" ")
     }
 
     /// The configuration that a preset (`tiny` if there is none), a file and overrides give together.
@@ -114,11 +183,25 @@ impl Cli {
         file: Option<&Path>,
         overrides: &[Override],
     ) -> Result<Resolved, RunConfigError> {
+        Cli::layered(preset, None, file, overrides)
+    }
+
+    fn layered(
+        preset: Option<Preset>,
+        weights: Option<(&Path, &model::Config)>,
+        file: Option<&Path>,
+        overrides: &[Override],
+    ) -> Result<Resolved, RunConfigError> {
         let read = |path: &Path| {
             std::fs::read_to_string(path)
                 .map_err(|error| RunConfigError::Read { path: path.to_owned(), error })
         };
         let text = file.map(read).transpose()?;
-        resolve(preset.unwrap_or(Preset::Tiny), file.zip(text.as_deref()), overrides)
+        resolve_over(preset.unwrap_or(Preset::Tiny), weights, file.zip(text.as_deref()), overrides)
     }
+}
+
+/// A word for a POSIX shell, in quotes where it needs them.
+pub(crate) fn quoted(word: &str) -> String {
+    shlex::try_quote(word).expect("an argument of a process holds no zero byte").into_owned()
 }

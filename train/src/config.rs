@@ -6,9 +6,11 @@ mod presets;
 
 pub use keys::{KEYS, Key, Kind};
 
+use crate::checkpoint::CheckpointError;
 use crate::data::{Order, Packing, RowOptions};
 use crate::schedule::Curve;
 use engine::Type;
+use model::config::Bearing;
 use model::{Compute, Preset, Remat};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -199,6 +201,8 @@ pub enum Kernels {
 pub enum Source {
     /// A preset.
     Preset(Preset),
+    /// The `config.json` beside the weights that a run starts from.
+    Init(PathBuf),
     /// The configuration file.
     File(PathBuf),
     /// `--set`.
@@ -244,6 +248,14 @@ pub enum RunConfigError {
     /// `--set` without `=`.
     #[error("--set {0}: wants KEY=VALUE, such as --set optimizer.learning_rate=3e-4")]
     NotAnAssignment(String),
+    /// A value of `--set` that begins with a quote and is no quoted text.
+    #[error(
+        "--set {key}: {value} begins with a quote, but is no text quoted as in TOML; close the quote or leave it out"
+    )]
+    Quote { key: String, value: String },
+    /// The weights to start from are not there, or their `config.json` is not readable.
+    #[error("--init: {0}")]
+    Init(Box<CheckpointError>),
     /// A value of another type than the key's.
     #[error("`{key}` wants {wanted}, got {found} ({source_of})")]
     Type { key: &'static str, wanted: &'static str, found: String, source_of: Source },
@@ -279,6 +291,16 @@ pub fn resolve(
     file: Option<(&Path, &str)>,
     overrides: &[Override],
 ) -> Result<Resolved, RunConfigError> {
+    resolve_over(preset, None, file, overrides)
+}
+
+/// The same, where the architecture of given weights replaces the preset's, unless the file names a preset.
+pub(crate) fn resolve_over(
+    preset: Preset,
+    mut weights: Option<(&Path, &model::Config)>,
+    file: Option<(&Path, &str)>,
+    overrides: &[Override],
+) -> Result<Resolved, RunConfigError> {
     let mut preset = preset;
     let mut from_file = Vec::new();
     if let Some((path, text)) = file {
@@ -287,6 +309,7 @@ pub fn resolve(
             .map_err(|error| RunConfigError::Toml { path: path.into(), error: Box::new(error) })?;
         if let Some(name) = table.remove("preset") {
             preset = name.as_str().map_or_else(|| name.to_string(), str::to_string).parse()?;
+            weights = None;
         }
         flatten("", table, &mut from_file);
     }
@@ -294,6 +317,11 @@ pub fn resolve(
     let mut base = Vec::new();
     flatten("", Table::try_from(presets::run(preset)).expect("a run configuration is a table"), &mut base);
     let base = base.into_iter().map(|(key, value)| (key, value, Source::Preset(preset)));
+    let architecture = weights.into_iter().flat_map(|(path, config)| {
+        let fields = Table::try_from(config).expect("an architecture is a table");
+        let bears = fields.into_iter().filter(|(field, _)| Bearing::of(field) == Bearing::Weights);
+        bears.map(|(field, value)| (format!("model.{field}"), value, Source::Init(path.into())))
+    });
     let source = file.map_or(Source::Set, |(path, _)| Source::File(path.into()));
     let from_file = from_file.into_iter().map(|(key, value)| (key, value, source.clone()));
     let mut assign = |name: &str, value: Value, source: Source| -> Result<(), RunConfigError> {
@@ -308,7 +336,7 @@ pub fn resolve(
         };
         Ok(())
     };
-    for (name, value, source) in base.chain(from_file) {
+    for (name, value, source) in base.chain(architecture).chain(from_file) {
         assign(&name, value, source)?;
     }
     for Override { key, value, source } in overrides {
@@ -467,14 +495,23 @@ impl BatchShape {
 }
 
 impl Override {
-    /// Reads the text of a `--set`: `a.b=c`.
+    /// Reads the text of a `--set`: `a.b=c`, or `a.b="c"` with the quotes of TOML.
     ///
     /// # Errors
-    /// If there is no `=`.
+    /// If there is no `=`, or a quote is not closed.
     pub fn parse(text: &str) -> Result<Override, RunConfigError> {
         let (key, value) =
             text.split_once('=').ok_or_else(|| RunConfigError::NotAnAssignment(text.into()))?;
-        Ok(Override { key: key.trim().into(), value: value.trim().into(), source: Source::Set })
+        let (key, value) = (key.trim().to_owned(), value.trim().to_owned());
+        let value = if value.starts_with(['"', '\'']) {
+            match value.parse() {
+                Ok(Value::String(text)) => text,
+                _ => return Err(RunConfigError::Quote { key, value }),
+            }
+        } else {
+            value
+        };
+        Ok(Override { key, value, source: Source::Set })
     }
 }
 
@@ -482,6 +519,7 @@ impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Source::Preset(preset) => write!(f, "preset {preset}"),
+            Source::Init(path) => write!(f, "--init {}", path.display()),
             Source::File(path) => write!(f, "{}", path.display()),
             Source::Set => f.write_str("--set"),
             Source::Flag(flag) => f.write_str(flag),

@@ -6,7 +6,7 @@
 
 use crate::atomic::{self, RealDisk};
 use crate::checkpoint::checkpoint_bytes;
-use crate::config::{BatchShape, RunConfig};
+use crate::config::{BatchShape, RunConfig, ScheduleKind};
 use crate::inspect::hlo::Hlo;
 use crate::inspect::work::Work;
 use crate::inspect::{Compiler, Place};
@@ -461,7 +461,9 @@ fn disk(run: &RunConfig, steps: u64, epoch_tokens: u64) -> Disk {
     // The end of each epoch is kept for ever.
     let epochs = steps * run.batch.tokens() / epoch_tokens.max(1);
     let every = run.checkpoint.keep_every.map_or(0, |every| steps / every);
-    let checkpoints = rolling + epochs + every + 1;
+    // The newest one of the stable phase outlives the rolling ones of the decay.
+    let stable = u64::from(run.schedule.kind == ScheduleKind::Wsd);
+    let checkpoints = rolling + epochs + every + stable + 1;
     Disk { checkpoint, checkpoints, needed: checkpoints * checkpoint + checkpoint / 5 }
 }
 

@@ -5,6 +5,7 @@
 pub mod atomic;
 pub mod checkpoint;
 pub mod cli;
+mod clock;
 pub mod config;
 pub mod data;
 pub mod device;

@@ -27,27 +27,28 @@ pub enum Record {
     Validation(Validation),
 }
 
-/// Training at a step. Losses are nats a token; non-finite numbers are written as null and read back as NaN.
+/// Training at a step. Losses are nats a token, as in [`Validation`]: means over the targets of the steps since the record
+/// before, or since the run was started again; steps that left the weights as they were are not among them. Non-finite
+/// numbers are written as null and read back as NaN.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+// Earlier versions wrote another loss under this name, beside `main_loss`; one file must not hold both.
+#[serde(deny_unknown_fields)]
 pub struct Train {
     /// Steps done.
     pub step: u64,
-    /// What is minimised: the next token's loss plus the weighted one of the token after it.
-    #[serde(deserialize_with = "nan_from_null")]
-    pub loss: f64,
     /// Loss of the next token.
     #[serde(deserialize_with = "nan_from_null")]
-    pub main_loss: f64,
+    pub loss: f64,
     /// Loss of the token after it, if the model has that head.
     pub mtp_loss: Option<f64>,
     /// Learning rate of the step.
     pub learning_rate: f64,
-    /// Global norm of the gradient before clipping.
+    /// Global norm of the step's gradient before clipping.
     #[serde(deserialize_with = "nan_from_null")]
     pub gradient_norm: f64,
     /// Tokens trained on so far, repetitions included.
     pub tokens_seen: u64,
-    /// Tokens a second since the record before.
+    /// Tokens a second since about the record before; saving and evaluating do not count.
     pub tokens_per_second: f64,
     /// Part of the device's peak, if the peak is known.
     pub mfu: Option<f64>,
@@ -69,12 +70,37 @@ pub struct Validation {
     pub mtp_loss: Option<f64>,
 }
 
+/// Losses of several steps, on their way to a mean in which each target counts once.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct LossSums {
+    next: f64,
+    targets: f64,
+    second: f64,
+    second_targets: f64,
+}
+
+impl LossSums {
+    /// Adds a step's mean losses of the next token and of the one after it, with the numbers of their targets.
+    pub(crate) fn add(&mut self, [next, targets]: [f64; 2], [second, second_targets]: [f64; 2]) {
+        self.next += next * targets;
+        self.targets += targets;
+        self.second += second * second_targets;
+        self.second_targets += second_targets;
+    }
+
+    /// Means of the next token's loss and of the one after it since the last call; NaN if there was no step.
+    pub(crate) fn take(&mut self) -> (f64, f64) {
+        let LossSums { next, targets, second, second_targets } = std::mem::take(self);
+        (next / targets, second / second_targets)
+    }
+}
+
 /// A step that left the weights as they were: one line of `bad_steps.jsonl`. What is not finite is null.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BadStep {
     /// Steps done, this one included.
     pub step: u64,
-    /// Its loss.
+    /// What is minimised: its loss of the next token, and the weighted one of the token after it.
     #[serde(deserialize_with = "nan_from_null")]
     pub loss: f64,
     /// Global norm of its gradient before clipping.
@@ -137,7 +163,6 @@ impl Recorder {
     pub fn train(&mut self, train: Train) -> io::Result<()> {
         let mut scalars = vec![
             ("train/loss", train.loss),
-            ("train/main_loss", train.main_loss),
             ("train/learning_rate", train.learning_rate),
             ("train/gradient_norm", train.gradient_norm),
             ("speed/tokens_per_second", train.tokens_per_second),
@@ -155,7 +180,7 @@ impl Recorder {
     pub fn validation(&mut self, validation: Validation) -> io::Result<()> {
         let mut scalars = vec![("validation/loss", validation.loss)];
         scalars.extend(validation.mtp_loss.map(|loss| ("validation/mtp_loss", loss)));
-        self.console.say(&format!("step {} | validation loss {:.4}", validation.step, validation.loss));
+        self.console.say(&console::validation_line(&validation));
         self.record(Record::Validation(validation), validation.step, &scalars)?;
         self.draw().map(drop)
     }
@@ -256,7 +281,6 @@ mod tests {
         Train {
             step,
             loss,
-            main_loss: loss,
             mtp_loss: Some(loss + 1.0),
             learning_rate: 1e-3,
             gradient_norm: 0.5,
@@ -287,6 +311,28 @@ mod tests {
         assert!(matches!(records[1], Record::Train(Train { loss, .. }) if loss.is_nan()));
         assert_eq!(records[3], Record::Train(train(4, 4.5)));
         assert!(fs::read_to_string(plot).unwrap().starts_with("<svg"));
+    }
+
+    #[test]
+    fn a_mean_counts_each_target_once() {
+        let mut sums = LossSums::default();
+        sums.add([2.0, 100.0], [4.0, 50.0]);
+        sums.add([5.0, 300.0], [1.0, 150.0]);
+        assert_eq!(sums.take(), ((200.0 + 1500.0) / 400.0, (200.0 + 150.0) / 200.0));
+        sums.add([3.0, 7.0], [1.0, 1.0]);
+        assert_eq!(sums.take(), (3.0, 1.0), "the steps since the last record alone");
+        assert!(sums.take().0.is_nan(), "no step, no loss");
+    }
+
+    /// Records of a version that meant the sum of both heads by `loss` are not mixed with these.
+    #[test]
+    fn records_of_another_meaning_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut old = serde_json::to_value(Record::Train(train(1, 5.0))).unwrap();
+        old["main_loss"] = 4.0.into();
+        fs::write(folder.path().join(LINES), format!("{old}\n\n")).unwrap();
+        let error = Recorder::open(folder.path(), 1, 2, Look::Silent).map(drop).unwrap_err().to_string();
+        assert!(error.contains("main_loss") && error.contains("move the file away"), "{error}");
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub(crate) fn replay(bad: &BadStep, mut at: State, mut machine: Machine<'_>) -> 
         machine.start_at(bad.position)?;
     }
     let batch = machine.next_batch()?;
-    let [loss, main, mtp, norm, applied, targets] = machine.launch(&batch, &mut at)?;
+    let [loss, main, mtp, norm, applied, targets, _] = machine.launch(&batch, &mut at)?;
     let same = |found: f64, wanted: f64| found == wanted || !(found.is_finite() || wanted.is_finite());
     let compared = if same(loss, bad.loss) && same(norm, bad.gradient_norm) {
         "as recorded".to_owned()
@@ -96,7 +96,7 @@ impl Machine<'_> {
         };
         let metrics = self.state.step(self.device, self.step, batch, inputs)?.read()?;
         at.step += 1;
-        let [.., norm, applied, _] = metrics;
+        let [.., norm, applied, _, _] = metrics;
         if applied == 0.0 {
             at.watch.thrown_away()
         } else {

@@ -1,29 +1,37 @@
 //! What a run begins with: a checkpoint of its own, of its mirror or of another run, given weights, or new ones.
 
-use crate::checkpoint::{self, Latest, Loaded, Verified, latest_good, load_params};
-use crate::cli::{Cli, Resume};
+use crate::checkpoint::{self, Latest, Loaded, Verified, architecture, latest_good, load_weights};
+use crate::cli::{Cli, Resume, quoted};
 use crate::config::RunConfig;
 use crate::data::Dataset;
 use crate::device::Device;
 use crate::say;
+use crate::scaling::Plan;
+use crate::schedule::Phase;
 use crate::state::DeviceState;
 use anyhow::{Result, bail, ensure};
 use engine::Host;
 use model::config::Bearing;
 use model::{Params, initial_params};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// The folder of a run's checkpoints in its own folder.
+pub(crate) const CHECKPOINTS: &str = "checkpoints";
 
 /// The checkpoint that the run goes on from, said aloud.
 pub(crate) fn resume_point(cli: &Cli, root: &Path, mirror: Option<&Path>) -> Result<Option<Verified>> {
     let found = match &cli.resume {
         Resume::Never => {
-            if let Some(good) = newest(root, mirror)?.good {
-                bail!(
-                    "{} already holds checkpoint {}; give another --out, or resume with --resume auto",
-                    good.path().parent().unwrap_or(root).display(),
-                    good.path().display()
-                );
+            // Damaged ones as well: a new run must not write over what may still be mended.
+            for (folder, other) in [(Some(root), "--out"), (mirror, "checkpoint.mirror")] {
+                let Some(folder) = folder else { continue };
+                if let Some(step) = checkpoint::newest_step(folder)? {
+                    bail!(
+                        "{} already holds checkpoint step_{step:08}; give another {other}, or go on from it with --resume auto",
+                        folder.display()
+                    );
+                }
             }
             None
         }
@@ -31,7 +39,8 @@ pub(crate) fn resume_point(cli: &Cli, root: &Path, mirror: Option<&Path>) -> Res
             Ok(good) => Some(good),
             Err(error) => match path.parent().map(latest_good) {
                 Some(Ok(Latest { good: Some(good), .. })) => {
-                    bail!("{error}; the newest good one beside it: --resume {}", good.path().display())
+                    let good = quoted(&good.path().display().to_string());
+                    bail!("{error}; the newest good one beside it: --resume {good}")
                 }
                 _ => return Err(error.into()),
             },
@@ -45,11 +54,14 @@ pub(crate) fn resume_point(cli: &Cli, root: &Path, mirror: Option<&Path>) -> Res
         }
     };
     if let Some(found) = &found {
-        ensure!(
-            cli.init.is_none(),
-            "--init starts a new run, but {} is there to go on from; give another --out",
-            found.path().display()
-        );
+        // The run that started from these weights goes on with the same command.
+        if cli.init.is_some() && cli.init != found.state().init {
+            let remedy = match cli.resume {
+                Resume::From(_) => "leave out --init or --resume",
+                Resume::Auto | Resume::Never => "give another --out",
+            };
+            bail!("--init starts a new run, but {} is there to go on from; {remedy}", found.path().display());
+        }
         say!("resume   {}", found.path().display());
     }
     Ok(found)
@@ -69,6 +81,49 @@ fn newest(root: &Path, mirror: Option<&Path>) -> Result<Latest> {
         }
     }
     Ok(latest)
+}
+
+/// What to type when a signal stopped the run.
+pub(crate) fn going_on(cli: &Cli) -> String {
+    match cli.resume {
+        Resume::Auto => "the same command goes on from there".into(),
+        _ if cli.branch_decay.is_some() => "the same command starts the branch again".into(),
+        Resume::Never | Resume::From(_) => {
+            let next = Cli { resume: Resume::Auto, ..cli.clone() };
+            format!("go on from there with\n    {}", next.command())
+        }
+    }
+}
+
+/// What to type to train on when all steps are done: twice as many. Weights whose rate has decayed are no beginning for
+/// that: a new run goes on from the newest checkpoint before the decay, or starts anew if none was kept.
+pub(crate) fn longer(cli: &Cli, run: &RunConfig, plan: &Plan, from: Option<&Verified>) -> Result<String> {
+    let mut next =
+        Cli { resume: Resume::Auto, steps: Some(2 * plan.steps), branch_decay: None, ..cli.clone() };
+    if plan.schedule.phase(plan.steps) != Phase::Decay {
+        return Ok(format!("train longer with\n    {}", next.command()));
+    }
+    next.out = unused(&cli.out);
+    if let Some(mirror) = &run.checkpoint.mirror {
+        let mirror = toml::Value::from(unused(mirror).display().to_string());
+        next.set.push(format!("checkpoint.mirror={mirror}"));
+    }
+    let own = checkpoint::newest_stable(&cli.out.join(CHECKPOINTS))?;
+    let begin = match own.as_ref().or(from.filter(|from| from.state().phase == Phase::Stable)) {
+        Some(stable) => {
+            next.resume = Resume::From(stable.path().into());
+            format!("from step {}, before the rate decayed", stable.state().step)
+        }
+        None => "from the beginning, as no checkpoint from before the decay was kept".into(),
+    };
+    Ok(format!("train longer, {begin}, with\n    {}", next.command()))
+}
+
+/// The first name like a folder's that nothing has: `name-2`, `name-3`.
+fn unused(folder: &Path) -> PathBuf {
+    let name = folder.file_name().map_or("run".into(), |name| name.to_string_lossy());
+    let mut names = (2..).map(|number| folder.with_file_name(format!("{name}-{number}")));
+    names.find(|path| !path.exists()).expect("some number is free")
 }
 
 /// What a run depends on beside its configuration.
@@ -106,20 +161,22 @@ pub(crate) fn start_state(
     let (weights, trained): (Params<Host>, _) = match &cli.init {
         None => (initial_params(&run.model, run.seed), None),
         Some(path) => {
-            ensure!(
-                path.exists(),
-                "--init {}: there is no such checkpoint folder or safetensors file",
-                path.display()
-            );
-            let (config, params) = load_params(path)?;
-            let differences = run.model.differences(&config);
+            let found = architecture(path)?;
+            let trained = found.as_ref().and_then(|found| found.original_max_position_embeddings);
+            let differences = found.map_or(Vec::new(), |found| run.model.differences(&found));
             if let Some(difference) =
                 differences.iter().find(|difference| difference.bearing == Bearing::Weights)
             {
-                bail!("--init {}: the weights belong to another model: {difference}", path.display());
+                bail!(
+                    "--init {}: the weights belong to another model: {difference}; leave out --preset and model.{}, and \
+                     the weights decide",
+                    path.display(),
+                    difference.field
+                );
             }
+            let params = load_weights(path, &run.model)?;
             say!("weights  from {}", path.display());
-            (params, config.original_max_position_embeddings)
+            (params, trained)
         }
     };
     Ok((DeviceState::new(device, run, &weights)?, trained))

@@ -6,16 +6,17 @@ use crate::checkpoint::{
     checkpoint_bytes,
 };
 use crate::cli::Cli;
+use crate::clock::Clock;
 use crate::config::{Resolved, RunConfig, ScheduleKind};
 use crate::data::{
     Batch, DataError, Dataset, Loader, Position, PrepareProgress, TOKENIZER_FILE, prepare_standard_library,
 };
 use crate::device::{CodeGeneration, Device, Preparation};
 use crate::forecast::{Forecast, group};
-use crate::metrics::{self, BadStep, Look, Recorder, peak};
+use crate::metrics::{self, BadStep, Look, LossSums, Recorder, peak};
 use crate::program::{arguments, exit_code, with_large_pages};
 use crate::replay::{self, replay};
-use crate::resume::{check_same_data, hashes, resume_point, start_state};
+use crate::resume::{CHECKPOINTS, check_same_data, going_on, hashes, longer, resume_point, start_state};
 use crate::scaling::{Facts, Plan, plan};
 use crate::schedule::Phase;
 use crate::signals::{INTERRUPTED, Stop};
@@ -122,7 +123,7 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
         say!("chosen   {decision}");
     }
 
-    let root = cli.out.join("checkpoints");
+    let root = cli.out.join(CHECKPOINTS);
     let bad = cli.replay.map(|step| replay::recorded(&cli.out, step)).transpose()?;
     let found = match &bad {
         Some(bad) => checkpoint::latest_before(&root, bad.step)?.good,
@@ -156,6 +157,12 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
         Some(from) => from.state.clone(),
         None => beginning(&run, &plan),
     };
+    ensure!(
+        at.step <= plan.steps,
+        "the checkpoint is at step {}, the run ends at step {}; give more --steps, or start anew in another --out with --resume never",
+        at.step,
+        plan.steps
+    );
     // Before anything is written: weights that do not fit leave no trace.
     let (state, trained) = start_state(cli, &run, &device, from)?;
     // What checkpoints say; longer rows of an earlier training count on.
@@ -189,9 +196,11 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
     write_config(&cli.out, &resolved)?;
     let mut session = Session {
         out: cli.out.clone(),
+        init: cli.init.clone(),
         tokens_seen: at.tokens_seen,
         next: at.step,
         watch: at.watch,
+        losses: LossSums::default(),
         state,
         tokenizer,
         saver: Saver::new(
@@ -213,13 +222,13 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
         failed_at: 0,
         rollbacks: 0,
     };
-    ensure!(
-        session.next <= session.plan.steps,
-        "the checkpoint is at step {}, the run ends at step {}; give more --steps, or another --out",
-        session.next,
-        session.plan.steps
-    );
     say!("ready    in {:.1} s", start.elapsed().as_secs_f64());
+    say!(
+        "losses   in nats a token, of the next token, and beside it of the second head, which predicts the one after"
+    );
+    say!(
+        "         training: mean since the line before; validation: of held-out rows, as the weights are then"
+    );
     let mut recorder = Recorder::open(&cli.out, session.next, session.plan.steps, Look::of_stdout())
         .with_context(|| format!("opening the records of {}", cli.out.display()))?;
     let first_loss = session.validate(&mut recorder)?;
@@ -233,14 +242,14 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
     }
     if outcome == Outcome::Interrupted {
         drop(recorder);
-        say!("stopped at step {}; the same command goes on from there", session.next);
+        say!("stopped at step {}; {}", session.next, going_on(cli));
         // Its thread may hang in a slow read for as long as it likes; it only reads.
         std::mem::forget(session.loader);
         return Ok(outcome);
     }
     let _nothing_to_save = session.stop.nothing_to_save();
     let plot = recorder.finish()?;
-    session.last_words(cli, first_loss, last_loss, &plot)?;
+    session.last_words(cli, found.as_ref(), first_loss, last_loss, &plot)?;
     Ok(outcome)
 }
 
@@ -271,6 +280,7 @@ fn forecast(cli: &Cli, mut resolved: Resolved) -> Result<Outcome> {
 /// Everything that the loop needs.
 struct Session {
     out: PathBuf,
+    init: Option<PathBuf>,
     run: RunConfig,
     plan: Plan,
     device: Device,
@@ -286,6 +296,8 @@ struct Session {
     next: u64,
     tokens_seen: u64,
     watch: Watch,
+    /// Of the steps since the last record.
+    losses: LossSums,
     /// The position behind the newest step whose metrics were read.
     read_to: Position,
     /// The step of the checkpoint that the state came from.
@@ -314,7 +326,7 @@ impl Session {
     fn train(&mut self, recorder: &mut Recorder) -> Result<Outcome> {
         let peak = peak::peak_flops(self.device.kind(), self.run.model.dtype);
         let flops = flops_per_token(&self.run.model, self.run.batch.seq);
-        let mut clock = Clock::start(self.next);
+        let mut clock = Clock::start(self.next, Instant::now());
         let mut saved_at = Instant::now();
         let mut in_flight: Option<InFlight> = None;
         while self.next < self.plan.steps {
@@ -323,12 +335,11 @@ impl Session {
             if self.watch.bad_in_a_row >= self.run.guard.bad_steps {
                 in_flight = None;
                 self.go_back(recorder)?;
-                clock = Clock::start(self.next);
+                clock = Clock::start(self.next, Instant::now());
             }
             let ready = self.loader.ready(self.run.batch.rows(), PATIENCE);
             self.loader.damage().for_each(|said| recorder.say(&said));
             if self.stop.requested() || ready.is_err() {
-                clock.pause();
                 self.read(in_flight.take(), recorder, &mut clock, flops, peak)?;
                 if self.unsaved {
                     self.save(Keep::Rolling, recorder)?;
@@ -354,19 +365,19 @@ impl Session {
                 .is_some_and(|minutes| saved_at.elapsed() > Duration::from_secs_f64(60.0 * minutes));
             let last = self.next == self.plan.steps;
             if ended || last || minutes || self.next.is_multiple_of(checkpoint.every) {
-                clock.pause();
                 self.read(in_flight.take(), recorder, &mut clock, flops, peak)?;
+                clock.pause(Instant::now());
                 let keep =
                     if ended { Keep::EpochEnd(batch.position_after.epoch as u32) } else { Keep::Rolling };
                 self.save(keep, recorder)?;
                 saved_at = Instant::now();
-                clock.pause();
+                clock.go_on(saved_at);
             }
             if self.next.is_multiple_of(self.run.validation.every) && !last {
-                clock.pause();
                 self.read(in_flight.take(), recorder, &mut clock, flops, peak)?;
+                clock.pause(Instant::now());
                 self.validate(recorder)?;
-                clock.pause();
+                clock.go_on(Instant::now());
             }
         }
         self.report(recorder, |saver| saver.finish())?;
@@ -398,7 +409,8 @@ impl Session {
         else {
             return Ok(());
         };
-        let [loss, main_loss, mtp_loss, gradient_norm, applied, _] = metrics.read()?;
+        let [loss, next, second, gradient_norm, applied, targets, second_targets] = metrics.read()?;
+        clock.read(done, self.next, Instant::now());
         self.read_to = position_after;
         if applied == 0.0 {
             self.watch.thrown_away();
@@ -410,17 +422,18 @@ impl Session {
             ));
         } else {
             self.watch.applied(done, gradient_norm);
+            self.losses.add([next, targets], [second, second_targets]);
             if done > self.failed_at {
                 self.rollbacks = 0;
             }
         }
         if done.is_multiple_of(self.run.log.every) || done == self.plan.steps {
-            let tokens_per_second = clock.steps_per_second(done) * self.run.batch.tokens() as f64;
+            let (loss, mtp_loss) = self.losses.take();
+            let tokens_per_second = clock.steps_per_second() * self.run.batch.tokens() as f64;
             let left = (self.plan.steps - done) as f64 * self.run.batch.tokens() as f64;
             recorder.train(metrics::Train {
                 step: done,
                 loss,
-                main_loss,
                 mtp_loss: (self.run.model.mtp_num_tokens > 0).then_some(mtp_loss),
                 learning_rate,
                 gradient_norm,
@@ -442,6 +455,7 @@ impl Session {
         let state = State {
             step: self.next,
             tokens_seen: self.tokens_seen,
+            init: self.init.clone(),
             phase: self.plan.schedule.phase(self.next),
             keep,
             watch: self.watch.clone(),
@@ -488,6 +502,7 @@ impl Session {
         let skipped = self.watch.skipped;
         self.watch = from.state.watch;
         self.watch.skipped = skipped;
+        self.losses = LossSums::default();
         self.failed_at = self.failed_at.max(last);
         let rows = self.run.data.rows(self.run.batch.seq, self.run.seed);
         self.loader = Loader::start(Arc::clone(&self.dataset), rows, self.read_to)?;
@@ -534,7 +549,14 @@ impl Session {
     }
 
     /// The last screen: what was reached, where it is, and what to type next.
-    fn last_words(&self, cli: &Cli, first: Option<f64>, last: Option<f64>, plot: &Path) -> Result<()> {
+    fn last_words(
+        &self,
+        cli: &Cli,
+        from: Option<&Verified>,
+        first: Option<f64>,
+        last: Option<f64>,
+        plot: &Path,
+    ) -> Result<()> {
         say!();
         if let (Some(first), Some(last)) = (first, last) {
             say!(
@@ -549,7 +571,7 @@ impl Session {
             );
         }
         say!("plot             {}", plot.display());
-        say!("checkpoints      {}", cli.out.join("checkpoints").display());
+        say!("checkpoints      {}", self.saver.store().root().display());
         if let Some(tokenizer) = self.dataset.tokenizer() {
             let text = sample::sample(
                 &self.device,
@@ -561,41 +583,8 @@ impl Session {
             )?;
             say!("sample\n{}", text.lines().map(|line| format!("    {line}\n")).collect::<String>());
         }
-        say!(
-            "next: train longer with `cargo run -p train -- --out {} --steps {}`",
-            cli.out.display(),
-            2 * self.plan.steps
-        );
+        say!("next: {}", longer(cli, &self.run, &self.plan, from)?);
         Ok(())
-    }
-}
-
-/// Steps a second since the last record, pauses left out.
-struct Clock {
-    since: Instant,
-    step: u64,
-    /// Pauses begin here; the next record counts from the first step behind it.
-    paused: bool,
-    last: f64,
-}
-
-impl Clock {
-    fn start(step: u64) -> Clock {
-        Clock { since: Instant::now(), step, paused: false, last: 0.0 }
-    }
-
-    /// What happens until the next step is done does not count as training: a save, a validation, or reading a step's
-    /// metrics with no other step in flight, which on devices that compute while launching takes no time at all.
-    fn pause(&mut self) {
-        self.paused = true;
-    }
-
-    fn steps_per_second(&mut self, done: u64) -> f64 {
-        if done > self.step && !(self.paused && self.last > 0.0) {
-            self.last = (done - self.step) as f64 / self.since.elapsed().as_secs_f64();
-        }
-        *self = Clock { since: Instant::now(), step: done, paused: false, last: self.last };
-        self.last
     }
 }
 
@@ -627,6 +616,7 @@ fn beginning(run: &RunConfig, plan: &Plan) -> State {
         step: 0,
         tokens_seen: 0,
         seed: run.seed,
+        init: None,
         phase: plan.schedule.phase(0),
         keep: Keep::Rolling,
         watch: Watch::default(),

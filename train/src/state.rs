@@ -112,11 +112,12 @@ impl DeviceState {
                 Some((_, host)) if *host.ty() == ty => self.buffers.push(device.put(host)?),
                 Some((_, host)) => bail!(
                     "the checkpoint's optimiser tensor `{name}` is {}, wanted {ty}; set optimizer.first_moment as the \
-                     run had it, or start from its weights with --init",
+                     run had it, or start a new run from its weights with --init and another --out",
                     host.ty()
                 ),
                 None => bail!(
-                    "the checkpoint has no optimiser tensor `{name}`; start from its weights with --init"
+                    "the checkpoint has no optimiser tensor `{name}`; start a new run from its weights with --init and \
+                     another --out"
                 ),
             }
         }

@@ -41,12 +41,21 @@ pub enum Metric {
     Applied,
     /// Targets of the next-token loss.
     Targets,
+    /// Targets of the loss of the token after it.
+    MtpTargets,
 }
 
 impl Metric {
     /// Every entry, in order.
-    pub const ALL: [Metric; 6] =
-        [Metric::Loss, Metric::Main, Metric::Mtp, Metric::GradientNorm, Metric::Applied, Metric::Targets];
+    pub const ALL: [Metric; 7] = [
+        Metric::Loss,
+        Metric::Main,
+        Metric::Mtp,
+        Metric::GradientNorm,
+        Metric::Applied,
+        Metric::Targets,
+        Metric::MtpTargets,
+    ];
 }
 
 /// Bytes that the blocks may keep of a micro-batch for the backward pass: what a v6e has beside the state, gradients and
@@ -143,13 +152,15 @@ pub fn step_program(config: &Config, shape: BatchShape, adamw: AdamW, remat: Rem
                 f.output_over(&format!("folded.{name}"), new, old);
             }
         }
+        let counts = Counts::of(batch.segments);
         let metrics = Metric::ALL.map(|metric| match metric {
             Metric::Loss => sums.total,
             Metric::Main => sums.main,
             Metric::Mtp => sums.mtp,
             Metric::GradientNorm => norm,
             Metric::Applied => applied.convert(DType::F32),
-            Metric::Targets => Counts::of(batch.segments).main,
+            Metric::Targets => counts.main,
+            Metric::MtpTargets => counts.mtp,
         });
         f.output("metrics", Tensor::concatenate(&metrics.map(|metric| metric.reshape([1])), 0));
     })

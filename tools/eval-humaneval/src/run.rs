@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
 use train::atomic::{RealDisk, write_file};
-use train::checkpoint::{Manifest, State, files, steps};
+use train::checkpoint::{State, files, steps, weight_files};
 use train::program::{self, exit_code, with_large_pages};
 use train::say;
 
@@ -491,22 +491,14 @@ fn check_generation(generation: &Generation, k: &[u64]) -> Result<()> {
     Ok(())
 }
 
-/// The hash of a checkpoint's weights.
+/// The hash of a checkpoint's weights as they are: its manifest may say what they were before someone changed them.
 fn weights_blake3(checkpoint: &Path) -> Result<String> {
-    let manifest = checkpoint.join(files::MANIFEST);
-    let weights = checkpoint.join(files::MODEL);
-    if manifest.exists() {
-        let text = fs::read(&manifest).with_context(|| format!("reading {}", manifest.display()))?;
-        let found: Manifest =
-            serde_json::from_slice(&text).with_context(|| format!("reading {}", manifest.display()))?;
-        if let Some(record) = found.files.get(files::MODEL) {
-            return Ok(record.blake3.clone());
-        }
-    }
     let mut hash = blake3::Hasher::new();
-    fs::File::open(&weights)
-        .and_then(|file| hash.update_reader(file).map(drop))
-        .with_context(|| format!("reading {}", weights.display()))?;
+    for path in weight_files(checkpoint)? {
+        fs::File::open(&path)
+            .and_then(|file| hash.update_reader(file).map(drop))
+            .with_context(|| format!("reading {}", path.display()))?;
+    }
     Ok(hash.finalize().to_hex().to_string())
 }
 

@@ -1,7 +1,7 @@
 //! `manifest.json`: which files belong to a checkpoint, how long they are and what they hash to.
 
 use super::store::{own_step, read_state};
-use super::{CheckpointError, FORMAT, State, files};
+use super::{CheckpointError, FORMAT, State, TensorFile, files};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -42,20 +42,30 @@ pub struct Verified {
 ///
 /// # Errors
 /// If there is no manifest, or a file is missing, has another length or another hash: the file is named. And if the whole
-/// folder bears another step's name.
+/// folder bears another step's name. Damage keeps a file's length or leaves a part of it; one that is whole and has another
+/// length was replaced: the folder is then [`Changed`](CheckpointError::Changed), if nothing in it is damaged.
 pub fn verify(path: &Path) -> Result<Verified, CheckpointError> {
     let manifest = read(path)?;
+    let mut changed = Vec::new();
     for (name, record) in &manifest.files {
         let damaged = |reason| CheckpointError::Damaged { path: path.into(), file: name.clone(), reason };
         let file = path.join(name);
         let found = fs::metadata(&file).map_err(|error| damaged(error.to_string()))?.len();
         if found != record.bytes {
-            return Err(damaged(format!("it has {found} bytes, the manifest says {}", record.bytes)));
+            let reason = format!("it has {found} bytes, the manifest says {}", record.bytes);
+            if !is_whole(&file) {
+                return Err(damaged(reason));
+            }
+            changed.push(format!("{name}: {reason}"));
+            continue;
         }
         let found = hash(&file)?;
         if found != record.blake3 {
             return Err(damaged(format!("its blake3 is {found}, the manifest says {}", record.blake3)));
         }
+    }
+    if !changed.is_empty() {
+        return Err(CheckpointError::Changed { path: path.into(), files: changed.join(", ") });
     }
     let state = read_state(path)?;
     if own_step(path).is_some_and(|step| step != state.step) {
@@ -63,6 +73,14 @@ pub fn verify(path: &Path) -> Result<Verified, CheckpointError> {
         return Err(CheckpointError::Damaged { path: path.into(), file: files::STATE.into(), reason });
     }
     Ok(Verified { path: path.into(), manifest, state })
+}
+
+/// Whether a file is complete by its own format.
+fn is_whole(path: &Path) -> bool {
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("safetensors") => TensorFile::open(path).is_ok(),
+        _ => fs::read(path).is_ok_and(|text| serde_json::from_slice::<serde_json::Value>(&text).is_ok()),
+    }
 }
 
 /// The manifest of a checkpoint, itself valid and listing the files that must be there; they are not opened.

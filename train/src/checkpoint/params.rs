@@ -1,6 +1,7 @@
 //! Between the program's parameters (stacked, `[in, out]`) and a checkpoint's tensors (one a layer, `[out, in]`).
 
-use super::{CheckpointError, TensorFile, tensors, write_tensors};
+use super::weights::Weights;
+use super::{CheckpointError, tensors, write_tensors};
 use engine::{DType, Host, Type};
 use half::slice::HalfFloatSliceExt;
 use model::{Config, Entry, Layout, ParamSpec, Params, specs};
@@ -10,6 +11,8 @@ use std::path::Path;
 
 /// Hugging Face's loader refuses files that do not say which framework's names and layouts they follow.
 const METADATA: &[(&str, &str)] = &[("format", "pt")];
+/// The output head, which some programs save although it is the embedding.
+const HEAD: &str = "lm_head.weight";
 /// Side of the blocks in which matrices are transposed: 32 x 32 x 4 bytes stay in the first cache.
 const BLOCK: usize = 32;
 
@@ -45,21 +48,25 @@ pub(super) fn params_file_bytes(config: &Config) -> u64 {
     tensors::file_bytes(METADATA, &entries.map(|entry| (entry.name, entry.ty)).collect::<Vec<_>>())
 }
 
-/// Reads master weights from any safetensors file with this model's names; `bf16` and `f16` are widened to `f32`.
+/// Reads master weights from any safetensors file, or index of such files, with this model's names, all of them behind a
+/// wrapper's prefix or none; other floating-point numbers become `f32`. A head is taken if it is the embedding.
 ///
 /// # Errors
-/// If the file is not readable, or a tensor is missing, has another shape, holds NaN or infinity, or is none of this
+/// If a file is not readable, or a tensor is missing, has another shape, holds NaN or infinity, or is none of this
 /// model's.
 pub fn read_params(path: &Path, config: &Config) -> Result<Params<Host>, CheckpointError> {
-    let file = TensorFile::open(path)?;
+    params_of(&Weights::open(path)?, config)
+}
+
+pub(super) fn params_of(file: &Weights, config: &Config) -> Result<Params<Host>, CheckpointError> {
+    let path = file.path();
     let specs = specs(config);
-    let names = file.names();
-    let (known, extra): (Vec<_>, Vec<_>) = names.iter().partition(|name| specs.find(name).is_some());
+    let (known, mut extra): (Vec<_>, Vec<_>) = file.names().partition(|name| specs.find(name).is_some());
     let params = specs.try_map(|_, spec| {
         let mut host = Host::zeros(spec.ty.clone());
         for entry in spec.entries() {
             let Some((ty, bytes)) = file.tensor(&entry.name)? else {
-                let (found, known) = (names.len(), known.len());
+                let (found, known) = (known.len() + extra.len(), known.len());
                 return Err(CheckpointError::MissingTensor {
                     path: path.into(),
                     name: entry.name,
@@ -80,6 +87,14 @@ pub fn read_params(path: &Path, config: &Config) -> Result<Params<Host>, Checkpo
         }
         Ok(host)
     })?;
+    if let Some((ty, bytes)) = file.tensor(HEAD)? {
+        if widened(&ty, bytes)
+            .is_none_or(|head| ty.shape != params.embed.ty().shape || head != params.embed.bytes())
+        {
+            return Err(CheckpointError::UntiedHead { path: path.into() });
+        }
+        extra.retain(|name| *name != HEAD);
+    }
     if extra.is_empty() {
         return Ok(params);
     }
@@ -144,18 +159,19 @@ fn slice_mut<'a>(stacked: &'a mut [u8], entry: &Entry) -> &'a mut [u8] {
     &mut stacked[range(entry)]
 }
 
-/// The bytes of the same numbers as `f32`; none for other element types.
+/// The bytes of the same numbers as `f32`, those of `f64` rounded; none for other element types.
 fn widened<'a>(ty: &Type, bytes: &'a [u8]) -> Option<Cow<'a, [u8]>> {
     let mut wide = match ty.dtype {
         DType::F32 => return Some(Cow::Borrowed(bytes)),
-        DType::Bf16 | DType::F16 => vec![0_f32; ty.elements()],
+        DType::Bf16 | DType::F16 | DType::F64 => vec![0_f32; ty.elements()],
         _ => return None,
     };
     // `Host` aligns the numbers; a file need not.
-    let narrow = Host::from_bytes(ty.clone(), bytes);
+    let other = Host::from_bytes(ty.clone(), bytes);
     match ty.dtype {
-        DType::Bf16 => narrow.as_slice::<half::bf16>().convert_to_f32_slice(&mut wide),
-        _ => narrow.as_slice::<half::f16>().convert_to_f32_slice(&mut wide),
+        DType::Bf16 => other.as_slice::<half::bf16>().convert_to_f32_slice(&mut wide),
+        DType::F16 => other.as_slice::<half::f16>().convert_to_f32_slice(&mut wide),
+        _ => wide.iter_mut().zip(other.as_slice::<f64>()).for_each(|(to, from)| *to = *from as f32),
     }
     Some(Cow::Owned(bytemuck::cast_slice(&wide).to_vec()))
 }

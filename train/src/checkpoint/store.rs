@@ -1,10 +1,12 @@
 //! [`Store`]: the folder of a run's checkpoints. One process at a time writes into it; anyone may read.
 
 use super::manifest::{self, Hashing, Verified};
-use super::params::{params_file_bytes, read_params, write_params};
+use super::params::{params_file_bytes, params_of, read_params, write_params};
 use super::tensors::{TensorFile, file_bytes, write_tensors};
+use super::weights::{self, Weights};
 use super::{CheckpointError, FORMAT, Keep, Loaded, Manifest, Snapshot, State, files, verify};
 use crate::atomic::{self, AtomicDir, Disk, TEMPORARY};
+use crate::schedule::Phase;
 use engine::{Host, Type};
 use model::config::Bearing;
 use model::{Config, Params};
@@ -227,15 +229,20 @@ pub(super) fn check_room(disk: &dyn Disk, folder: &Path, needed: u64) -> Result<
 }
 
 /// Checkpoints that `retention` does not keep, oldest first. The newest `keep_last` are counted without those that were
-/// taken among bad steps, which nothing goes back to.
+/// taken among bad steps, which nothing goes back to. The newest one of the stable phase is kept as well: longer training
+/// goes on from there, not from weights whose rate has decayed.
 pub(super) fn superseded(root: &Path, retention: Retention) -> Result<Vec<PathBuf>, CheckpointError> {
     let good: Vec<_> =
         steps(root)?.into_iter().filter_map(|(step, path)| Some((step, whole(&path)?, path))).collect();
-    let sound = good.iter().filter(|(_, state, _)| state.watch.bad_in_a_row == 0).map(|(step, ..)| *step);
-    let Some(oldest_kept) = sound.rev().nth(retention.keep_last.max(1) - 1) else { return Ok(Vec::new()) };
+    let sound = || good.iter().rev().filter(|(_, state, _)| state.watch.bad_in_a_row == 0);
+    let stable = sound().find(|(_, state, _)| state.phase == Phase::Stable).map(|(step, ..)| *step);
+    let Some(oldest_kept) = sound().nth(retention.keep_last.max(1) - 1).map(|(step, ..)| *step) else {
+        return Ok(Vec::new());
+    };
     let goes = |(step, state, path): (u64, State, PathBuf)| {
         let multiple = retention.keep_every.is_some_and(|every| step.is_multiple_of(every));
-        (step < oldest_kept && !multiple && state.keep == Keep::Rolling).then_some(path)
+        let kept = step >= oldest_kept || multiple || Some(step) == stable || state.keep != Keep::Rolling;
+        (!kept).then_some(path)
     };
     Ok(good.into_iter().filter_map(goes).collect())
 }
@@ -267,6 +274,16 @@ pub fn latest_before(root: &Path, before: u64) -> Result<Latest, CheckpointError
         }
     }
     Ok(latest)
+}
+
+/// The newest good checkpoint of the stable phase, which a run of more steps can go on from.
+///
+/// # Errors
+/// If the folder cannot be listed.
+pub fn newest_stable(root: &Path) -> Result<Option<Verified>, CheckpointError> {
+    let stable = |state: State| state.phase == Phase::Stable && state.watch.bad_in_a_row == 0;
+    let mut all = steps(root)?.into_iter().rev().filter(|(_, path)| whole(path).is_some_and(stable));
+    Ok(all.find_map(|(_, path)| verify(&path).ok()))
 }
 
 /// The newest step that a folder has a checkpoint of, whether it is good or not; it is not opened.
@@ -306,18 +323,62 @@ pub fn load(checkpoint: &Verified, config: &Config) -> Result<Loaded, Checkpoint
 /// # Errors
 /// If the checkpoint is damaged or the files are not there.
 pub fn load_params(path: &Path) -> Result<(Config, Params<Host>), CheckpointError> {
-    let (folder, model) = if path.is_dir() {
-        // Published models have no manifest, and there is nothing to compare them with.
-        if path.join(files::MANIFEST).exists() {
-            verify(path)?;
-        }
-        (path, path.join(files::MODEL))
-    } else {
-        (path.parent().unwrap_or(Path::new("")), path.to_path_buf())
-    };
-    let config = own_config(folder)?;
-    let params = read_params(&model, &config)?;
+    let config = architecture(path)?.ok_or_else(|| CheckpointError::NotACheckpoint {
+        path: path.into(),
+        reason: format!("there is no {} beside it", files::CONFIG),
+    })?;
+    let params = load_weights(path, &config)?;
     Ok((config, params))
+}
+
+/// The architecture of what [`load_weights`] reads; none for a safetensors file without `config.json` beside it.
+///
+/// # Errors
+/// If nothing is there, a folder has no `config.json`, or the file is not readable.
+pub fn architecture(path: &Path) -> Result<Option<Config>, CheckpointError> {
+    if !path.exists() {
+        return Err(CheckpointError::NotThere { path: path.into() });
+    }
+    let folder = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new("")) };
+    match (folder.join(files::CONFIG).exists(), path.is_dir()) {
+        (true, _) => own_config(folder).map(Some),
+        (false, false) => Ok(None),
+        (false, true) => Err(CheckpointError::NotACheckpoint {
+            path: path.into(),
+            reason: format!("there is no {}", files::CONFIG),
+        }),
+    }
+}
+
+/// Weights of an architecture from a folder or a file: a run's own checkpoint, which is verified, or what others publish,
+/// in one safetensors file or in shards with an index. What is left out and what was changed is said on standard error.
+///
+/// # Errors
+/// If a file is damaged, not there, or holds another model.
+pub fn load_weights(path: &Path, config: &Config) -> Result<Params<Host>, CheckpointError> {
+    // Published models have no manifest, and there is nothing to compare them with.
+    if path.join(files::MANIFEST).exists() {
+        match verify(path) {
+            Err(changed @ CheckpointError::Changed { .. }) => eprintln!("note: {changed}"),
+            verified => drop(verified?),
+        }
+    }
+    let file = if path.is_dir() { weights::path_in(path) } else { path.to_path_buf() };
+    let weights = Weights::open(&file)?;
+    let params = params_of(&weights, config)?;
+    if let [first, more @ ..] = &weights.left_out()[..] {
+        let more = if more.is_empty() { String::new() } else { format!(" and {} like it", more.len()) };
+        eprintln!("note: {}: `{first}`{more} left out: the configuration says them", file.display());
+    }
+    Ok(params)
+}
+
+/// The files that hold a folder's weights: one, or an index and its shards.
+///
+/// # Errors
+/// If the index is not readable or its shards are not there.
+pub fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
+    weights::files_of(&weights::path_in(folder))
 }
 
 fn own_config(folder: &Path) -> Result<Config, CheckpointError> {

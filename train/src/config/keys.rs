@@ -151,7 +151,7 @@ impl Key {
         if self.open == Open::Yes && value.as_str() == Some("auto") {
             return Ok(None);
         }
-        let typed_in = !matches!(source, Source::File(_) | Source::Preset(_));
+        let typed_in = !matches!(source, Source::File(_) | Source::Init(_) | Source::Preset(_));
         let refuse = |value: &Value| RunConfigError::Type {
             key: self.path,
             wanted: match self.kind {

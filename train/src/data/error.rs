@@ -12,14 +12,14 @@ pub type Result<T> = std::result::Result<T, DataError>;
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
     /// The operating system refused.
-    #[error("cannot {doing} {path}: {source}")]
+    #[error("cannot {doing} {path}: {error}")]
     Io {
         /// What was being done, as a verb.
         doing: &'static str,
         /// To which file.
         path: PathBuf,
-        /// The reason given.
-        source: io::Error,
+        /// The reason given. Not as a source: it is in the message already.
+        error: io::Error,
     },
     /// The data folder is not there.
     #[error(
@@ -221,7 +221,8 @@ pub enum DataError {
     /// A position that belongs to other data or other data settings.
     #[error(
         "the saved data position belongs to other data or data settings (mark {found:016x}, now {wanted:016x}): resume with \
-         the same data folder, seed, batch.seq and data.* keys as before, or start a new run from the checkpoint with --init"
+         the same data folder, seed, batch.seq and data.* keys as before, or start a new run from the checkpoint with --init \
+         and another --out"
     )]
     OtherPosition {
         /// The mark in the position.
@@ -339,7 +340,7 @@ pub enum DataError {
 
 impl DataError {
     /// An operating system error with its file.
-    pub(super) fn io(doing: &'static str, path: &Path, source: io::Error) -> Self {
-        Self::Io { doing, path: path.to_owned(), source }
+    pub(super) fn io(doing: &'static str, path: &Path, error: io::Error) -> Self {
+        Self::Io { doing, path: path.to_owned(), error }
     }
 }

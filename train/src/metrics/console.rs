@@ -1,6 +1,6 @@
 //! The progress line: a bar on a terminal, plain lines elsewhere.
 
-use super::Train;
+use super::{Train, Validation};
 use crate::say;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
@@ -73,14 +73,25 @@ pub fn line(train: &Train, steps: u64) -> String {
     let mfu = train.mfu.map_or("unknown".into(), |mfu| format!("{:.1} %", 100.0 * mfu));
     let skipped = if train.skipped > 0 { format!(" | {} skipped", train.skipped) } else { String::new() };
     format!(
-        "step {}/{steps} | loss {:.4} | lr {:.2e} | grad {:.3} | {} tok/s | MFU {mfu} | ETA {}{skipped}",
+        "step {}/{steps} | {} | lr {:.2e} | grad {:.3} | {} tok/s | MFU {mfu} | ETA {}{skipped}",
         train.step,
-        train.loss,
+        losses(train.loss, train.mtp_loss),
         train.learning_rate,
         train.gradient_norm,
         short(train.tokens_per_second),
         duration(train.eta_seconds)
     )
+}
+
+/// The line of an evaluation.
+pub(super) fn validation_line(validation: &Validation) -> String {
+    format!("step {} | validation {}", validation.step, losses(validation.loss, validation.mtp_loss))
+}
+
+/// The next token's loss, and that of the token after it if the model has that head.
+fn losses(loss: f64, mtp_loss: Option<f64>) -> String {
+    let second = mtp_loss.map_or(String::new(), |loss| format!(", second head {loss:.4}"));
+    format!("loss {loss:.4}{second}")
 }
 
 /// Three digits and a unit: `6.10k`, `51.9k`, `1.20M`.
@@ -123,7 +134,6 @@ mod tests {
         let train = Train {
             step: 120,
             loss: 4.12344,
-            main_loss: 3.5,
             mtp_loss: None,
             learning_rate: 1e-3,
             gradient_norm: 0.5234,
@@ -138,13 +148,16 @@ mod tests {
             "step 120/600 | loss 4.1234 | lr 1.00e-3 | grad 0.523 | 6.10k tok/s | MFU unknown | ETA 3m12s"
         );
         let train = Train {
+            mtp_loss: Some(5.5),
             mfu: Some(0.4123),
             skipped: 2,
             eta_seconds: f64::INFINITY,
             tokens_per_second: 51_900.0,
             ..train
         };
-        assert!(line(&train, 600).ends_with("| 51.9k tok/s | MFU 41.2 % | ETA unknown | 2 skipped"));
+        let text = line(&train, 600);
+        assert!(text.ends_with("| 51.9k tok/s | MFU 41.2 % | ETA unknown | 2 skipped"), "{text}");
+        assert!(text.starts_with("step 120/600 | loss 4.1234, second head 5.5000 | "), "{text}");
     }
 
     #[test]

@@ -27,7 +27,7 @@ impl Curves {
     /// Adds a record's point; losses that are not finite have none.
     pub fn add(&mut self, record: &Record) {
         let (curve, loss) = match record {
-            Record::Train(train) => (&mut self.train, train.main_loss),
+            Record::Train(train) => (&mut self.train, train.loss),
             Record::Validation(validation) => (&mut self.validation, validation.loss),
         };
         if loss.is_finite() {
