@@ -13,8 +13,6 @@ pub mod forecast;
 pub mod inspect;
 mod mapped;
 pub mod metrics;
-pub mod output;
-pub mod program;
 mod replay;
 mod resume;
 pub mod run;

@@ -5,7 +5,7 @@ use crate::config::RunConfig;
 use crate::data::{Batch, Dataset, Loader, PADDING, Position};
 use crate::device::Device;
 use crate::metrics::{self, BadStep};
-use crate::say;
+use program::say;
 use crate::scaling::Plan;
 use crate::state::{DeviceState, StepInputs};
 use crate::step::Metric;

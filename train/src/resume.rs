@@ -5,7 +5,7 @@ use crate::cli::{Cli, Resume, quoted};
 use crate::config::RunConfig;
 use crate::data::Dataset;
 use crate::device::Device;
-use crate::say;
+use program::say;
 use crate::scaling::Plan;
 use crate::schedule::Phase;
 use crate::state::DeviceState;

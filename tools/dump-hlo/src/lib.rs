@@ -22,14 +22,13 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
 use engine::Locations;
 use model::Preset;
+use program::{arguments, exit_code, output};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use train::atomic::{RealDisk, write_file};
 use train::cli::Cli;
 use train::config::{Override, RunConfig, Source};
 use train::inspect::{Compiler, Place};
-use train::output;
-use train::program::{arguments, exit_code};
 
 /// Look at a program: its text, its figures, what changed, or a picture of it.
 #[derive(Parser)]

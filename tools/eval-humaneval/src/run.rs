@@ -12,6 +12,7 @@ use crate::sandbox::{self, Limits};
 use anyhow::{Context, Result, bail};
 use decode::{Decoder, Options, Sampling, Speculation, find_checkpoint};
 use indicatif::{ProgressBar, ProgressStyle};
+use program::{arguments, exit_code, say, with_large_pages};
 use serde_json::{Map, Value, json};
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -22,8 +23,6 @@ use std::process::ExitCode;
 use std::thread;
 use train::atomic::{RealDisk, write_file};
 use train::checkpoint::{State, files, steps, weight_files};
-use train::program::{self, exit_code, with_large_pages};
-use train::say;
 
 /// Runs the program.
 pub fn main() -> ExitCode {
@@ -32,7 +31,7 @@ pub fn main() -> ExitCode {
         return code;
     }
     with_large_pages();
-    exit_code(run(&program::arguments()))
+    exit_code(run(&arguments()))
 }
 
 fn run(arguments: &Arguments) -> Result<ExitCode> {

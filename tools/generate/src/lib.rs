@@ -7,15 +7,14 @@ use decode::{
     find_checkpoint,
 };
 use indicatif::{ProgressBar, ProgressStyle};
+use program::output::{self, Reader};
+use program::{arguments, exit_code, say, with_large_pages};
 use serde_json::json;
 use std::fs;
 use std::io::{self, IsTerminal, Read};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use train::output::{self, Reader};
-use train::program::{arguments, exit_code, with_large_pages};
-use train::say;
 
 /// Continue Python source with a checkpoint. Without --prompt or --prompt-file, the prompt is read from standard input.
 /// Text is printed as it comes; speed is reported on standard error.

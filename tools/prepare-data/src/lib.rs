@@ -11,13 +11,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use program::{arguments, exit_code, say};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use train::data::{
     BAD_LINES_FILE, BadLines, DataError, PrepareOptions, PrepareProgress, PrepareSummary, TokenizerSource,
     prepare,
 };
-use train::program::{arguments, exit_code};
-use train::say;
 use train::signals::INTERRUPTED;
 
 /// Turn Python source into Parquet shards that `train --data DIR` reads.

@@ -4,6 +4,8 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use decode::{DeviceFlags, Scorer, Scores, find_checkpoint, load_model, load_tokenizer};
 use model::Config;
+use program::output::{self, Reader};
+use program::{arguments, exit_code, with_large_pages};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -12,8 +14,6 @@ use std::process::ExitCode;
 use train::checkpoint::files;
 use train::data::Tokenizer;
 use train::device::Device;
-use train::output::{self, Reader};
-use train::program::{arguments, exit_code, with_large_pages};
 
 /// Score token ids or text with a checkpoint. For each line of ids, or each file of text, one line of JSON on standard
 /// output: {"logprobs": [of each next token], "mtp_logprobs": [of the token after it], "loss": nats}; where there is

@@ -1,7 +1,7 @@
 //! The progress line: a bar on a terminal, plain lines elsewhere.
 
 use super::{Train, Validation};
-use crate::say;
+use program::say;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 

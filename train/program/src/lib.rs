@@ -1,9 +1,11 @@
-//! How programs begin and end: large pages for the memory that the CPU plugin takes from malloc, the command line, and the
-//! exit code.
+//! How programs begin, speak and end: large pages for the memory that the CPU plugin takes from malloc, the command line,
+//! standard [`output`], and the exit code. It is a crate of its own for the sake of `doctor`, which needs no trainer.
 
-use crate::output::{self, Reader};
+pub mod output;
+
 use anyhow::Result;
 use clap::Parser;
+use output::Reader;
 use std::process::ExitCode;
 
 /// glibc's names for: large pages for large blocks, and one heap for all threads.
