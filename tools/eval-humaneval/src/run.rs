@@ -12,7 +12,7 @@ use crate::sandbox::{self, Limits};
 use anyhow::{Context, Result, bail};
 use decode::{Decoder, Options, Sampling, Speculation, find_checkpoint};
 use indicatif::{ProgressBar, ProgressStyle};
-use program::{arguments, exit_code, say, with_large_pages};
+use program::{exit_code, say, with_large_pages};
 use serde_json::{Map, Value, json};
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -31,7 +31,7 @@ pub fn main() -> ExitCode {
         return code;
     }
     with_large_pages();
-    exit_code(run(&arguments()))
+    exit_code(run(&program::arguments()))
 }
 
 fn run(arguments: &Arguments) -> Result<ExitCode> {

@@ -50,7 +50,7 @@ impl Table {
     /// Opens a file, or says why not and how many rows are known to be in it.
     fn open(path: &Path, column: &str) -> Result<Self, (String, u64)> {
         let bytes = shard::map(path).map_err(|e| match e {
-            DataError::Io { source, .. } => (format!("cannot be read: {source}"), 0),
+            DataError::Io { error, .. } => (format!("cannot be read: {error}"), 0),
             other => (other.to_string(), 0),
         })?;
         let metadata = shard::read_footer(&bytes)
