@@ -85,8 +85,16 @@ fn command(said: &str) -> &str {
 fn what_to_type_next_works_when_it_is_pasted() {
     let bench = bench();
     fs::rename(bench.path("data"), bench.path("my data")).unwrap();
-    let given =
-        ["--data", "my data", "--set", "checkpoint.every=2", "--set", "checkpoint.mirror=the 'drive'"];
+    let given = [
+        "--data",
+        "my data",
+        "--set",
+        "checkpoint.every=2",
+        "--set",
+        "checkpoint.mirror=the 'drive'",
+        "--set",
+        "schedule.decay_fraction=0.1",
+    ];
     let out = "a run's 1st";
     // 2 steps of warmup, and the decay from step 5 on.
     let said = bench.succeed(out, &[&given[..], &["--steps", "6"]].concat());
@@ -124,7 +132,7 @@ fn what_to_type_next_works_when_it_is_pasted() {
 #[test]
 fn advice_can_be_followed() {
     let bench = bench();
-    let run = ["--set", "steps=4", "--set", "checkpoint.every=2"];
+    let run = ["--set", "steps=4", "--set", "checkpoint.every=2", "--set", "schedule.decay_fraction=0.1"];
     bench.succeed("run", &run);
     let newest = "run/checkpoints/step_00000004";
     let before = files(&bench.path("run"));
@@ -190,13 +198,13 @@ fn advice_can_be_followed() {
 #[test]
 fn given_weights_bring_their_architecture() {
     let bench = bench();
-    bench.succeed("run", &["--steps", "1"]);
-    let weights = "run/checkpoints/step_00000001";
+    bench.succeed("run", &["--steps", "2"]);
+    let weights = "run/checkpoints/step_00000002";
     let run = |out: &str, args: &[&str]| {
         let keys = ["batch.seq=32", "batch.micro=2", "data.epochs=100", "validation.batches=1"];
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_trainer"));
         command.current_dir(bench.path("")).args(["--data", "data", "--steps", "1", "--out", out]);
-        keys.iter().for_each(|key| drop(command.args(["--set", key])));
+        keys.iter().for_each(|key| _ = command.args(["--set", key]));
         command.arg("--init");
         command.args(args).output().unwrap()
     };
