@@ -61,7 +61,7 @@ pub(crate) fn tpu_target(kind: &str) -> Target {
 /// Chooses the kernels' forms for a target.
 ///
 /// # Errors
-/// If native ones are asked for and there is a kernel that has none.
+/// If native ones are asked for and no kernel of the program has one.
 pub fn lower(
     program: &Program,
     target: Target,
@@ -141,7 +141,7 @@ impl Device {
     /// Lowers and compiles a program, or takes its executable from the cache.
     ///
     /// # Errors
-    /// If it does not compile or does not fit, or native kernels are asked for that do not exist.
+    /// If it does not compile or does not fit, or native kernels are asked for and there are none.
     pub fn compile(&self, program: &Program, code: CodeGeneration) -> Result<(Compiled, Preparation)> {
         let start = Instant::now();
         let (program, forms) = lower(program, self.target, self.kernels)?;
