@@ -1,5 +1,6 @@
 //! The model: its numbers, decoding, and the programs that a TPU gets.
 
+mod bf16;
 mod decode;
 mod model;
 mod parity;

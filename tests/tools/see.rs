@@ -318,7 +318,10 @@ fn what_cannot_be_shown_is_said_in_one_line() {
     let cpu = [&SWIGLU[..], &["--stage", "optimized", "--format", "json", "--out", saved]].concat();
     dumped(&cpu);
     let cases: [(&[&str], &str); 11] = [
-        (&["--set=kernels=native", "--set=model.dtype=bf16"], "the step program has no native form for a CPU of"),
+        (
+            &["--set=kernels=native", "--set=model.dtype=bf16"],
+            "the step program has no native form for a CPU of",
+        ),
         (
             &[&SWIGLU[..], &["--set=kernels=native"]].concat(),
             "swiglu(rate=0) of (f32[128,128], f32[128], f32[128,352], f32[128,352], f32[352,128])",

@@ -5,12 +5,12 @@ use crate::config::RunConfig;
 use crate::data::{Batch, Dataset, Loader, PADDING, Position};
 use crate::device::Device;
 use crate::metrics::{self, BadStep};
-use program::say;
 use crate::scaling::Plan;
 use crate::state::{DeviceState, StepInputs};
 use crate::step::Metric;
 use anyhow::{Context, Result, bail};
 use engine::Compiled;
+use program::say;
 use std::path::Path;
 use std::sync::Arc;
 

@@ -5,7 +5,6 @@ use crate::cli::{Cli, Resume, quoted};
 use crate::config::RunConfig;
 use crate::data::Dataset;
 use crate::device::Device;
-use program::say;
 use crate::scaling::Plan;
 use crate::schedule::Phase;
 use crate::state::DeviceState;
@@ -13,6 +12,7 @@ use anyhow::{Result, bail, ensure};
 use engine::Host;
 use model::config::Bearing;
 use model::{Params, initial_params};
+use program::say;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

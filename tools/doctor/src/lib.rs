@@ -13,12 +13,12 @@ use engine::plugin::{Cached, Error, FetchError, Platform, cache_folder};
 use eval_humaneval::judge::Judge;
 use eval_humaneval::python::Python;
 use eval_humaneval::sandbox::{self, Level, Limits};
+use program::output;
 use std::env;
 use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use program::output;
 use trial::{Report, Way};
 
 /// Say what this machine has for training, and what it lacks. Exit code 1 if something that is wanted does not work.

@@ -229,7 +229,11 @@ fn report(summary: &PrepareSummary) {
     let skipped = info.skipped;
     say!(
         "skipped     {} copies, {} not UTF-8, {} too large, {} empty, {} bad",
-        skipped.duplicates, skipped.not_utf8, skipped.too_large, skipped.empty, skipped.bad
+        skipped.duplicates,
+        skipped.not_utf8,
+        skipped.too_large,
+        skipped.empty,
+        skipped.bad
     );
     if let Some(first) = &summary.first_bad {
         say!("bad         the first: {first}; all: {}", summary.out.join(BAD_LINES_FILE).display());

@@ -1,8 +1,8 @@
 //! The progress line: a bar on a terminal, plain lines elsewhere.
 
 use super::{Train, Validation};
-use program::say;
 use indicatif::{ProgressBar, ProgressStyle};
+use program::say;
 use std::io::IsTerminal;
 
 /// How progress is shown.
