@@ -423,10 +423,17 @@ impl<'g> Linearized<'g> {
         for index in needed {
             let node = self.builder.node(index);
             let operands: Vec<Tensor<'h>> = node.operands.iter().map(|value| made[value]).collect();
-            let of_node = |result: usize| Value { node: index, result: result as u32 };
-            let known: Vec<Option<Tensor<'h>>> =
-                (0..node.types.len()).map(|result| made.get(&of_node(result)).copied()).collect();
-            let results = into.attributed(node.at, || into.push_known(&node.op, &operands, &known));
+            let known = || {
+                let of_node = |result: usize| Value { node: index, result: result as u32 };
+                (0..node.types.len()).map(|result| made.get(&of_node(result)).copied()).collect::<Vec<_>>()
+            };
+            let results = into.attributed(node.at, || {
+                let again = match &node.op {
+                    Op::KernelCall(kernel) => kernel.0.again(&operands, &known()),
+                    _ => None,
+                };
+                again.unwrap_or_else(|| into.push(node.op.clone(), &operands))
+            });
             for (result, tensor) in (0u32..).zip(results) {
                 // a value that was given stays what was given
                 made.entry(Value { node: index, result }).or_insert(tensor);

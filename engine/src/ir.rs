@@ -151,29 +151,6 @@ impl Func {
         self.params.iter().map(|&value| self.ty(value).clone()).collect()
     }
 
-    /// The same function with more of its values as results.
-    pub(crate) fn with_more_results(&self, more: &[Value]) -> Func {
-        Func::extract(&self.nodes, self.params.len(), &[&self.results, more].concat())
-    }
-
-    /// The function that is given the results that are known: they are parameters, before the parameter at `place`, and its
-    /// results are the others.
-    pub(crate) fn given(&self, known: &[Option<Tensor<'_>>], place: usize) -> Func {
-        let builder = Builder::new();
-        let types = self.param_types();
-        let parameter = |ty: &Type| builder.parameter(ty.clone());
-        let mut params: Vec<Tensor<'_>> = types[..place].iter().map(parameter).collect();
-        let results = || self.results.iter().zip(known);
-        let given: HashMap<Value, Tensor<'_>> = results()
-            .filter(|(_, known)| known.is_some())
-            .map(|(&value, _)| (value, parameter(self.ty(value))))
-            .collect();
-        params.extend(types[place..].iter().map(parameter));
-        let made = builder.inline_given(self, &params, &given);
-        let others = made.into_iter().zip(known).filter(|(_, known)| known.is_none());
-        builder.finish(&others.map(|(result, _)| result).collect::<Vec<_>>())
-    }
-
     /// The types of the results.
     pub fn result_types(&self) -> Vec<Type> {
         self.results.iter().map(|&value| self.ty(value).clone()).collect()
@@ -347,24 +324,6 @@ impl<'f> Builder<'f> {
         self.results(index, results)
     }
 
-    /// Adds a node of which some results are known, where its op can make use of them.
-    #[track_caller]
-    pub(crate) fn push_known(
-        &'f self,
-        op: &Op,
-        operands: &[Tensor<'f>],
-        known: &[Option<Tensor<'f>>],
-    ) -> Vec<Tensor<'f>> {
-        let any = known.iter().any(Option::is_some);
-        let again = match op {
-            Op::KernelCall(kernel) if any => kernel.0.again(operands, known),
-            Op::Call(call) if any => Some(call.again(self, operands, known)),
-            Op::Scan(scan) if any => Some(scan.again(self, operands, known)),
-            _ => None,
-        };
-        again.unwrap_or_else(|| self.push(op.clone(), operands))
-    }
-
     /// Gives an existing node more results; the ones it had keep their places and meaning, so its users stay right.
     /// A forward loop becomes in this way one that also returns what its backward loop needs.
     pub(crate) fn extend(&'f self, node: u32, op: Op) -> Vec<Tensor<'f>> {
@@ -421,35 +380,19 @@ impl<'f> Builder<'f> {
 
     /// Emits the nodes of a finished function here, with `args` for its parameters; returns its results.
     pub(crate) fn inline(&'f self, func: &Func, args: &[Tensor<'f>]) -> Vec<Tensor<'f>> {
-        self.inline_given(func, args, &HashMap::new())
-    }
-
-    /// [`Builder::inline`] where some of the function's values are there already.
-    fn inline_given(
-        &'f self,
-        func: &Func,
-        args: &[Tensor<'f>],
-        given: &HashMap<Value, Tensor<'f>>,
-    ) -> Vec<Tensor<'f>> {
         let mut made: Vec<Vec<Tensor<'f>>> = Vec::with_capacity(func.nodes.len());
-        let at = |made: &[Vec<Tensor<'f>>], value: &Value| {
-            given.get(value).copied().unwrap_or_else(|| made[value.node as usize][value.result as usize])
-        };
-        for (index, node) in (0u32..).zip(&func.nodes) {
+        for node in &func.nodes {
             let results = match &node.op {
                 Op::Parameter(parameter) => vec![args[parameter.index]],
                 op => {
-                    let operands: Vec<Tensor<'f>> =
-                        node.operands.iter().map(|value| at(&made, value)).collect();
-                    let of_node = |result: usize| Value { node: index, result: result as u32 };
-                    let known: Vec<Option<Tensor<'f>>> =
-                        (0..node.types.len()).map(|result| given.get(&of_node(result)).copied()).collect();
-                    self.attributed(node.at, || self.push_known(op, &operands, &known))
+                    let at = |value: &Value| made[value.node as usize][value.result as usize];
+                    let operands: Vec<Tensor<'f>> = node.operands.iter().map(at).collect();
+                    self.attributed(node.at, || self.push(op.clone(), &operands))
                 }
             };
             made.push(results);
         }
-        func.results.iter().map(|value| at(&made, value)).collect()
+        func.results.iter().map(|value| made[value.node as usize][value.result as usize]).collect()
     }
 
     /// The function of the first `params` parameters with the given results.

@@ -348,11 +348,15 @@ fn tokenizers_that_do_not_fit_are_refused() {
     of(&altered("garbled", "tokenizer.json", Some(b"{}")), &["tokenizer.json"]);
     let text = fs::read_to_string(bench().path(CHECKPOINT).join("tokenizer.json")).unwrap();
     let mut larger: Value = serde_json::from_str(&text).unwrap();
-    let mut token = larger["added_tokens"][0].clone();
-    (token["id"], token["content"]) = (400.into(), "<|more|>".into());
-    larger["added_tokens"].as_array_mut().unwrap().push(token);
+    let added = larger["added_tokens"].as_array_mut().unwrap();
+    let next = 1 + added.iter().map(|token| token["id"].as_i64().unwrap()).max().unwrap();
+    for id in next..=320 {
+        let mut token = added[0].clone();
+        (token["id"], token["content"]) = (id.into(), format!("<|more {id}|>").into());
+        added.push(token);
+    }
     let larger = altered("larger", "tokenizer.json", Some(larger.to_string().as_bytes()));
-    of(&larger, &["has 401 tokens, but the model knows 320"]);
+    of(&larger, &["has 321 tokens, but the model knows 320"]);
 }
 
 fn numbers(value: &Value) -> Vec<f64> {

@@ -1,14 +1,8 @@
-//! Training: data, steps, checkpoints, plans, and runs that are killed, signalled and fed with damage.
+//! Training within one process: data, steps, checkpoints. Tests that start other processes are in `runs`: between fork and
+//! exec a child holds whatever is locked here.
 
 mod cases;
 mod checkpoint;
-mod config;
-mod crash;
 mod data;
 mod fuzzed;
-mod hostile;
-mod plan;
-mod prepare;
-mod resume;
-mod signals;
 mod step;

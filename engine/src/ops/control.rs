@@ -1,10 +1,9 @@
 //! Calls (with rematerialisation), conditionals, loops of unknown length, and markers that compute nothing.
 
-use super::{Op, Regions, Rules, ShapeError, want};
+use super::{Regions, Rules, ShapeError, want};
 use crate::eval::{Array, Evaluator};
 use crate::grad::{Again, Cotangent, NoGradient, Vjp, linearize};
-use crate::ir::{Body, Builder, Func, Tensor, Value, list};
-use crate::passes::rewrite;
+use crate::ir::{Body, Builder, Tensor, Value, list};
 use crate::text::{Line, Printer};
 use crate::types::{DType, Type};
 use std::collections::HashMap;
@@ -16,10 +15,9 @@ use std::sync::Arc;
 pub enum Save {
     /// Everything it needs: nothing is computed twice.
     Everything,
-    /// Only the values with these names ([`Tensor::named`]), also those inside of calls and scans, which are then computed
-    /// again from there; the rest is computed again. Branches of a conditional and kernels keep nothing of their inside.
-    /// Outside of loops it stands behind an optimisation barrier, so that the compiler cannot merge it with the forward
-    /// pass. Source: Chen et al., arXiv 1604.06174.
+    /// Only the values with these names ([`Tensor::named`]); the rest is computed again. Outside of loops it stands
+    /// behind an optimisation barrier, so that the compiler cannot merge it with the forward pass. Source: Chen et al.,
+    /// arXiv 1604.06174.
     Only(Vec<String>),
 }
 
@@ -58,11 +56,11 @@ impl Rules for Call {
     fn vjp<'f>(&self, v: &Vjp<'f>) -> Result<Vec<Cotangent<'f>>, NoGradient> {
         let has_ct: Vec<bool> = (0..v.all_results().len()).map(|i| v.ct_if_any(i).is_some()).collect();
         let scratch = Builder::new();
-        let (body, again) = match &self.save {
-            Save::Everything => (self.body.clone(), Again::Views),
-            Save::Only(names) => (Arc::new(exposed(&self.body, names)), Again::AllBut(names)),
+        let linear = linearize(&scratch, &self.body, &has_ct, v.all_wanted());
+        let again = match &self.save {
+            Save::Everything => Again::Views,
+            Save::Only(names) => Again::AllBut(names),
         };
-        let linear = linearize(&scratch, &body, &has_ct, v.all_wanted());
         let frontier = linear.frontier(&again);
         let index_of = |value: &Value| linear.params.iter().position(|param| param.value() == *value);
         let residuals: Vec<Value> =
@@ -102,47 +100,6 @@ impl Rules for Call {
 
     fn eval(&self, evaluator: &Evaluator, x: &[&Array], _: &[Type]) -> Vec<Array> {
         eval_body(evaluator, &self.body, x)
-    }
-}
-
-/// The function whose calls and scans also return the values with these names inside of them, so that the names stand on
-/// values of the function itself.
-fn exposed(func: &Func, names: &[String]) -> Func {
-    rewrite(func, &mut |builder, op, operands| {
-        let body = match op {
-            Op::Call(call) => &call.body,
-            Op::Scan(scan) => &scan.body,
-            _ => return None,
-        };
-        let inside: Vec<(&Named, Value)> = (body.nodes().iter())
-            .filter_map(|node| match &node.op {
-                Op::Named(named) if names.contains(&named.name) => Some((named, node.operands[0])),
-                _ => None,
-            })
-            .collect();
-        let more: Vec<Value> = inside.iter().map(|(_, value)| *value).collect();
-        let results = builder.push(op.with_bodies(vec![Arc::new(body.with_more_results(&more))]), operands);
-        let (results, exposed) = results.split_at(results.len() - more.len());
-        for ((named, _), value) in inside.iter().zip(exposed) {
-            builder.push((*named).clone(), &[*value]);
-        }
-        Some(results.to_vec())
-    })
-}
-
-impl Call {
-    /// All results, where some are known: what leads to those alone is not computed.
-    pub(crate) fn again<'f>(
-        &self,
-        f: &'f Builder<'f>,
-        operands: &[Tensor<'f>],
-        known: &[Option<Tensor<'f>>],
-    ) -> Vec<Tensor<'f>> {
-        let given: Vec<Tensor<'f>> = known.iter().flatten().copied().collect();
-        let body = Arc::new(self.body.given(known, operands.len()));
-        let call = Call { body, ..self.clone() };
-        let mut others = f.push(call, &[operands, &given].concat()).into_iter();
-        known.iter().map(|known| known.unwrap_or_else(|| others.next().expect("one for each"))).collect()
     }
 }
 

@@ -48,27 +48,6 @@ impl ScanOptions {
     }
 }
 
-impl Scan {
-    /// All results, where some are known: what leads to those alone is not computed. A carry's last value does not tell what
-    /// it was before, so it is computed all the same.
-    pub(crate) fn again<'f>(
-        &self,
-        f: &'f Builder<'f>,
-        operands: &[Tensor<'f>],
-        known: &[Option<Tensor<'f>>],
-    ) -> Vec<Tensor<'f>> {
-        let mut known = known.to_vec();
-        known[..self.carries].fill(None);
-        let given: Vec<Tensor<'f>> = known.iter().flatten().copied().collect();
-        let place = self.carries + self.stacks;
-        let body = Arc::new(self.body.given(&known, place));
-        let scan = Scan { body, stacks: self.stacks + given.len(), ..self.clone() };
-        let operands = [&operands[..place], &given, &operands[place..]].concat();
-        let mut others = f.push(scan, &operands).into_iter();
-        known.iter().map(|known| known.unwrap_or_else(|| others.next().expect("one for each"))).collect()
-    }
-}
-
 fn stacked(length: usize, ty: &Type) -> Type {
     ty.with_shape([&[length], &ty.shape[..]].concat())
 }

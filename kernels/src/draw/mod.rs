@@ -41,7 +41,7 @@ pub enum Filter {
 /// probability in the model, f32 `[b]`: without temperature and filter.
 ///
 /// The most probable token is never filtered out, however small `top_k` and `top_p` are, and a temperature near 0 leaves
-/// it alone. A row with a logit that is NaN has no distribution: its logarithm is NaN, and its token means nothing.
+/// it alone. Filters compare weights, f32: from a temperature of about a million on, tokens differ in none, and all pass. A row with a logit that is NaN has no distribution: its logarithm is NaN, and its token means nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct Draw {
     /// How.

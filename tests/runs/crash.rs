@@ -1,7 +1,7 @@
 //! kill -9 at random moments of a training run, started again each time by the same command: the final weights are those of
 //! the run that nobody killed, bit by bit, and nothing is left behind.
 //!
-//! `cargo test -p tests --test train crash::` kills 8 times, `KILLS=50 cargo test -p tests --test train crash:: -- --nocapture` 50 times.
+//! `cargo test -p tests --test runs crash::` kills 8 times, `KILLS=50 cargo test -p tests --test runs crash:: -- --nocapture` 50 times.
 
 use std::env;
 use std::fs;
