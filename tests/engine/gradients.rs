@@ -1,11 +1,9 @@
 //! Composites: gradients against finite differences and against the CPU plugin, rematerialisation bit for bit,
 //! accumulators, several gradients in one program.
 
-use engine::ops::Op;
 use engine::{
-    Array, Backward, Builder, DType, Direction, Func, Host, Kernel, KernelChoice, Locations, Lowering,
-    Program, Rounding, Save, ScanOptions, ShapeError, Target, Tensor, Type, evaluate, grad, grad_into,
-    passes,
+    Array, Backward, Builder, DType, Direction, Host, Kernel, KernelChoice, Locations, Lowering, Program,
+    Rounding, Save, ScanOptions, ShapeError, Target, Tensor, Type, evaluate, grad, grad_into, passes,
 };
 use kernels::{DiffAttention, Gradients, HeadNorm, Keys, LinearCrossEntropy, ROWS, ScaledLinear, SwiGlu};
 use std::cell::Cell;

@@ -260,7 +260,7 @@ fn unreadable() {
     }
     let shut = [folder.write("source/shut.py", program(5)), folder.write("source/shut/6.py", program(6))];
     for path in [&shut[0], shut[1].parent().unwrap()] {
-        fs::set_permissions(path, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o0)).unwrap();
     }
     let program = folder.path("preparer");
     fs::copy(env!("CARGO_BIN_EXE_preparer"), &program).unwrap();
