@@ -90,7 +90,7 @@ fn measured(run: &RunConfig) -> i64 {
 /// keep for itself (a quarter of the step's memory, measured) is not the program's.
 fn measured_alone() -> i64 {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--nocapture", "--exact", "plan::the_plan_says_what_a_run_takes"]).env(MEASURE, "1");
+    command.args(["--nocapture", "--exact", "the_plan_says_what_a_run_takes"]).env(MEASURE, "1");
     let output =
         command.env("MALLOC_MMAP_THRESHOLD_", "65536").env("MALLOC_TRIM_THRESHOLD_", "65536").output();
     let said = String::from_utf8(output.unwrap().stdout).unwrap();
