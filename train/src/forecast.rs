@@ -461,8 +461,8 @@ fn disk(run: &RunConfig, steps: u64, epoch_tokens: u64) -> Disk {
     // The end of each epoch is kept for ever.
     let epochs = steps * run.batch.tokens() / epoch_tokens.max(1);
     let every = run.checkpoint.keep_every.map_or(0, |every| steps / every);
-    // The newest one of the stable phase outlives the rolling ones of the decay.
-    let stable = u64::from(run.schedule.kind == ScheduleKind::Wsd);
+    // The newest one of the stable phase outlives the rolling ones of the decay, if there is one before the end.
+    let stable = u64::from(run.schedule.kind == ScheduleKind::Wsd && steps > run.checkpoint.every);
     let checkpoints = rolling + epochs + every + stable + 1;
     Disk { checkpoint, checkpoints, needed: checkpoints * checkpoint + checkpoint / 5 }
 }
