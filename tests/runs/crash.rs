@@ -84,7 +84,7 @@ fn survives(kills: usize) {
     println!("{kills} kills ({hits:?}) in a run of {steps} steps that takes {whole:.1?}: nothing lost");
     let last = steps as u64;
     assert!(bench.checkpoint("killed", last) == bench.checkpoint("whole", last), "other weights");
-    assert_eq!(bench.state("killed", last), bench.state("whole", last));
+    assert_eq!(bench.course("killed", last), bench.course("whole", last));
     assert_eq!(litter(&bench.path("killed")), 0, "temporary files stay behind");
     assert!(losses(&bench.path("killed")) == losses(&bench.path("whole")), "each step is recorded once");
     assert!(hits.training > 0 && kills < 20 || hits.writing > 0, "{hits:?}");

@@ -218,7 +218,7 @@ fn a_machine_that_is_gone_goes_on_from_the_mirror() {
     assert!(said.contains(&format!("resume   {}", found.path().display())), "{said}");
     assert!(bench.checkpoint("gone", 24) == bench.checkpoint("whole", 24));
     let copied = latest_good(&bench.path("drive")).unwrap();
-    assert!(copied.refused.is_empty() && copied.good.unwrap().state().step == 24);
+    assert!(copied.refused.is_empty() && copied.good.unwrap().state().progress.step == 24);
 }
 
 #[test]

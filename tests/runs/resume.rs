@@ -24,7 +24,7 @@ fn going_on_is_bit_exact_and_a_finished_run_stays() {
         let from = format!("whole/checkpoints/step_{step:08}");
         bench.succeed(&out, &[&args[..], &["--resume", &from]].concat());
         assert!(bench.checkpoint(&out, 24) == whole, "from step {step}");
-        assert_eq!(bench.state(&out, 24), bench.state("whole", 24));
+        assert_eq!(bench.course(&out, 24), bench.course("whole", 24));
     }
     // In place: the newest checkpoints are lost, the same command goes on from the one before.
     for step in [21, 24] {
@@ -91,7 +91,7 @@ fn every_boundary_can_be_gone_on_from() {
         let from = format!("whole/checkpoints/step_{end:08}");
         bench.succeed(&out, &[&args[..], &["--resume", &from]].concat());
         assert!(bench.checkpoint(&out, 20) == whole, "from the end of an epoch, step {end}");
-        assert_eq!(bench.state(&out, 20), bench.state("whole", 20));
+        assert_eq!(bench.course(&out, 20), bench.course("whole", 20));
     }
 
     // Other micro-batches: the same rows, sums in another order. Stated: weights agree to 1e-4 of the largest one.

@@ -138,6 +138,14 @@ impl Bench {
         ["model.safetensors", "optimizer.safetensors"].map(|name| fs::read(folder.join(name)).unwrap())
     }
 
+    /// `state.json` of the checkpoint of a step, but for whose it is: what runs of the same course share.
+    #[track_caller]
+    pub fn course(&self, out: &str, step: u64) -> serde_json::Value {
+        let mut state = self.state(out, step);
+        assert!(state.as_object_mut().unwrap().remove("run").is_some(), "no run");
+        state
+    }
+
     /// `state.json` of the checkpoint of a step.
     #[track_caller]
     pub fn state(&self, out: &str, step: u64) -> serde_json::Value {

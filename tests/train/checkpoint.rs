@@ -11,11 +11,11 @@ use tests::golden;
 use train::atomic::faults::{Fault, FaultyDisk};
 use train::atomic::{Disk, RealDisk, write_file};
 use train::checkpoint::{
-    CheckpointError, FORMAT, Keep, Retention, Saver, Snapshot, State, Store, TensorFile, files, latest_good,
-    load, load_params, mirror, read_params, verify, write_params,
+    CheckpointError, FORMAT, Keep, Progress, Retention, Saver, Snapshot, State, Store, TensorFile, files,
+    latest_good, load, load_params, mirror, read_params, verify, write_params,
 };
+use train::data::Position;
 use train::schedule::Phase;
-use train::watch::Watch;
 
 /// A model small enough to write a thousand times.
 fn config() -> Config {
@@ -40,17 +40,22 @@ fn snapshot(step: u64) -> Snapshot {
         let moments = initial_params(&config, seed).into_flat().into_iter();
         moments.map(|(name, host)| (format!("{prefix}.{name}"), host)).collect::<Vec<_>>()
     };
-    let state = State {
-        format: FORMAT,
+    let progress = Progress {
         step,
         tokens_seen: 100 * step,
+        data: Position { row: step, ..Position::default() },
+        ..Progress::default()
+    };
+    let state = State {
+        format: FORMAT,
+        run: None,
+        progress,
         seed: 3,
+        init: None,
         phase: Phase::Stable,
         keep: Keep::Rolling,
-        watch: Watch::default(),
-        data: serde_json::json!({"epoch": 0, "row": step}),
+        settings: Vec::new(),
         hashes: BTreeMap::new(),
-        init: None,
         written_by: "test".into(),
     };
     let optimizer = [moment("m", 1000 + step), moment("v", 2000 + step)].concat();
@@ -509,7 +514,7 @@ fn the_newest_one_before_the_decay_is_kept() {
         train::checkpoint::steps(folder.path()).unwrap().into_iter().map(|(step, _)| step).collect();
     assert_eq!(kept, [4, 7, 8]);
     let stable = train::checkpoint::newest_stable(folder.path()).unwrap().unwrap();
-    assert_eq!(stable.state().step, 4);
+    assert_eq!(stable.state().progress.step, 4);
 }
 
 #[test]
@@ -571,19 +576,107 @@ fn going_back_passes_over_damage_and_bad_steps_and_sets_newer_ones_aside() {
     for step in 1..=4 {
         let mut snapshot = snapshot(step);
         if step == 4 {
-            snapshot.state.watch.thrown_away();
+            snapshot.state.progress.watch.thrown_away();
         }
         store.save(&snapshot).unwrap();
     }
     fs::write(root.join("step_00000003").join(files::MODEL), "damaged").unwrap();
     // One that was taken among bad steps does not push a sound one out.
     assert_eq!(store.prune(Retention { keep_last: 2, keep_every: None }).unwrap().len(), 0);
-    assert_eq!(store.go_back(u64::MAX).unwrap().unwrap().state().step, 2);
+    let sound = |before| store.sound(before).unwrap().map(|good| good.state().progress.step);
+    assert_eq!(sound(u64::MAX), Some(2));
+    store.set_aside(2).unwrap();
     assert!(root.join("step_00000003.set-aside").exists() && root.join("step_00000004.set-aside").exists());
     assert_loads_as(root, 2);
-    assert_eq!(store.go_back(2).unwrap().unwrap().state().step, 1);
-    assert!(store.go_back(1).unwrap().is_none());
+    assert_eq!((sound(2), sound(1)), (Some(1), None));
+    store.set_aside(1).unwrap();
     assert_loads_as(root, 1);
+}
+
+/// Where a run was stopped decides neither what is kept nor where it goes back to.
+#[test]
+fn one_that_was_written_for_a_stop_takes_no_other_ones_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(RealDisk, folder.path()).unwrap();
+    let kept = || -> Vec<u64> {
+        train::checkpoint::steps(folder.path()).unwrap().into_iter().map(|(step, _)| step).collect()
+    };
+    let save = |step, keep| {
+        let mut snapshot = snapshot(step);
+        snapshot.state.keep = keep;
+        store.save(&snapshot).unwrap();
+        store.prune(Retention { keep_last: 2, keep_every: None }).unwrap();
+    };
+    save(2, Keep::Stop);
+    assert_eq!(store.sound(u64::MAX).unwrap().unwrap().state().progress.step, 2, "better than none");
+    for (step, keep) in [(4, Keep::Rolling), (8, Keep::Rolling), (9, Keep::Stop), (10, Keep::Stop)] {
+        save(step, keep);
+    }
+    assert_eq!(kept(), [4, 8, 10]);
+    assert_eq!(store.sound(u64::MAX).unwrap().unwrap().state().progress.step, 8);
+    save(12, Keep::Rolling);
+    assert_eq!(kept(), [8, 12]);
+}
+
+/// A mirror still holds what the run turned back from: it is older than what was written since, and goes.
+#[test]
+fn what_a_run_turned_back_from_is_older_and_goes() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(RealDisk, folder.path()).unwrap();
+    let save = |step: u64, turns: &[u64]| {
+        let mut snapshot = snapshot(step);
+        snapshot.state.progress.turns = turns.to_vec();
+        store.save(&snapshot).unwrap();
+    };
+    for (step, turns) in [(1, &[][..]), (2, &[]), (3, &[]), (4, &[]), (2, &[2])] {
+        save(step, turns);
+    }
+    assert_eq!(latest_good(folder.path()).unwrap().good.unwrap().state().progress.step, 2);
+    let removed = store.prune(Retention { keep_last: 9, keep_every: None }).unwrap();
+    assert_eq!(removed, [3, 4].map(|step| folder.path().join(format!("step_{step:08}"))));
+    // Of a later turn to before that, those between are no part either.
+    save(3, &[2]);
+    save(1, &[2, 1]);
+    let removed = store.prune(Retention { keep_last: 9, keep_every: None }).unwrap();
+    assert_eq!(removed, [2, 3].map(|step| folder.path().join(format!("step_{step:08}"))));
+}
+
+/// What the first version wrote is read; it does not say whose it is.
+#[test]
+fn the_first_format_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = store(RealDisk, folder.path()).unwrap().save(&snapshot(3)).unwrap().path;
+    let edit = |change: &dyn Fn(&mut serde_json::Map<String, serde_json::Value>)| {
+        let file = path.join(files::STATE);
+        let mut state: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        change(state.as_object_mut().unwrap());
+        let text = serde_json::to_vec(&state).unwrap();
+        fs::write(&file, &text).unwrap();
+        let mut manifest: serde_json::Value =
+            serde_json::from_slice(&fs::read(path.join(files::MANIFEST)).unwrap()).unwrap();
+        let mut records: BTreeMap<String, train::checkpoint::FileRecord> =
+            serde_json::from_value(manifest["files"].take()).unwrap();
+        let blake3 = blake3::hash(&text).to_hex().to_string();
+        records
+            .insert(files::STATE.into(), train::checkpoint::FileRecord { bytes: text.len() as u64, blake3 });
+        let mut manifest = train::checkpoint::Manifest::new(records);
+        manifest.format = state["format"].as_u64().unwrap() as u32;
+        fs::write(path.join(files::MANIFEST), manifest.to_json()).unwrap();
+    };
+    edit(&|state| {
+        for new in ["run", "settings", "turns", "returned", "failed_at", "rollbacks"] {
+            state.remove(new).unwrap_or_else(|| panic!("no {new}"));
+        }
+        state.insert("format".into(), 1.into());
+        state.insert("init".into(), "weights".into());
+    });
+    let good = latest_good(folder.path()).unwrap().good.unwrap();
+    let mut wanted = snapshot(3).state;
+    (wanted.format, wanted.init) = (1, Some("weights".into()));
+    assert_eq!(load(&good, &config()).unwrap().state, wanted);
+    edit(&|state| drop(state.insert("format".into(), 3.into())));
+    let error = verify(&path).unwrap_err().to_string();
+    assert!(error.contains("format 3, this program reads 1 to 2"), "{error}");
 }
 
 #[test]

@@ -3,6 +3,8 @@
 
 mod cases;
 mod checkpoint;
+mod courses;
 mod data;
+mod decide;
 mod fuzzed;
 mod step;

@@ -6,7 +6,7 @@ use model::{Config, Params, Preset, initial_params};
 use std::path::Path;
 use std::sync::Arc;
 use train::atomic::RealDisk;
-use train::checkpoint::{FORMAT, Keep, Snapshot, State, Store, latest_good, load, verify};
+use train::checkpoint::{FORMAT, Keep, Progress, Snapshot, State, Store, latest_good, load, verify};
 use train::schedule::Phase;
 
 fn main() {
@@ -25,15 +25,14 @@ fn snapshot() -> Snapshot {
     let optimizer = [named("m", &params), named("v", &params)].concat();
     let state = State {
         format: FORMAT,
-        step: 1,
-        tokens_seen: 0,
+        run: None,
+        progress: Progress { step: 1, ..Progress::default() },
         seed: 0,
+        init: None,
         phase: Phase::Stable,
         keep: Keep::Rolling,
-        watch: Default::default(),
-        data: serde_json::Value::Null,
+        settings: Vec::new(),
         hashes: Default::default(),
-        init: None,
         written_by: "bench".to_owned(),
     };
     Snapshot { params, optimizer, state, config: config(), tokenizer: None }

@@ -15,11 +15,13 @@ pub use mirror::mirror;
 pub use params::{read_params, write_params};
 pub use saver::Saver;
 pub use store::{
-    Latest, Retention, Saved, Store, architecture, checkpoint_bytes, latest_before, latest_good, load,
-    load_params, load_weights, newest_stable, newest_step, steps, weight_files,
+    Latest, Retention, Saved, Store, architecture, candidates, checkpoint_bytes, latest_before, latest_good,
+    load, load_params, load_weights, newest_stable, newest_step, steps, weight_files, whole,
 };
 pub use tensors::{TensorFile, write_tensors};
 
+use crate::data::Position;
+use crate::identity::Identity;
 use crate::schedule::Phase;
 use crate::watch::Watch;
 use engine::{Host, Type};
@@ -31,8 +33,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Version of the folder's layout; other versions are refused.
-pub const FORMAT: u32 = 1;
+/// Version of the folder's layout. [`OLDEST`] to this one are read; others are refused.
+pub const FORMAT: u32 = 2;
+
+/// The oldest layout that is read. Format 1 does not say which run wrote it and under which settings: a run that goes on
+/// from it is given a name, and says that its settings are not compared.
+pub const OLDEST: u32 = 1;
 
 /// Names of the files of a checkpoint.
 pub mod files {
@@ -52,34 +58,81 @@ pub mod files {
     pub const MANIFEST: &str = "manifest.json";
 }
 
-/// `state.json`: what a run goes on from beside its tensors.
+/// `state.json`: what a run goes on from beside its tensors, and where that comes from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct State {
     /// [`FORMAT`].
     pub format: u32,
-    /// Optimiser steps done.
-    pub step: u64,
-    /// Tokens that were trained on, repetitions included.
-    pub tokens_seen: u64,
+    /// The run that wrote it; none in format 1.
+    #[serde(default)]
+    pub run: Option<Identity>,
+    /// How far it has come.
+    #[serde(flatten)]
+    pub progress: Progress,
     /// The run's seed.
     pub seed: u64,
-    /// The weights that the run started from, as the command line named them.
+    /// In format 1: the weights that the run started from. Now a part of `run`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<PathBuf>,
     /// The schedule's phase of the next step: only the stable phase can be branched from.
     pub phase: Phase,
     /// How long to keep the checkpoint.
     pub keep: Keep,
-    /// Gradient norms and bad steps so far.
+    /// All settings that the weights were trained under, oldest first; nothing in format 1.
     #[serde(default)]
-    pub watch: Watch,
-    /// The loader's position; its meaning belongs to the loader.
-    pub data: serde_json::Value,
+    pub settings: Vec<Era>,
     /// blake3 of what the run depends on, by name (dataset, tokenizer, step program).
     pub hashes: BTreeMap<String, String>,
     /// Version of the program that wrote it.
     pub written_by: String,
+}
+
+/// How far a run has come: all that its next step depends on beside tensors and settings, and all that the loop counts.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Optimiser steps done; the next step's number, from 0.
+    pub step: u64,
+    /// Tokens that were trained on, repetitions included.
+    pub tokens_seen: u64,
+    /// The next row.
+    pub data: Position,
+    /// Gradient norms and bad steps so far.
+    #[serde(default)]
+    pub watch: Watch,
+    /// The steps that the run went back to, in order: what it did beyond them before is no part of it any more.
+    #[serde(default)]
+    pub turns: Vec<u64>,
+    /// The step that it went back to, until a step behind it changes the weights: the checkpoint may itself be what is wrong.
+    #[serde(default)]
+    pub returned: Option<u64>,
+    /// The last bad step that it went back for.
+    #[serde(default)]
+    pub failed_at: u64,
+    /// How often it went back since it last got further than that.
+    #[serde(default)]
+    pub rollbacks: u64,
+}
+
+impl Progress {
+    /// Whether a run that has come this far is the continuation of what it was at `earlier`.
+    pub fn continues(&self, earlier: &Progress) -> bool {
+        let later = self.turns.strip_prefix(&earlier.turns[..]);
+        later.is_some_and(|turns| turns.iter().chain([&self.step]).all(|step| earlier.step <= *step))
+    }
+
+    /// What orders the checkpoints of a run by age: after more turns, and among those of a later step.
+    pub fn age(&self) -> (usize, u64) {
+        (self.turns.len(), self.step)
+    }
+}
+
+/// The settings from a step on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Era {
+    /// The first step, from 0, that they hold for.
+    pub from: u64,
+    /// Each key's value as TOML; a key that is not there was left open.
+    pub settings: BTreeMap<String, String>,
 }
 
 /// How long to keep a checkpoint.
@@ -90,6 +143,9 @@ pub enum Keep {
     Rolling,
     /// For ever: it ends the epoch of this number (from 1), and evaluations compare epochs.
     EpochEnd(u32),
+    /// Until the next one: the run was asked to stop just there. It takes no other one's place, and nothing goes back to it
+    /// while there are others, so that where a run goes back to does not depend on when it was stopped.
+    Stop,
 }
 
 /// All of a run's state in main memory, staged for writing.
@@ -172,6 +228,9 @@ pub enum CheckpointError {
     /// The copy would lie where the original does.
     #[error("checkpoint.mirror is {path}, the run's own folder of checkpoints; give a folder on another disk", path = path.display())]
     MirrorOfItself { path: PathBuf },
+    /// Written by another run than the folder's.
+    #[error("checkpoint {path} was written by another run, {run}; it does not belong in this folder", path = path.display())]
+    OtherRun { path: PathBuf, run: String },
     /// Two runs in one folder.
     #[error("{path} is in use by another run; give this one its own --out", path = path.display())]
     InUse { path: PathBuf },

@@ -32,12 +32,16 @@ pub struct Cli {
     /// architecture, unless a preset or keys of the model are given.
     #[arg(long, value_name = "CKPT")]
     pub init: Option<PathBuf>,
-    /// Go on from the newest good checkpoint in --out (auto), from a given one, or never.
+    /// Go on with the run in --out (auto), begin a new run at a given checkpoint of another one, or begin one and never go
+    /// on. However it began, the same command goes on with it.
     #[arg(long, value_name = "auto|never|PATH", default_value = "auto")]
     pub resume: Resume,
     /// Decay the learning rate over N steps from the resumed stable-phase checkpoint; give another --out.
     #[arg(long, value_name = "N")]
     pub branch_decay: Option<u64>,
+    /// Go on although settings were changed that change what becomes of the weights.
+    #[arg(long)]
+    pub accept_changes: bool,
     /// Number of optimiser steps of the whole run.
     #[arg(long, value_name = "N")]
     pub steps: Option<u64>,
@@ -135,6 +139,7 @@ impl Cli {
             init,
             resume,
             branch_decay,
+            accept_changes,
             steps,
             platform,
             replay,
@@ -169,7 +174,12 @@ impl Cli {
                 None => {}
             }
         }
-        let switches = [("--dry-run", *dry_run), ("--plan", *plan), ("--json", *json)];
+        let switches = [
+            ("--accept-changes", *accept_changes),
+            ("--dry-run", *dry_run),
+            ("--plan", *plan),
+            ("--json", *json),
+        ];
         words.extend(switches.into_iter().filter(|(_, on)| *on).map(|(flag, _)| flag.to_owned()));
         words.join(" ")
     }

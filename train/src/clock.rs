@@ -82,39 +82,76 @@ mod tests {
         Afterwards,
     }
 
-    /// Rates of the records of the loop of a run: a step takes a second, a pause of 100 seconds follows every `pauses`-th.
-    fn rates(computes: Computes, steps: u64, log: u64, pauses: u64) -> Vec<f64> {
-        let (start, mut seconds) = (Instant::now(), 0);
+    /// Rates of the records of the loop of a run, with their steps: step `n` takes `seconds(n)`, a pause of 100 seconds
+    /// follows every `pauses`-th.
+    fn rates_of(
+        computes: Computes,
+        steps: u64,
+        log: u64,
+        pauses: u64,
+        seconds: impl Fn(u64) -> u64,
+    ) -> Vec<(u64, f64)> {
+        let (start, mut now) = (Instant::now(), 0);
         let mut computed = 0;
         let mut rates = Vec::new();
         let mut clock = Clock::start(0, start);
         for launched in 1..=steps {
-            let mut read = |done: u64, seconds: &mut u64, clock: &mut Clock| {
+            let mut read = |done: u64, now: &mut u64, clock: &mut Clock| {
                 let wanted = match computes {
                     Computes::WhileLaunching => launched,
                     Computes::Afterwards => done,
                 };
-                *seconds += wanted - computed;
+                *now += (computed + 1..=wanted).map(&seconds).sum::<u64>();
                 computed = wanted;
                 if done > 0 {
-                    clock.read(done, launched, start + Duration::from_secs(*seconds));
+                    clock.read(done, launched, start + Duration::from_secs(*now));
                 }
                 if done > 0 && done.is_multiple_of(log) {
-                    rates.push(clock.steps_per_second());
+                    rates.push((done, clock.steps_per_second()));
                 }
             };
             // Behind a pause no step is on its way whose metrics could be read.
             if !(launched - 1).is_multiple_of(pauses) {
-                read(launched - 1, &mut seconds, &mut clock);
+                read(launched - 1, &mut now, &mut clock);
             }
             if launched.is_multiple_of(pauses) {
-                read(launched, &mut seconds, &mut clock);
-                clock.pause(start + Duration::from_secs(seconds));
-                seconds += 100;
-                clock.go_on(start + Duration::from_secs(seconds));
+                read(launched, &mut now, &mut clock);
+                clock.pause(start + Duration::from_secs(now));
+                now += 100;
+                clock.go_on(start + Duration::from_secs(now));
             }
         }
         rates
+    }
+
+    /// The same where a step takes a second.
+    fn rates(computes: Computes, steps: u64, log: u64, pauses: u64) -> Vec<f64> {
+        rates_of(computes, steps, log, pauses, |_| 1).into_iter().map(|(_, rate)| rate).collect()
+    }
+
+    /// However often it pauses, every record tells the speed of about the steps since the record before: after two records
+    /// nothing is left of a speed that is gone.
+    #[test]
+    fn no_record_keeps_an_old_speed() {
+        let seconds = |step: u64| 1 << ((step - 1) / 30);
+        for computes in [Computes::WhileLaunching, Computes::Afterwards] {
+            for (log, pauses) in
+                [(1, 1), (1, 2), (5, 1), (5, 5), (5, 10), (5, 3), (3, 5), (10, 5), (10, 15), (6, 1000)]
+            {
+                for (step, rate) in rates_of(computes, 120, log, pauses, seconds) {
+                    let (newest, oldest) = (
+                        seconds(step + 1) as f64,
+                        seconds((step + 1).saturating_sub(2 * log + 2).max(1)) as f64,
+                    );
+                    let bounds = 1.0 / newest..=1.0 / oldest;
+                    let begun = step <= 2 && matches!(computes, Computes::WhileLaunching);
+                    assert!(
+                        bounds.contains(&rate) || begun,
+                        "{computes:?} {log} {pauses}, step {step}: {rate} not in {bounds:?}"
+                    );
+                }
+            }
+        }
     }
 
     #[test]

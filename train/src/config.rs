@@ -458,6 +458,30 @@ impl Resolved {
     }
 }
 
+impl RunConfig {
+    /// Each key's value as TOML; keys that are left open are not there.
+    pub fn settings(&self) -> BTreeMap<String, String> {
+        let mut leaves = Vec::new();
+        flatten("", Table::try_from(self).expect("a run configuration is a table"), &mut leaves);
+        leaves.into_iter().map(|(key, value)| (key, value.to_string())).collect()
+    }
+
+    /// The configuration that [`settings`](RunConfig::settings) wrote, here or in another version of this program: a key
+    /// that is not known is left out, and one that was not known then is what it is here.
+    pub(crate) fn with_settings(&self, settings: &BTreeMap<String, String>) -> Option<RunConfig> {
+        let mut all = self.settings();
+        all.retain(|key, _| keys::find(key).is_none_or(|key| key.open == keys::Open::No));
+        all.extend(
+            settings.iter().filter(|(key, _)| keys::find(key).is_some()).map(|(k, v)| (k.clone(), v.clone())),
+        );
+        let mut table = Table::new();
+        for (key, value) in all {
+            insert(&mut table, &key, value.parse().ok()?);
+        }
+        RunConfig::deserialize(table).ok()
+    }
+}
+
 impl Data {
     /// The settings of rows of `seq` tokens.
     pub fn rows(&self, seq: usize, seed: u64) -> RowOptions {

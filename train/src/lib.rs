@@ -3,14 +3,18 @@
 //! [`atomic`].
 
 pub mod atomic;
+mod changes;
 pub mod checkpoint;
 pub mod cli;
 mod clock;
 pub mod config;
 pub mod data;
+pub mod decide;
 pub mod device;
 pub mod forecast;
+pub mod identity;
 pub mod inspect;
+pub mod machine;
 mod mapped;
 pub mod metrics;
 mod replay;
@@ -19,6 +23,7 @@ pub mod run;
 pub mod sample;
 pub mod scaling;
 pub mod schedule;
+mod session;
 pub mod signals;
 pub mod state;
 pub mod step;

@@ -119,6 +119,7 @@ pub struct Recorder {
     events: EventWriter,
     console: Console,
     curves: Curves,
+    validations: Vec<Validation>,
 }
 
 /// Name of the record of all numbers.
@@ -137,10 +138,14 @@ impl Recorder {
     pub fn open(folder: &Path, step: u64, steps: u64, look: Look) -> io::Result<Recorder> {
         fs::create_dir_all(folder)?;
         let path = folder.join(LINES);
-        let mut curves = Curves::default();
+        let (mut curves, mut validations) = (Curves::default(), Vec::new());
         if path.exists() {
             let records = read_records(&path, step)?;
             records.iter().for_each(|record| curves.add(record));
+            validations.extend(records.iter().filter_map(|record| match record {
+                Record::Validation(validation) => Some(*validation),
+                Record::Train(_) => None,
+            }));
             atomic::write_file(&RealDisk, &path, |out| {
                 records.iter().try_for_each(|record| writeln!(out, "{}", serde_json::to_string(record)?))
             })?;
@@ -153,7 +158,13 @@ impl Recorder {
             events,
             console: Console::new(look, step, steps),
             curves,
+            validations,
         })
+    }
+
+    /// The evaluations of the run so far, those of before it was started again included.
+    pub(crate) fn validations(&self) -> &[Validation] {
+        &self.validations
     }
 
     /// Records and shows training at a step.
@@ -181,6 +192,7 @@ impl Recorder {
         let mut scalars = vec![("validation/loss", validation.loss)];
         scalars.extend(validation.mtp_loss.map(|loss| ("validation/mtp_loss", loss)));
         self.console.say(&console::validation_line(&validation));
+        self.validations.push(validation);
         self.record(Record::Validation(validation), validation.step, &scalars)?;
         self.draw().map(drop)
     }

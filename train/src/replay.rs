@@ -1,32 +1,19 @@
 //! A step that left the weights as they were, done again and looked at: `--replay STEP`.
 
-use crate::checkpoint::State;
-use crate::config::RunConfig;
-use crate::data::{Batch, Dataset, Loader, PADDING, Position};
-use crate::device::Device;
+use crate::checkpoint::Progress;
+use crate::data::{Batch, Loader, PADDING};
+use crate::machine::Machine;
 use crate::metrics::{self, BadStep};
-use crate::scaling::Plan;
-use crate::state::{DeviceState, StepInputs};
+use crate::run::Scene;
+use crate::state::StepInputs;
 use crate::step::Metric;
 use anyhow::{Context, Result, bail};
-use engine::Compiled;
 use program::say;
 use std::path::Path;
 use std::sync::Arc;
 
 /// Characters of a row that are shown.
 const SHOWN: usize = 160;
-
-/// A run that is ready to train behind a checkpoint.
-pub(crate) struct Machine<'a> {
-    pub(crate) run: &'a RunConfig,
-    pub(crate) plan: &'a Plan,
-    pub(crate) device: &'a Device,
-    pub(crate) step: &'a Compiled,
-    pub(crate) dataset: &'a Arc<Dataset>,
-    pub(crate) loader: Loader,
-    pub(crate) state: DeviceState,
-}
 
 /// What the run in a folder recorded of a bad step; the newest record, if it met the step more than once.
 pub(crate) fn recorded(out: &Path, step: u64) -> Result<BadStep> {
@@ -48,20 +35,27 @@ pub(crate) fn recorded(out: &Path, step: u64) -> Result<BadStep> {
 }
 
 /// Trains from the checkpoint to the bad step without writing anything, does that step, and shows what came out and its rows.
-pub(crate) fn replay(bad: &BadStep, mut at: State, mut machine: Machine<'_>) -> Result<()> {
+pub(crate) fn replay<M: Machine>(
+    bad: &BadStep,
+    at: Progress,
+    scene: &Scene,
+    machine: M,
+    loader: Loader,
+) -> Result<()> {
     say!("replay   step {}, {} steps behind the checkpoint", bad.step, bad.step - at.step - 1);
-    while at.step + 1 < bad.step {
-        let batch = machine.next_batch()?;
-        machine.launch(&batch, &mut at)?;
+    let mut replay = Replay { scene, machine, loader, at };
+    while replay.at.step + 1 < bad.step {
+        let batch = replay.next_batch()?;
+        replay.launch(&batch)?;
     }
-    if machine.loader.position() != bad.position {
+    if replay.loader.position() != bad.position {
         say!(
             "         the run had gone back and skipped rows before this step; its rows, but not its weights"
         );
-        machine.start_at(bad.position)?;
+        replay.loader = Loader::start(Arc::clone(&scene.dataset), scene.rows(), bad.position)?;
     }
-    let batch = machine.next_batch()?;
-    let [loss, main, mtp, norm, applied, targets, _] = machine.launch(&batch, &mut at)?;
+    let batch = replay.next_batch()?;
+    let [loss, main, mtp, norm, applied, targets, _] = replay.launch(&batch)?;
     let same = |found: f64, wanted: f64| found == wanted || !(found.is_finite() || wanted.is_finite());
     let compared = if same(loss, bad.loss) && same(norm, bad.gradient_norm) {
         "as recorded".to_owned()
@@ -71,36 +65,41 @@ pub(crate) fn replay(bad: &BadStep, mut at: State, mut machine: Machine<'_>) -> 
     say!("loss {loss} (next token {main}, the one after it {mtp}), {targets} targets");
     say!("gradient norm {norm}, allowed {:.3e}, {compared}", bad.largest_norm);
     say!("the step {}", if applied == 0.0 { "left the weights as they were" } else { "changed the weights" });
-    machine.show(&batch);
+    replay.show(&batch);
     Ok(())
 }
 
-impl Machine<'_> {
-    fn next_batch(&mut self) -> Result<Batch> {
-        Ok(self.loader.next_batch(self.run.batch.accumulation, self.run.batch.micro)?)
-    }
+/// A run that is ready to train behind a checkpoint.
+struct Replay<'s, M: Machine> {
+    scene: &'s Scene,
+    machine: M,
+    loader: Loader,
+    at: Progress,
+}
 
-    fn start_at(&mut self, position: Position) -> Result<()> {
-        let rows = self.run.data.rows(self.run.batch.seq, self.run.seed);
-        self.loader = Loader::start(Arc::clone(self.dataset), rows, position)?;
-        Ok(())
+impl<M: Machine> Replay<'_, M> {
+    fn next_batch(&mut self) -> Result<Batch> {
+        let batch = self.scene.resolved.run.batch;
+        Ok(self.loader.next_batch(batch.accumulation, batch.micro)?)
     }
 
     /// One step, as the run's loop does it.
-    fn launch(&mut self, batch: &Batch, at: &mut State) -> Result<[f64; Metric::ALL.len()]> {
+    fn launch(&mut self, batch: &Batch) -> Result<[f64; Metric::ALL.len()]> {
+        let (run, step) = (&self.scene.resolved.run, self.at.step);
         let inputs = StepInputs {
-            learning_rate: self.plan.schedule.learning_rate(at.step),
-            largest_norm: at.watch.largest_norm(at.step + 1, self.run.guard.spike_factor),
-            step: at.step,
-            seed: self.run.seed,
+            learning_rate: self.scene.plan.schedule.learning_rate(step),
+            largest_norm: self.at.watch.largest_norm(step + 1, run.guard.spike_factor),
+            step,
+            seed: run.seed,
         };
-        let metrics = self.state.step(self.device, self.step, batch, inputs)?.read()?;
-        at.step += 1;
+        let pending = self.machine.step(batch, inputs)?;
+        let metrics = self.machine.read(pending)?;
+        self.at.step += 1;
         let [.., norm, applied, _, _] = metrics;
         if applied == 0.0 {
-            at.watch.thrown_away()
+            self.at.watch.thrown_away()
         } else {
-            at.watch.applied(at.step, norm)
+            self.at.watch.applied(self.at.step, norm)
         }
         Ok(metrics)
     }
@@ -117,7 +116,7 @@ impl Machine<'_> {
                 .map(|(id, _)| *id)
                 .collect();
             let documents = segments.iter().filter(|s| **s != PADDING).max().map_or(0, |last| last + 1);
-            let text = self.dataset.tokenizer().and_then(|tokenizer| tokenizer.decode(&used));
+            let text = self.scene.dataset.tokenizer().and_then(|tokenizer| tokenizer.decode(&used));
             let text = text.map_or_else(|| format!("{used:?}"), |text| format!("{text:?}"));
             let shown: String = text.chars().take(SHOWN).collect();
             say!("row {number}: {} tokens of {documents} documents: {shown}", used.len());

@@ -1,122 +1,457 @@
-//! What a run begins with: a checkpoint of its own, of its mirror or of another run, given weights, or new ones.
+//! What a run begins with. One reader ([`Observed`]) looks at folder, mirror and what the command line names, behind the
+//! mending of what a crash left; [`decide`](crate::decide::decide) says what comes of it; the chosen checkpoint is compared
+//! byte by byte, and if it is damaged the decision is made again without it.
 
-use crate::checkpoint::{self, Latest, Loaded, Verified, architecture, latest_good, load_weights};
-use crate::cli::{Cli, Resume, quoted};
-use crate::config::RunConfig;
-use crate::data::Dataset;
-use crate::device::Device;
-use crate::scaling::Plan;
+use crate::atomic::{self, Disk};
+use crate::changes::{self, Change, Kind, changes};
+use crate::checkpoint::{
+    self, CheckpointError, Era, Loaded, Progress, Retention, State, Store, Verified, architecture,
+    candidates, files, latest_good, load_weights, verify, whole,
+};
+use crate::cli::{Cli, Resume};
+use crate::config::{self, Resolved, RunConfig, Source};
+use crate::decide::{Asked, Decision, Facts, Found, Given, Instead, Place, Where, decide};
+use crate::forecast::group;
+use crate::identity::{self, Identity, Parent, RunId};
+use crate::metrics::Look;
+use crate::replay;
+use crate::run::{Scene, World};
 use crate::schedule::Phase;
-use crate::state::DeviceState;
-use anyhow::{Result, bail, ensure};
+use crate::session::{About, hashes};
+use anyhow::{Context, Result, bail, ensure};
 use engine::Host;
 use model::config::Bearing;
 use model::{Params, initial_params};
-use program::say;
-use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The folder of a run's checkpoints in its own folder.
 pub(crate) const CHECKPOINTS: &str = "checkpoints";
 
-/// The checkpoint that the run goes on from, said aloud.
-pub(crate) fn resume_point(cli: &Cli, root: &Path, mirror: Option<&Path>) -> Result<Option<Verified>> {
-    let found = match &cli.resume {
-        Resume::Never => {
-            // Damaged ones as well: a new run must not write over what may still be mended.
-            for (folder, other) in [(Some(root), "--out"), (mirror, "checkpoint.mirror")] {
-                let Some(folder) = folder else { continue };
-                if let Some(step) = checkpoint::newest_step(folder)? {
-                    bail!(
-                        "{} already holds checkpoint step_{step:08}; give another {other}, or go on from it with --resume auto",
-                        folder.display()
-                    );
+/// The folder of a run's settings: one file for each time that they changed, named by the first step they hold for.
+const SETTINGS: &str = "configs";
+
+/// A command that does nothing, and one that would do.
+#[derive(Debug)]
+pub struct Refused {
+    /// What was found, what was wanted, and what can be done.
+    pub reason: String,
+    /// The command line to type instead.
+    pub instead: Option<Cli>,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.reason)?;
+        match &self.instead {
+            Some(cli) => write!(f, "; such as {}", cli.command()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for Refused {}
+
+/// Where a run begins: at step 0, at another run's checkpoint, or where it was.
+pub(crate) struct Beginning {
+    pub(crate) identity: Identity,
+    /// Of a folder that was there already.
+    pub(crate) store: Option<Store>,
+    /// Taken when the machine is loaded.
+    pub(crate) loaded: Option<Loaded>,
+    pub(crate) progress: Progress,
+    pub(crate) settings: Vec<Era>,
+}
+
+impl Beginning {
+    /// Decides it, reads the checkpoint, and lays its schedule out.
+    pub(crate) fn of(cli: &Cli, world: &World, scene: &mut Scene) -> Result<Beginning> {
+        let root = cli.out.join(CHECKPOINTS);
+        if let Some(step) = cli.replay {
+            return Beginning::of_replay(cli, scene, &root, step);
+        }
+        // Open before anything is read: what a crash left between two names is mended, and nobody else writes.
+        let store = match root.exists() && !cli.dry_run {
+            true => Some(Store::open(Arc::clone(&world.disk), &root)?),
+            false => None,
+        };
+        let mut observed = Observed::of(cli, &root, scene.resolved.run.checkpoint.mirror.as_deref())?;
+        let (decision, from) = observed.decided(cli, &scene.resolved.run)?;
+        let goes_on = matches!(decision, Decision::Continue(_));
+        if let Some(from) = &from {
+            if goes_on {
+                observed.say_passed_over(world.look);
+            }
+            world.look.say(format_args!("resume   {}", from.path().display()));
+        }
+        let identity = observed.identity(cli, &decision);
+        let mut beginning = Beginning {
+            identity,
+            store,
+            loaded: None,
+            progress: from.as_ref().map_or_else(Progress::default, |from| from.state().progress.clone()),
+            settings: from.as_ref().map_or_else(Vec::new, |from| from.state().settings.clone()),
+        };
+        beginning.take_over_settings(cli, world.look, scene, goes_on)?;
+        if let Some(from) = &from {
+            check_same_data(from.state(), scene)?;
+            if !cli.dry_run {
+                beginning.loaded = Some(checkpoint::load(from, &scene.resolved.run.model)?);
+            }
+        }
+        Ok(beginning)
+    }
+
+    /// The checkpoint before a bad step.
+    fn of_replay(cli: &Cli, scene: &mut Scene, root: &Path, step: u64) -> Result<Beginning> {
+        let bad = replay::recorded(&cli.out, step)?;
+        let from = checkpoint::latest_before(root, bad.step)?.good;
+        let loaded = from.map(|from| checkpoint::load(&from, &scene.resolved.run.model)).transpose()?;
+        let state = loaded.as_ref().map(|loaded| &loaded.state);
+        if let Some(state) = state {
+            check_same_data(state, scene)?;
+        }
+        let identity = Identity::read(&cli.out)?.unwrap_or_else(|| unnamed(cli));
+        let progress = state.map_or_else(Progress::default, |state| state.progress.clone());
+        let settings = state.map_or_else(Vec::new, |state| state.settings.clone());
+        let beginning = Beginning { identity, store: None, loaded, progress, settings };
+        beginning.lay_out_schedule(scene)?;
+        Ok(beginning)
+    }
+
+    /// Compares the settings with those that the checkpoint was trained under, says what is another one, and begins a new
+    /// era if one is.
+    fn take_over_settings(&mut self, cli: &Cli, look: Look, scene: &mut Scene, goes_on: bool) -> Result<()> {
+        let step = self.progress.step;
+        let before = self.settings.last().cloned();
+        if let Some(era) = &before {
+            keep_warmup(scene, era);
+        }
+        self.lay_out_schedule(scene)?;
+        if let Some((parent, decay)) = self.identity.parent.as_ref().zip(self.identity.decay()) {
+            if scene.plan.schedule.decay.is_none() {
+                look.say(format_args!("branch   the constant schedule ends here"));
+            }
+            look.say(format_args!(
+                "branch   decay over {decay} steps from step {}; the trunk is untouched",
+                parent.step
+            ));
+        }
+        if step > scene.plan.steps {
+            return Err(Refused {
+                reason: format!(
+                    "the checkpoint is at step {step}, the run ends at step {}; give more --steps, or start anew in another --out with --resume never",
+                    scene.plan.steps
+                ),
+                instead: Some(elsewhere(cli, &scene.resolved.run, Resume::Never)),
+            }
+            .into());
+        }
+        let run = &scene.resolved.run;
+        let settings = run.settings();
+        let Some(era) = before else {
+            if step > 0 {
+                look.say(format_args!(
+                    "settings the checkpoint does not say under which settings it was trained; they are not compared"
+                ));
+            }
+            self.settings.push(Era { from: step, settings });
+            return Ok(());
+        };
+        let changed = changes(&era, run, &self.identity, step);
+        for change in &changed {
+            match change.kind {
+                Kind::Harmless | Kind::Impossible => look.say(format_args!("settings {change}")),
+                Kind::Course => {
+                    look.say(format_args!("settings {change}: from step {step} on this is another course"))
                 }
             }
-            None
         }
-        Resume::From(path) => match checkpoint::verify(path) {
-            Ok(good) => Some(good),
-            Err(error) => match path.parent().map(latest_good) {
-                Some(Ok(Latest { good: Some(good), .. })) => {
-                    let good = quoted(&good.path().display().to_string());
-                    bail!("{error}; the newest good one beside it: --resume {good}")
-                }
-                _ => return Err(error.into()),
-            },
-        },
-        Resume::Auto => {
-            let latest = newest(root, mirror)?;
-            for (path, reason) in &latest.refused {
-                say!("passing over {}: {reason}", path.display());
+        self.refuse(cli, run, &changed, goes_on)?;
+        if changed.iter().any(|change| change.key == "batch.seq") {
+            self.begin_block_again(look, scene, &era);
+        }
+        if changed.iter().any(|change| change.kind == Kind::Course) {
+            // Whoever changes the course has found a remedy: going back may help again.
+            (self.progress.rollbacks, self.progress.returned) = (0, None);
+        }
+        if !changed.is_empty() {
+            self.settings.retain(|era| era.from < step);
+            self.settings.push(Era { from: step, settings });
+        }
+        Ok(())
+    }
+
+    fn refuse(&self, cli: &Cli, run: &RunConfig, changed: &[Change], goes_on: bool) -> Result<()> {
+        let of = |kind: Kind| changed.iter().filter(move |change| change.kind == kind);
+        let listed = |kind: Kind| of(kind).map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let step = self.progress.step;
+        if of(Kind::Impossible).any(|change| change.key.starts_with("model.")) {
+            return Err(Refused {
+                reason: format!(
+                    "the checkpoint belongs to another model: {}; set the fields to the checkpoint's, or start anew in another --out with --resume never",
+                    listed(Kind::Impossible)
+                ),
+                instead: Some(elsewhere(cli, run, Resume::Never)),
             }
-            latest.good
+            .into());
         }
-    };
-    if let Some(found) = &found {
-        // The run that started from these weights goes on with the same command.
-        if cli.init.is_some() && cli.init != found.state().init {
-            let remedy = match cli.resume {
-                Resume::From(_) => "leave out --init or --resume",
-                Resume::Auto | Resume::Never => "give another --out",
+        if of(Kind::Impossible).next().is_some() {
+            return Err(Refused {
+                reason: format!(
+                    "a run cannot go on under other settings of its rows or of its moments: {}; set them as they were, or start a new run from its weights with --init and another --out",
+                    listed(Kind::Impossible)
+                ),
+                instead: Some(elsewhere(cli, run, Resume::Never)),
+            }
+            .into());
+        }
+        // A new run may begin another course.
+        if of(Kind::Course).next().is_some() && goes_on && !cli.accept_changes {
+            return Err(Refused {
+                reason: format!(
+                    "this changes what becomes of the weights from step {step} on: {}; set them as they were, or train on with them with --accept-changes",
+                    listed(Kind::Course)
+                ),
+                instead: Some(Cli { accept_changes: true, ..cli.clone() }),
+            }
+            .into());
+        }
+        Ok(())
+    }
+
+    /// Rows of another length: where the checkpoint stands lies within a row of the new ones.
+    fn begin_block_again(&mut self, look: Look, scene: &Scene, era: &Era) {
+        let run = &scene.resolved.run;
+        let Some(old) = run.with_settings(&era.settings) else { return };
+        let of_old = old.data.rows(old.batch.seq, old.seed);
+        let Some((position, rows)) = scene.dataset.in_other_rows(self.progress.data, &of_old, &scene.rows())
+        else {
+            return;
+        };
+        look.say(format_args!(
+            "data     rows of {} tokens from here on; the block at hand is begun again: {} rows of {} tokens are seen once more, none is left out",
+            run.batch.seq,
+            group(rows),
+            old.batch.seq
+        ));
+        self.progress.data = position;
+    }
+
+    /// A branch's decay begins where the branch does.
+    fn lay_out_schedule(&self, scene: &mut Scene) -> Result<()> {
+        let run = &scene.resolved.run;
+        scene.plan.schedule = changes::schedule(run, &self.identity)
+            .context("laying out the schedule; this is a bug of train")?;
+        if let Some((parent, steps)) = self.identity.parent.as_ref().zip(self.identity.decay()) {
+            scene.plan.steps = parent.step + steps;
+        }
+        Ok(())
+    }
+}
+
+/// A warmup that was left open stays what was chosen for it when the training began: it depends on the number of steps,
+/// and lies behind.
+fn keep_warmup(scene: &mut Scene, era: &Era) {
+    const KEY: &str = "schedule.warmup_steps";
+    let known = era.settings.get(KEY).and_then(|steps| steps.parse().ok());
+    if let (Source::Auto(_), Some(steps)) = (scene.resolved.source(KEY), known) {
+        scene.resolved.run.schedule.warmup_steps = Some(steps);
+        scene.resolved.set_source(KEY, Source::Auto("chosen when the training began".into()));
+    }
+}
+
+/// The checkpoints of a folder, newest first, and whose they are.
+struct Shelf {
+    path: PathBuf,
+    run: Option<Identity>,
+    all: Vec<(PathBuf, Result<State, CheckpointError>)>,
+}
+
+impl Shelf {
+    fn of(path: &Path, root: &Path) -> Result<Shelf> {
+        let mut all = candidates(root)?;
+        let newest = || all.iter().find_map(|(_, state)| state.as_ref().ok()?.run.clone());
+        let run = Identity::read(path)?.or_else(newest);
+        for (path, state) in &mut all {
+            let other = state.as_ref().ok().and_then(|state| state.run.clone());
+            if let Some(other) = other.filter(|other| run.as_ref().is_some_and(|run| run.id != other.id)) {
+                *state = Err(CheckpointError::OtherRun { path: path.clone(), run: other.to_string() });
+            }
+        }
+        Ok(Shelf { path: path.into(), run, all })
+    }
+
+    fn place(&self) -> Place {
+        let newest = self.all.iter().find_map(|(path, state)| Some(found(path, state.as_ref().ok()?)));
+        let damaged = self.all.iter().find(|(_, state)| state.is_err()).map(|(path, _)| path.clone());
+        Place { path: self.path.clone(), run: self.run.clone(), newest, damaged }
+    }
+}
+
+/// All that is there.
+struct Observed {
+    folder: Shelf,
+    mirror: Option<Shelf>,
+    given: Option<Given>,
+}
+
+impl Observed {
+    fn of(cli: &Cli, root: &Path, mirror: Option<&Path>) -> Result<Observed> {
+        let folder = Shelf::of(&cli.out, root)?;
+        let mirror = mirror.map(|mirror| Shelf::of(mirror, mirror)).transpose()?;
+        let mirror = mirror.map(|mut mirror| {
+            // What a copying that was cut off left has no manifest, and is nothing yet.
+            mirror.all.retain(|(path, state)| state.is_ok() || path.join(files::MANIFEST).exists());
+            mirror
+        });
+        let given = match &cli.resume {
+            Resume::From(path) => {
+                let found =
+                    match whole(path) {
+                        Some(state) => Ok(found(path, &state)),
+                        None => Err(verify(path)
+                            .map_or_else(|error| error.to_string(), |_| "it changed just now".into())),
+                    };
+                let real = |path: &Path| path.canonicalize().ok();
+                let inside = real(path).zip(real(&cli.out)).is_some_and(|(path, out)| path.starts_with(out));
+                Some(Given { beside: beside(path, &found), found, inside })
+            }
+            Resume::Auto | Resume::Never => None,
+        };
+        Ok(Observed { folder, mirror, given })
+    }
+
+    fn facts(&self) -> Facts {
+        let mirror = self.mirror.as_ref().map(Shelf::place);
+        Facts { folder: self.folder.place(), mirror, given: self.given.clone() }
+    }
+
+    /// What comes of the command, and the checkpoint that it begins at, every byte of it compared.
+    fn decided(&mut self, cli: &Cli, run: &RunConfig) -> Result<(Decision, Option<Verified>)> {
+        let asked = Asked { resume: cli.resume.clone(), init: cli.init.clone(), decay: cli.branch_decay };
+        loop {
+            let decision = decide(&asked, &self.facts());
+            let found = match &decision {
+                Decision::Start => return Ok((decision, None)),
+                Decision::Refuse(refusal) => {
+                    let instead = refusal.instead.as_ref().map(|instead| command(cli, run, instead));
+                    return Err(Refused { reason: refusal.reason.clone(), instead }.into());
+                }
+                Decision::From(found) | Decision::Branch(found, _) | Decision::Continue(found) => found,
             };
-            bail!("--init starts a new run, but {} is there to go on from; {remedy}", found.path().display());
-        }
-        say!("resume   {}", found.path().display());
-    }
-    Ok(found)
-}
-
-/// The newest good checkpoint of the run's folder, or of its mirror if that has a newer one: on a new machine it is all
-/// that there is. A mirror that is not newer is not read, which takes minutes on a slow drive.
-fn newest(root: &Path, mirror: Option<&Path>) -> Result<Latest> {
-    let mut latest = latest_good(root)?;
-    let Some(mirror) = mirror else { return Ok(latest) };
-    let step = latest.good.as_ref().map(|good| good.state().step);
-    if checkpoint::newest_step(mirror)? > step {
-        let copies = latest_good(mirror)?;
-        latest.refused.extend(copies.refused);
-        if copies.good.as_ref().map(|good| good.state().step) > step {
-            latest.good = copies.good;
+            match verify(&found.path) {
+                Ok(good) => return Ok((decision, Some(good))),
+                Err(error) => self.strike(&found.path.clone(), error),
+            }
         }
     }
-    Ok(latest)
-}
 
-/// What to type when a signal stopped the run.
-pub(crate) fn going_on(cli: &Cli) -> String {
-    match cli.resume {
-        Resume::Auto => "the same command goes on from there".into(),
-        _ if cli.branch_decay.is_some() => "the same command starts the branch again".into(),
-        Resume::Never | Resume::From(_) => {
-            let next = Cli { resume: Resume::Auto, ..cli.clone() };
-            format!("go on from there with\n    {}", next.command())
+    /// Takes note that a checkpoint that seemed whole is damaged.
+    fn strike(&mut self, path: &Path, error: CheckpointError) {
+        if let Some(given) =
+            self.given.as_mut().filter(|given| given.found.as_ref().is_ok_and(|it| it.path == path))
+        {
+            given.found = Err(error.to_string());
+            given.beside = beside(path, &given.found);
+        }
+        for (there, state) in
+            self.mirror.iter_mut().chain([&mut self.folder]).flat_map(|shelf| &mut shelf.all)
+        {
+            if there == path {
+                *state = Err(error);
+                return;
+            }
+        }
+    }
+
+    fn say_passed_over(&self, look: Look) {
+        for (path, state) in
+            [Some(&self.folder), self.mirror.as_ref()].into_iter().flatten().flat_map(|shelf| {
+                let newer = shelf.all.iter().position(|(_, state)| state.is_ok()).unwrap_or(shelf.all.len());
+                &shelf.all[..newer]
+            })
+        {
+            if let Err(reason) = state {
+                look.say(format_args!("passing over {}: {reason}", path.display()));
+            }
+        }
+    }
+
+    /// Whose run it is from here on.
+    fn identity(&self, cli: &Cli, decision: &Decision) -> Identity {
+        let begun = |found: &Found, decay: Option<u64>| {
+            let Resume::From(path) = &cli.resume else { return unnamed(cli) };
+            let run = found.run.as_ref().map(|run| run.id.clone());
+            let parent = Parent { path: path.clone(), run, step: found.step, decay };
+            Identity { init: found.init.clone(), parent: Some(parent), ..unnamed(cli) }
+        };
+        match decision {
+            Decision::Start | Decision::Refuse(_) => unnamed(cli),
+            Decision::From(found) => begun(found, None),
+            Decision::Branch(found, steps) => begun(found, Some(*steps)),
+            Decision::Continue(found) => {
+                let known = self.folder.run.clone().or_else(|| found.run.clone());
+                let old = || Identity { init: found.init.clone(), ..unnamed(cli) };
+                // It may have been moved.
+                Identity { out: cli.out.clone(), ..known.unwrap_or_else(old) }
+            }
         }
     }
 }
 
-/// What to type to train on when all steps are done: twice as many. Weights whose rate has decayed are no beginning for
-/// that: a new run goes on from the newest checkpoint before the decay, or starts anew if none was kept.
-pub(crate) fn longer(cli: &Cli, run: &RunConfig, plan: &Plan, from: Option<&Verified>) -> Result<String> {
+/// A new run.
+fn unnamed(cli: &Cli) -> Identity {
+    Identity { id: RunId::draw(), out: cli.out.clone(), init: cli.init.clone(), parent: None }
+}
+
+fn found(path: &Path, state: &State) -> Found {
+    Found {
+        path: path.into(),
+        step: state.progress.step,
+        turns: state.progress.turns.clone(),
+        stable: state.phase == Phase::Stable,
+        run: state.run.clone(),
+        init: state.run.as_ref().map_or(state.init.clone(), |run| run.init.clone()),
+    }
+}
+
+/// The newest good checkpoint beside one that is not.
+fn beside(path: &Path, given: &Result<Found, String>) -> Option<Found> {
+    if given.is_ok() {
+        return None;
+    }
+    let good = latest_good(path.parent()?).ok()?.good?;
+    Some(found(good.path(), good.state()))
+}
+
+/// The command line of another command.
+fn command(cli: &Cli, run: &RunConfig, instead: &Instead) -> Cli {
+    let Asked { resume, init, decay } = instead.asked.clone();
+    let mut next = Cli { resume, init, branch_decay: decay, ..cli.clone() };
+    if instead.into == Where::Other {
+        next.out = unused(&cli.out);
+    }
+    if instead.into >= Where::OtherMirror {
+        set_other_mirror(&mut next, run);
+    }
+    next
+}
+
+/// The command line with another folder and another mirror.
+fn elsewhere(cli: &Cli, run: &RunConfig, resume: Resume) -> Cli {
     let mut next =
-        Cli { resume: Resume::Auto, steps: Some(2 * plan.steps), branch_decay: None, ..cli.clone() };
-    if plan.schedule.phase(plan.steps) != Phase::Decay {
-        return Ok(format!("train longer with\n    {}", next.command()));
-    }
-    next.out = unused(&cli.out);
+        Cli { out: unused(&cli.out), resume, branch_decay: None, accept_changes: false, ..cli.clone() };
+    set_other_mirror(&mut next, run);
+    next
+}
+
+fn set_other_mirror(cli: &mut Cli, run: &RunConfig) {
     if let Some(mirror) = &run.checkpoint.mirror {
         let mirror = toml::Value::from(unused(mirror).display().to_string());
-        next.set.push(format!("checkpoint.mirror={mirror}"));
+        cli.set.push(format!("checkpoint.mirror={mirror}"));
     }
-    let own = checkpoint::newest_stable(&cli.out.join(CHECKPOINTS))?;
-    let begin = match own.as_ref().or(from.filter(|from| from.state().phase == Phase::Stable)) {
-        Some(stable) => {
-            next.resume = Resume::From(stable.path().into());
-            format!("from step {}, before the rate decayed", stable.state().step)
-        }
-        None => "from the beginning, as no checkpoint from before the decay was kept".into(),
-    };
-    Ok(format!("train longer, {begin}, with\n    {}", next.command()))
 }
 
 /// The first name like a folder's that nothing has: `name-2`, `name-3`.
@@ -126,18 +461,73 @@ fn unused(folder: &Path) -> PathBuf {
     names.find(|path| !path.exists()).expect("some number is free")
 }
 
-/// What a run depends on beside its configuration.
-pub(crate) fn hashes(dataset: &Dataset) -> BTreeMap<String, String> {
-    dataset
-        .tokenizer()
-        .map(|tokenizer| ("tokenizer".to_owned(), tokenizer.hash().to_string()))
-        .into_iter()
-        .collect()
+/// Says in folder and mirror whose they are, and writes the settings down: what they are now, and since when.
+pub(crate) fn claim(out: &Path, world: &World, beginning: &Beginning, resolved: &Resolved) -> Result<()> {
+    let disk = &*world.disk;
+    for folder in [Some(out), resolved.run.checkpoint.mirror.as_deref()].into_iter().flatten() {
+        if Identity::read(folder)?.as_ref() != Some(&beginning.identity) {
+            let path = folder.join(identity::FILE);
+            beginning.identity.write(disk, folder).with_context(|| format!("writing {}", path.display()))?;
+        }
+    }
+    let text = resolved.to_toml();
+    let since = beginning.settings.last().map_or(0, |era| era.from);
+    let history = out.join(SETTINGS);
+    disk.create_dir_all(&history).with_context(|| format!("creating the folder {}", history.display()))?;
+    for path in [out.join(config::FILE), history.join(format!("step_{since:08}.toml"))] {
+        write_if_new(disk, &path, &text).with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(())
 }
 
-pub(crate) fn check_same_data(from: &Loaded, dataset: &Dataset) -> Result<()> {
-    for (name, found) in hashes(dataset) {
-        if let Some(wanted) = from.state.hashes.get(&name) {
+fn write_if_new(disk: &dyn Disk, path: &Path, text: &str) -> std::io::Result<()> {
+    if std::fs::read(path).is_ok_and(|there| there == text.as_bytes()) {
+        return Ok(());
+    }
+    atomic::write_file(disk, path, |file| file.write_all(text.as_bytes()))
+}
+
+/// Which checkpoints of a run are kept.
+pub(crate) fn retention(run: &RunConfig) -> Retention {
+    Retention { keep_last: run.checkpoint.keep_last, keep_every: run.checkpoint.keep_every }
+}
+
+/// What to type when a signal stopped the run.
+pub(crate) fn going_on(cli: &Cli) -> (String, Cli) {
+    let next = Cli { accept_changes: false, ..cli.clone() };
+    if cli.resume != Resume::Never {
+        return ("the same command goes on from there".into(), next);
+    }
+    let next = Cli { resume: Resume::Auto, ..next };
+    (format!("go on from there with\n    {}", next.command()), next)
+}
+
+/// What to type to train on when all steps are done: twice as many. Weights whose rate has decayed are no beginning for
+/// that: a new run goes on from the newest checkpoint before the decay, or starts anew if none was kept.
+pub(crate) fn longer(cli: &Cli, about: &About) -> Result<(String, Cli)> {
+    let steps = Some(2 * about.plan.steps);
+    let next = Cli { resume: Resume::Auto, steps, branch_decay: None, accept_changes: false, ..cli.clone() };
+    if about.plan.schedule.phase(about.plan.steps) != Phase::Decay {
+        return Ok((format!("train longer with\n    {}", next.command()), next));
+    }
+    let own = checkpoint::newest_stable(&cli.out.join(CHECKPOINTS))?
+        .map(|own| (own.path().to_owned(), own.state().progress.step));
+    let parent = about.identity.parent.as_ref().and_then(|parent| {
+        let stable = whole(&parent.path)
+            .is_some_and(|state| state.phase == Phase::Stable && state.progress.step == parent.step);
+        stable.then(|| (parent.path.clone(), parent.step))
+    });
+    let (begin, resume) = match own.or(parent) {
+        Some((path, step)) => (format!("from step {step}, before the rate decayed"), Resume::From(path)),
+        None => ("from the beginning, as no checkpoint from before the decay was kept".into(), Resume::Auto),
+    };
+    let next = elsewhere(&next, &about.run, resume);
+    Ok((format!("train longer, {begin}, with\n    {}", next.command()), next))
+}
+
+fn check_same_data(state: &State, scene: &Scene) -> Result<()> {
+    for (name, found) in hashes(&scene.dataset) {
+        if let Some(wanted) = state.hashes.get(&name) {
             ensure!(
                 *wanted == found,
                 "the checkpoint was trained with another {name} ({wanted}) than the data has ({found}); give the data it was trained on"
@@ -147,37 +537,43 @@ pub(crate) fn check_same_data(from: &Loaded, dataset: &Dataset) -> Result<()> {
     Ok(())
 }
 
-/// The state that a run begins with, and the positions that its weights were trained at before, if a config says so.
-pub(crate) fn start_state(
-    cli: &Cli,
-    run: &RunConfig,
-    device: &Device,
-    from: Option<Loaded>,
-) -> Result<(DeviceState, Option<usize>)> {
-    if let Some(from) = from {
-        let state = DeviceState::restore(device, run, &from.params, &from.optimizer)?;
-        return Ok((state, from.config.original_max_position_embeddings));
-    }
-    let (weights, trained): (Params<Host>, _) = match &cli.init {
-        None => (initial_params(&run.model, run.seed), None),
-        Some(path) => {
-            let found = architecture(path)?;
-            let trained = found.as_ref().and_then(|found| found.original_max_position_embeddings);
-            let differences = found.map_or(Vec::new(), |found| run.model.differences(&found));
-            if let Some(difference) =
-                differences.iter().find(|difference| difference.bearing == Bearing::Weights)
-            {
-                bail!(
-                    "--init {}: the weights belong to another model: {difference}; leave out --preset and model.{}, and \
-                     the weights decide",
-                    path.display(),
-                    difference.field
-                );
-            }
-            let params = load_weights(path, &run.model)?;
-            say!("weights  from {}", path.display());
-            (params, trained)
+/// What the machine is loaded with.
+pub(crate) struct Weights {
+    pub(crate) params: Params<Host>,
+    /// None: new moments.
+    pub(crate) optimizer: Option<Vec<(String, Host)>>,
+    /// The positions that the weights were trained at before, if a config says so.
+    pub(crate) trained: Option<usize>,
+}
+
+impl Weights {
+    /// A checkpoint's, those of `--init`, or new ones.
+    pub(crate) fn of(cli: &Cli, run: &RunConfig, from: Option<Loaded>, look: Look) -> Result<Weights> {
+        if let Some(Loaded { params, optimizer, config, .. }) = from {
+            let trained = config.original_max_position_embeddings;
+            return Ok(Weights { params, optimizer: Some(optimizer), trained });
         }
-    };
-    Ok((DeviceState::new(device, run, &weights)?, trained))
+        let Some(path) = &cli.init else {
+            return Ok(Weights {
+                params: initial_params(&run.model, run.seed),
+                optimizer: None,
+                trained: None,
+            });
+        };
+        let found = architecture(path)?;
+        let trained = found.as_ref().and_then(|found| found.original_max_position_embeddings);
+        let differences = found.map_or(Vec::new(), |found| run.model.differences(&found));
+        if let Some(difference) = differences.iter().find(|difference| difference.bearing == Bearing::Weights)
+        {
+            bail!(
+                "--init {}: the weights belong to another model: {difference}; leave out --preset and model.{}, and \
+                 the weights decide",
+                path.display(),
+                difference.field
+            );
+        }
+        let params = load_weights(path, &run.model)?;
+        look.say(format_args!("weights  from {}", path.display()));
+        Ok(Weights { params, optimizer: None, trained })
+    }
 }

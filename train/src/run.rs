@@ -1,40 +1,41 @@
-//! One run, from top to bottom: configuration, data, plan, compile, load or initialise, loop, last words.
+//! One run, from top to bottom: configuration, data and plan; where it goes on; compile and load; loop; last words.
+//!
+//! 1. [`Scene`]: the command line, resolved: settings, data, how long and how fast.
+//! 2. [`Beginning`]: what is there, and what comes of the command ([`crate::decide`]); the checkpoint to begin at; settings
+//!    that changed since. Nothing is written yet, and a refusal leaves everything as it was.
+//! 3. The machine: opened, compiled, loaded.
+//! 4. [`claim`]: the folder and the mirror are this run's from here on (`run.json`), and its settings are kept.
+//! 5. [`Session`]: the loop.
+//! 6. Last words.
 
-use crate::atomic::{self, RealDisk};
-use crate::checkpoint::{
-    self, CheckpointError, FORMAT, Keep, Loaded, Retention, Saved, Saver, Snapshot, State, Store, Verified,
-    checkpoint_bytes,
-};
+use crate::atomic::{Disk, RealDisk};
+use crate::checkpoint::{Saver, Store, checkpoint_bytes};
 use crate::cli::Cli;
-use crate::clock::Clock;
-use crate::config::{Resolved, RunConfig, ScheduleKind};
+use crate::config::{Resolved, RunConfig};
 use crate::data::{
-    Batch, DataError, Dataset, Loader, Position, PrepareProgress, TOKENIZER_FILE, prepare_standard_library,
+    DataError, Dataset, EpochSize, Loader, PrepareProgress, TOKENIZER_FILE, prepare_standard_library,
 };
-use crate::device::{CodeGeneration, Device, Preparation};
 use crate::forecast::{Forecast, group};
-use crate::metrics::{self, BadStep, Look, LossSums, Recorder, peak};
+use crate::machine::{Accelerator, Machine};
+use crate::metrics::{Look, LossSums, Recorder};
 use crate::replay::{self, replay};
-use crate::resume::{CHECKPOINTS, check_same_data, going_on, hashes, longer, resume_point, start_state};
+use crate::resume::{Beginning, CHECKPOINTS, Weights, claim, going_on, longer, retention};
 use crate::scaling::{Facts, Plan, plan};
-use crate::schedule::Phase;
+use crate::session::{About, Session};
 use crate::signals::{INTERRUPTED, Stop};
-use crate::state::{DeviceState, Metrics, StepInputs, optimizer_tensors};
-use crate::step::step_of;
-use crate::validation::Validator;
-use crate::watch::Watch;
-use crate::{config, sample};
-use anyhow::{Context, Result, bail, ensure};
-use engine::Compiled;
+use crate::state::optimizer_tensors;
+use anyhow::{Context, Result};
 use engine::plugin::cache_folder;
-use model::counts::{ParamCounts, flops_per_token};
+use model::counts::ParamCounts;
 use model::params::specs;
 use program::{arguments, exit_code, output, say, with_large_pages};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
+
+pub use crate::resume::Refused;
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,14 +46,27 @@ pub enum Outcome {
     Interrupted,
 }
 
-/// Tokens of the sample at the end.
-const SAMPLE_TOKENS: usize = 96;
+/// What a run writes to, listens to and speaks to.
+pub struct World {
+    /// Where checkpoints, copies and what says whose they are go.
+    pub disk: Arc<dyn Disk>,
+    /// Whether it is asked to stop.
+    pub stop: Stop,
+    /// How it shows its progress.
+    pub look: Look,
+}
+
+/// How a run ended, and the command that goes on from there.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// How.
+    pub outcome: Outcome,
+    /// What to type next.
+    pub next: Option<Cli>,
+}
 
 /// Training tokens that the bigram baseline counts.
 const BIGRAM_TOKENS: u64 = 50_000_000;
-
-/// How long a wait for data goes on until the run looks whether it was asked to stop.
-const PATIENCE: Duration = Duration::from_millis(100);
 
 /// The whole program: the process's command line, messages and exit code.
 pub fn main() -> ExitCode {
@@ -74,183 +88,225 @@ pub fn main() -> ExitCode {
 /// # Errors
 /// Anything that a person has to decide about: each message names the thing and the remedy. What was saved stays.
 pub fn run(cli: &Cli) -> Result<Outcome> {
-    let start = Instant::now();
-    let mut resolved = cli.resolve()?;
     if cli.plan {
-        return forecast(cli, resolved);
+        return forecast(cli, cli.resolve()?);
     }
     let stop = Stop::on_signals().context("registering signal handlers")?;
-    let folder = data_folder(&resolved.run, &stop)?;
-    let run = &resolved.run;
+    let world = World { disk: Arc::new(RealDisk), stop, look: Look::of_stdout() };
+    run_in(cli, &world, Accelerator::open).map(|ended| ended.outcome)
+}
+
+/// The same in a given world, with the machine that `open` gives for the settings and the data.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_in<M: Machine>(
+    cli: &Cli,
+    world: &World,
+    open: impl FnOnce(&RunConfig, &Arc<Dataset>) -> Result<M>,
+) -> Result<Ended> {
+    let start = Instant::now();
+    let interrupted = Ended { outcome: Outcome::Interrupted, next: Some(cli.clone()) };
+    let resolved = cli.resolve()?;
+    let folder = data_folder(&resolved.run, &world.stop)?;
     // Until the first step nothing is unsaved, and most of the time goes into calls that cannot be asked to stop.
-    let nothing_to_save = stop.nothing_to_save();
-    if stop.requested() {
-        return Ok(Outcome::Interrupted);
+    let nothing_to_save = world.stop.nothing_to_save();
+    if world.stop.requested() {
+        return Ok(interrupted);
     }
-    let dataset = Dataset::open(&folder, run.model.num_tokens, run.data.validation_fraction)
-        .with_context(|| format!("opening the data in {}", folder.display()))?;
-    let dataset = Arc::new(dataset);
-    let rows = run.data.rows(run.batch.seq, run.seed);
-    let size = dataset.epoch_size(&rows);
-    let parameters = ParamCounts::of(&run.model).total() as u64;
-    let mut plan = plan(&mut resolved, Facts { parameters, train_tokens: size.tokens })?;
-    let mut run = resolved.run.clone();
-
-    say!(
-        "model    {} parameters, {} layers of width {}",
-        group(parameters),
-        run.model.num_hidden_layers,
-        run.model.hidden_size
-    );
-    say!(
-        "data     {}: {} documents, {} tokens an epoch",
-        folder.display(),
-        group(size.documents),
-        group(size.tokens)
-    );
-    for note in dataset.tokenizer().iter().flat_map(|tokenizer| tokenizer.notes()) {
-        say!("data     tokenizer.json: {note}");
-    }
-    say!(
-        "batch    {} x {} rows of {} = {} tokens a step, {} steps",
-        run.batch.accumulation,
-        run.batch.micro,
-        run.batch.seq,
-        group(run.batch.tokens()),
-        group(plan.steps)
-    );
-    for decision in &plan.decisions {
-        say!("chosen   {decision}");
-    }
-
-    let root = cli.out.join(CHECKPOINTS);
-    let bad = cli.replay.map(|step| replay::recorded(&cli.out, step)).transpose()?;
-    let found = match &bad {
-        Some(bad) => checkpoint::latest_before(&root, bad.step)?.good,
-        None if cli.dry_run => None,
-        None => resume_point(cli, &root, run.checkpoint.mirror.as_deref())?,
-    };
-    let from = found.as_ref().map(|checkpoint| checkpoint::load(checkpoint, &run.model)).transpose()?;
-    if let Some(from) = &from {
-        check_same_data(from, &dataset)?;
-    }
-    if let Some(steps) = cli.branch_decay {
-        branch(&mut plan, &run, from.as_ref(), found.as_ref(), steps, &root)?;
-    }
-    let position = match &from {
-        Some(from) => serde_json::from_value(from.state.data.clone())
-            .context("reading the checkpoint's data position")?,
-        None => Position::default(),
-    };
+    let mut scene = Scene::of(resolved, folder)?;
+    scene.announce(world.look);
+    let mut beginning = Beginning::of(cli, world, &mut scene)?;
     // Started before the compiler: the first rows are made meanwhile.
-    let loader = Loader::start(dataset.clone(), rows.clone(), position)?;
-
-    let device = Device::open(&run.platform, run.kernels)?;
-    let (step, preparation) = device.compile(&step_of(&run), CodeGeneration::Quick)?;
-    report_program(&device, &step, &preparation)?;
+    let loader = Loader::start(Arc::clone(&scene.dataset), scene.rows(), beginning.progress.data)?;
+    let mut machine = open(&scene.resolved.run, &scene.dataset)?;
     if cli.dry_run {
-        say!("dry run  nothing was trained or written");
-        return Ok(Outcome::Finished);
+        world.look.say(format_args!("dry run  nothing was trained or written"));
+        return Ok(Ended { outcome: Outcome::Finished, next: None });
     }
-
-    let at = match &from {
-        Some(from) => from.state.clone(),
-        None => beginning(&run, &plan),
-    };
-    ensure!(
-        at.step <= plan.steps,
-        "the checkpoint is at step {}, the run ends at step {}; give more --steps, or start anew in another --out with --resume never",
-        at.step,
-        plan.steps
-    );
     // Before anything is written: weights that do not fit leave no trace.
-    let (state, trained) = start_state(cli, &run, &device, from)?;
-    // What checkpoints say; longer rows of an earlier training count on.
-    run.model.original_max_position_embeddings = trained.max(Some(run.batch.seq));
-    if let Some(bad) = bad {
-        replay(
-            &bad,
-            at,
-            replay::Machine {
-                run: &run,
-                plan: &plan,
-                device: &device,
-                step: &step,
-                dataset: &dataset,
-                loader,
-                state,
-            },
-        )?;
-        return Ok(Outcome::Finished);
+    let weights = Weights::of(cli, &scene.resolved.run, beginning.loaded.take(), world.look)?;
+    machine.load(&weights.params, weights.optimizer.as_deref())?;
+    let trained = weights.trained;
+    drop(weights);
+    if let Some(step) = cli.replay {
+        let bad = replay::recorded(&cli.out, step)?;
+        replay(&bad, beginning.progress, &scene, machine, loader)?;
+        return Ok(Ended { outcome: Outcome::Finished, next: None });
     }
-    let validation = Validator::new(&run, &dataset)?;
     drop(nothing_to_save);
-    let tokenizer = tokenizer_bytes(&folder)?;
-    let store = Store::open(Arc::new(RealDisk), &root)?;
-    let length = tokenizer.as_ref().map_or(0, |bytes| bytes.len() as u64);
-    store.check_room(checkpoint_bytes(
-        &run.model,
-        &optimizer_tensors(&specs(&run.model), run.optimizer.first_moment.dtype()),
-        length,
-    ))?;
-    write_config(&cli.out, &resolved)?;
-    let mut session = Session {
-        out: cli.out.clone(),
-        init: cli.init.clone(),
-        tokens_seen: at.tokens_seen,
-        next: at.step,
-        watch: at.watch,
-        losses: LossSums::default(),
-        state,
-        tokenizer,
-        saver: Saver::new(
-            store,
-            Retention { keep_last: run.checkpoint.keep_last, keep_every: run.checkpoint.keep_every },
-            run.checkpoint.mirror.clone(),
-        )?,
-        validation,
-        run,
-        plan,
-        device,
-        step,
-        dataset,
-        read_to: position,
-        loader,
-        stop,
-        loaded: at.step,
-        unsaved: false,
-        failed_at: 0,
-        rollbacks: 0,
-    };
-    say!("ready    in {:.1} s", start.elapsed().as_secs_f64());
-    say!(
-        "losses   in nats a token, of the next token, and beside it of the second head, which predicts the one after"
-    );
-    say!(
-        "         training: mean since the line before; validation: of held-out rows, as the weights are then"
-    );
-    let mut recorder = Recorder::open(&cli.out, session.next, session.plan.steps, Look::of_stdout())
-        .with_context(|| format!("opening the records of {}", cli.out.display()))?;
-    let first_loss = session.validate(&mut recorder)?;
-    let mut outcome = session.train(&mut recorder)?;
+
+    let mut session = prepare(cli, world, scene, beginning, machine, loader)?;
+    // What checkpoints say; longer rows of an earlier training count on.
+    session.about.run.model.original_max_position_embeddings = trained.max(Some(session.about.run.batch.seq));
+    announce_ready(world.look, start);
+    let mut recorder = session.open_recorder()?;
+    let first_loss = session.first_validation(&mut recorder)?;
+    let outcome = session.train(&mut recorder)?;
     let last_loss = match outcome {
         Outcome::Finished => session.validate(&mut recorder)?,
         Outcome::Interrupted => None,
     };
-    if session.stop.requested() {
-        outcome = Outcome::Interrupted;
-    }
-    if outcome == Outcome::Interrupted {
+    if outcome == Outcome::Interrupted || world.stop.requested() {
         drop(recorder);
-        say!("stopped at step {}; {}", session.next, going_on(cli));
+        let (words, next) = going_on(cli);
+        world.look.say(format_args!("stopped at step {}; {words}", session.progress.step));
         // Its thread may hang in a slow read for as long as it likes; it only reads.
         std::mem::forget(session.loader);
-        return Ok(outcome);
+        return Ok(Ended { next: Some(next), ..interrupted });
     }
-    let _nothing_to_save = session.stop.nothing_to_save();
+    let _nothing_to_save = world.stop.nothing_to_save();
+    let next = last_words(&session, cli, recorder, [first_loss, last_loss])?;
+    Ok(Ended { outcome, next: Some(next) })
+}
+
+/// The command line, resolved: settings of which nothing is left open, the data, and the plan.
+pub(crate) struct Scene {
+    pub(crate) resolved: Resolved,
+    pub(crate) folder: PathBuf,
+    pub(crate) dataset: Arc<Dataset>,
+    pub(crate) plan: Plan,
+    size: EpochSize,
+    parameters: u64,
+}
+
+impl Scene {
+    fn of(mut resolved: Resolved, folder: PathBuf) -> Result<Scene> {
+        let run = &resolved.run;
+        let dataset = Dataset::open(&folder, run.model.num_tokens, run.data.validation_fraction)
+            .with_context(|| format!("opening the data in {}", folder.display()))?;
+        let dataset = Arc::new(dataset);
+        let size = dataset.epoch_size(&run.data.rows(run.batch.seq, run.seed));
+        let parameters = ParamCounts::of(&run.model).total() as u64;
+        let plan = plan(&mut resolved, Facts { parameters, train_tokens: size.tokens })?;
+        Ok(Scene { resolved, folder, dataset, plan, size, parameters })
+    }
+
+    /// What decides which rows are made.
+    pub(crate) fn rows(&self) -> crate::data::RowOptions {
+        let run = &self.resolved.run;
+        run.data.rows(run.batch.seq, run.seed)
+    }
+
+    fn announce(&self, look: Look) {
+        let (run, size) = (&self.resolved.run, &self.size);
+        look.say(format_args!(
+            "model    {} parameters, {} layers of width {}",
+            group(self.parameters),
+            run.model.num_hidden_layers,
+            run.model.hidden_size
+        ));
+        look.say(format_args!(
+            "data     {}: {} documents, {} tokens an epoch",
+            self.folder.display(),
+            group(size.documents),
+            group(size.tokens)
+        ));
+        for note in self.dataset.tokenizer().iter().flat_map(|tokenizer| tokenizer.notes()) {
+            look.say(format_args!("data     tokenizer.json: {note}"));
+        }
+        look.say(format_args!(
+            "batch    {} x {} rows of {} = {} tokens a step, {} steps",
+            run.batch.accumulation,
+            run.batch.micro,
+            run.batch.seq,
+            group(run.batch.tokens()),
+            group(self.plan.steps)
+        ));
+        for decision in &self.plan.decisions {
+            look.say(format_args!("chosen   {decision}"));
+        }
+    }
+}
+
+/// Takes the folder and the mirror, and puts together what the loop needs.
+fn prepare<'w, M: Machine>(
+    cli: &Cli,
+    world: &'w World,
+    scene: Scene,
+    mut beginning: Beginning,
+    machine: M,
+    loader: Loader,
+) -> Result<Session<'w, M>> {
+    let run = scene.resolved.run.clone();
+    let tokenizer = tokenizer_bytes(&scene.folder)?;
+    let store = match beginning.store.take() {
+        Some(store) => store,
+        None => Store::open(Arc::clone(&world.disk), &cli.out.join(CHECKPOINTS))?,
+    };
+    store.check_room(checkpoint_bytes(
+        &run.model,
+        &optimizer_tensors(&specs(&run.model), run.optimizer.first_moment.dtype()),
+        tokenizer.as_ref().map_or(0, |bytes| bytes.len() as u64),
+    ))?;
+    let saver = Saver::new(store, retention(&run), run.checkpoint.mirror.clone())?;
+    claim(&cli.out, world, &beginning, &scene.resolved)?;
+    let about = About {
+        out: cli.out.clone(),
+        run,
+        plan: scene.plan,
+        identity: beginning.identity,
+        settings: beginning.settings,
+        dataset: scene.dataset,
+        tokenizer,
+    };
+    let progress = beginning.progress;
+    Ok(Session {
+        world,
+        about,
+        machine,
+        loader,
+        saver,
+        read: (progress.step, progress.data),
+        losses: LossSums::default(),
+        unsaved: false,
+        progress,
+    })
+}
+
+fn announce_ready(look: Look, start: Instant) {
+    look.say(format_args!("ready    in {:.1} s", start.elapsed().as_secs_f64()));
+    look.say(format_args!(
+        "losses   in nats a token, of the next token, and beside it of the second head, which predicts the one after"
+    ));
+    look.say(format_args!(
+        "         training: mean since the line before; validation: of held-out rows, as the weights are then"
+    ));
+}
+
+/// The last screen: what was reached, where it is, and what to type next.
+fn last_words<M: Machine>(
+    session: &Session<'_, M>,
+    cli: &Cli,
+    recorder: Recorder,
+    losses: [Option<f64>; 2],
+) -> Result<Cli> {
+    let (about, look) = (&session.about, session.world.look);
     let plot = recorder.finish()?;
-    session.last_words(cli, found.as_ref(), first_loss, last_loss, &plot)?;
-    Ok(outcome)
+    look.say(format_args!(""));
+    if let [Some(first), Some(last)] = losses {
+        look.say(format_args!(
+            "validation loss  {last:.4} nats a token, {:.1} % of the {first:.4} it began with",
+            100.0 * last / first
+        ));
+        let bigram = about.dataset.bigram(session.machine.held_out(), BIGRAM_TOKENS)?;
+        look.say(format_args!(
+            "a bigram model   {:.4} on the same tokens, from {} training tokens",
+            bigram.loss,
+            group(bigram.training_tokens)
+        ));
+    }
+    look.say(format_args!("plot             {}", plot.display()));
+    look.say(format_args!("checkpoints      {}", session.saver.store().root().display()));
+    if let Some(tokenizer) = about.dataset.tokenizer()
+        && let Some(text) = session.machine.sample(tokenizer)?
+    {
+        let text: String = text.lines().map(|line| format!("    {line}\n")).collect();
+        look.say(format_args!("sample\n{text}"));
+    }
+    let (words, next) = longer(cli, about)?;
+    look.say(format_args!("next: {words}"));
+    Ok(next)
 }
 
 /// What the run would take, on one screen. There is nothing to save: a signal ends it at once, in the compiler too.
@@ -277,317 +333,6 @@ fn forecast(cli: &Cli, mut resolved: Resolved) -> Result<Outcome> {
     Ok(Outcome::Finished)
 }
 
-/// Everything that the loop needs.
-struct Session {
-    out: PathBuf,
-    init: Option<PathBuf>,
-    run: RunConfig,
-    plan: Plan,
-    device: Device,
-    step: Compiled,
-    state: DeviceState,
-    dataset: Arc<Dataset>,
-    loader: Loader,
-    saver: Saver,
-    validation: Validator,
-    tokenizer: Option<Arc<[u8]>>,
-    stop: Stop,
-    /// The step that comes next.
-    next: u64,
-    tokens_seen: u64,
-    watch: Watch,
-    /// Of the steps since the last record.
-    losses: LossSums,
-    /// The position behind the newest step whose metrics were read.
-    read_to: Position,
-    /// The step of the checkpoint that the state came from.
-    loaded: u64,
-    /// Whether steps were launched since the state was loaded or saved.
-    unsaved: bool,
-    /// The last bad step that the run went back for.
-    failed_at: u64,
-    /// How often it went back since it last got further than that.
-    rollbacks: u64,
-}
-
-/// A step whose metrics are still to be read.
-struct InFlight {
-    metrics: Metrics,
-    learning_rate: f64,
-    largest_norm: f32,
-    /// Steps done, this one included.
-    done: u64,
-    position: Position,
-    position_after: Position,
-}
-
-impl Session {
-    /// The loop. The host is one step ahead of the metrics that it reads, so that the device never waits for it.
-    fn train(&mut self, recorder: &mut Recorder) -> Result<Outcome> {
-        let peak = peak::peak_flops(self.device.kind(), self.run.model.dtype);
-        let flops = flops_per_token(&self.run.model, self.run.batch.seq);
-        let mut clock = Clock::start(self.next, Instant::now());
-        let mut saved_at = Instant::now();
-        let mut in_flight: Option<InFlight> = None;
-        while self.next < self.plan.steps {
-            // Before anything else, and without the step in flight: where a run goes back to must not depend on when it
-            // was stopped.
-            if self.watch.bad_in_a_row >= self.run.guard.bad_steps {
-                in_flight = None;
-                self.go_back(recorder)?;
-                clock = Clock::start(self.next, Instant::now());
-            }
-            let ready = self.loader.ready(self.run.batch.rows(), PATIENCE);
-            self.loader.damage().for_each(|said| recorder.say(&said));
-            if self.stop.requested() || ready.is_err() {
-                self.read(in_flight.take(), recorder, &mut clock, flops, peak)?;
-                if self.unsaved {
-                    self.save(Keep::Rolling, recorder)?;
-                }
-                self.report(recorder, |saver| saver.finish())?;
-                ready.with_context(|| {
-                    format!("making the rows of step {}; all before is saved", self.next + 1)
-                })?;
-                return Ok(Outcome::Interrupted);
-            }
-            if !ready? {
-                continue;
-            }
-            let batch = self.loader.next_batch(self.run.batch.accumulation, self.run.batch.micro)?;
-            let launched = self.launch(&batch)?;
-            let ended = batch.position_after.epoch > batch.position.epoch;
-            self.read(in_flight.replace(launched), recorder, &mut clock, flops, peak)?;
-            self.report(recorder, |saver| saver.poll())?;
-
-            let checkpoint = &self.run.checkpoint;
-            let minutes = checkpoint
-                .every_minutes
-                .is_some_and(|minutes| saved_at.elapsed() > Duration::from_secs_f64(60.0 * minutes));
-            let last = self.next == self.plan.steps;
-            if ended || last || minutes || self.next.is_multiple_of(checkpoint.every) {
-                self.read(in_flight.take(), recorder, &mut clock, flops, peak)?;
-                clock.pause(Instant::now());
-                let keep =
-                    if ended { Keep::EpochEnd(batch.position_after.epoch as u32) } else { Keep::Rolling };
-                self.save(keep, recorder)?;
-                saved_at = Instant::now();
-                clock.go_on(saved_at);
-            }
-            if self.next.is_multiple_of(self.run.validation.every) && !last {
-                self.read(in_flight.take(), recorder, &mut clock, flops, peak)?;
-                clock.pause(Instant::now());
-                self.validate(recorder)?;
-                clock.go_on(Instant::now());
-            }
-        }
-        self.report(recorder, |saver| saver.finish())?;
-        Ok(Outcome::Finished)
-    }
-
-    fn launch(&mut self, batch: &Batch) -> Result<InFlight> {
-        let learning_rate = self.plan.schedule.learning_rate(self.next);
-        let largest_norm = self.watch.largest_norm(self.next + 1, self.run.guard.spike_factor);
-        let inputs = StepInputs { learning_rate, largest_norm, step: self.next, seed: self.run.seed };
-        let metrics = self.state.step(&self.device, &self.step, batch, inputs)?;
-        self.next += 1;
-        self.tokens_seen += self.run.batch.tokens();
-        self.unsaved = true;
-        let (position, position_after) = (batch.position, batch.position_after);
-        Ok(InFlight { metrics, learning_rate, largest_norm, done: self.next, position, position_after })
-    }
-
-    /// Reads a step's metrics, watches for steps without an update, and records every `log.every`-th step.
-    fn read(
-        &mut self,
-        step: Option<InFlight>,
-        recorder: &mut Recorder,
-        clock: &mut Clock,
-        flops: f64,
-        peak: Option<f64>,
-    ) -> Result<()> {
-        let Some(InFlight { metrics, learning_rate, largest_norm, done, position, position_after }) = step
-        else {
-            return Ok(());
-        };
-        let [loss, next, second, gradient_norm, applied, targets, second_targets] = metrics.read()?;
-        clock.read(done, self.next, Instant::now());
-        self.read_to = position_after;
-        if applied == 0.0 {
-            self.watch.thrown_away();
-            let largest_norm = f64::from(largest_norm);
-            recorder.bad_step(&BadStep { step: done, loss, gradient_norm, largest_norm, position })?;
-            recorder.say(&format!(
-                "step {done} left the weights as they were: loss {loss}, gradient norm {gradient_norm}, allowed {largest_norm:.3e}; its rows: epoch {}, window {}, block {}, row {}; look at them with --replay {done}",
-                position.epoch, position.window, position.block, position.row
-            ));
-        } else {
-            self.watch.applied(done, gradient_norm);
-            self.losses.add([next, targets], [second, second_targets]);
-            if done > self.failed_at {
-                self.rollbacks = 0;
-            }
-        }
-        if done.is_multiple_of(self.run.log.every) || done == self.plan.steps {
-            let (loss, mtp_loss) = self.losses.take();
-            let tokens_per_second = clock.steps_per_second() * self.run.batch.tokens() as f64;
-            let left = (self.plan.steps - done) as f64 * self.run.batch.tokens() as f64;
-            recorder.train(metrics::Train {
-                step: done,
-                loss,
-                mtp_loss: (self.run.model.mtp_num_tokens > 0).then_some(mtp_loss),
-                learning_rate,
-                gradient_norm,
-                tokens_seen: self.tokens_seen - (self.next - done) * self.run.batch.tokens(),
-                tokens_per_second,
-                mfu: peak::mfu(tokens_per_second, flops, peak, 1),
-                skipped: self.watch.skipped,
-                eta_seconds: left / tokens_per_second,
-            })?;
-        }
-        Ok(())
-    }
-
-    /// Stages the state in main memory and starts writing it.
-    fn save(&mut self, keep: Keep, recorder: &Recorder) -> Result<()> {
-        // First, so that there is never a second copy in memory.
-        self.report(recorder, |saver| saver.finish())?;
-        let (params, optimizer) = self.state.to_host()?;
-        let state = State {
-            step: self.next,
-            tokens_seen: self.tokens_seen,
-            init: self.init.clone(),
-            phase: self.plan.schedule.phase(self.next),
-            keep,
-            watch: self.watch.clone(),
-            data: serde_json::to_value(self.loader.position())?,
-            hashes: hashes(&self.dataset),
-            ..beginning(&self.run, &self.plan)
-        };
-        let snapshot = Snapshot {
-            params,
-            optimizer,
-            state,
-            config: self.run.model.clone(),
-            tokenizer: self.tokenizer.clone(),
-        };
-        self.unsaved = false;
-        self.report(recorder, |saver| saver.save(snapshot))
-    }
-
-    /// Goes back to the newest sound checkpoint, and on from there behind the rows of the bad steps.
-    fn go_back(&mut self, recorder: &mut Recorder) -> Result<()> {
-        self.report(recorder, |saver| saver.finish())?;
-        let (bad, last) = (self.watch.bad_in_a_row, self.next);
-        let advice = "lower optimizer.learning_rate, or look at the rows of a bad step with --replay STEP";
-        // A checkpoint behind which no step succeeded may itself be what is wrong.
-        let got_on = self.watch.newest_applied().is_some_and(|step| step > self.loaded);
-        let before = if got_on { u64::MAX } else { self.loaded };
-        let Some(target) = self.saver.store().go_back(before)? else {
-            bail!(
-                "{bad} steps in a row left the weights as they were, and there is no checkpoint to go back to: {advice}"
-            );
-        };
-        let path = target.path().display();
-        ensure!(
-            self.rollbacks < self.run.guard.rollbacks,
-            "{bad} steps in a row left the weights as they were, and going back {} times did not help; the newest sound checkpoint is {path}: {advice}",
-            self.rollbacks
-        );
-        self.rollbacks += 1;
-        let from = checkpoint::load(&target, &self.run.model)?;
-        self.state.replace(&self.device, &from.params, &from.optimizer)?;
-        self.next = from.state.step;
-        self.loaded = from.state.step;
-        self.tokens_seen = from.state.tokens_seen;
-        let skipped = self.watch.skipped;
-        self.watch = from.state.watch;
-        self.watch.skipped = skipped;
-        self.losses = LossSums::default();
-        self.failed_at = self.failed_at.max(last);
-        let rows = self.run.data.rows(self.run.batch.seq, self.run.seed);
-        self.loader = Loader::start(Arc::clone(&self.dataset), rows, self.read_to)?;
-        *recorder = Recorder::open(&self.out, self.next, self.plan.steps, Look::of_stdout())
-            .with_context(|| format!("opening the records of {}", self.out.display()))?;
-        recorder.say(&format!(
-            "{bad} steps in a row left the weights as they were: back to {path}, and on behind their rows; newer checkpoints are set aside"
-        ));
-        // At once: a stop before the next checkpoint must not meet the same rows again.
-        self.save(from.state.keep, recorder)
-    }
-
-    /// Says what became of a checkpoint. A failed one stops the run: training on without checkpoints loses more.
-    fn report(
-        &mut self,
-        recorder: &Recorder,
-        ask: impl FnOnce(&mut Saver) -> Result<Option<Saved>, CheckpointError>,
-    ) -> Result<()> {
-        if let Some(saved) = ask(&mut self.saver)? {
-            let mib = saved.bytes as f64 / 1048576.0;
-            recorder.say(&format!(
-                "checkpoint {} ({mib:.0} MiB in {:.1} s)",
-                saved.path.display(),
-                saved.took.as_secs_f64()
-            ));
-            match saved.mirrored {
-                None => {}
-                Some(Ok(copy)) => recorder.say(&format!("copied     {}", copy.display())),
-                Some(Err(reason)) => recorder.say(&format!(
-                    "NOT COPIED to checkpoint.mirror: {reason}; the next checkpoint tries again"
-                )),
-            }
-        }
-        Ok(())
-    }
-
-    /// Loss of the held-out rows, recorded.
-    fn validate(&mut self, recorder: &mut Recorder) -> Result<Option<f64>> {
-        let Some((loss, mtp_loss)) = self.validation.losses(&self.device, &self.state, &self.stop)? else {
-            return Ok(None);
-        };
-        recorder.validation(metrics::Validation { step: self.next, loss, mtp_loss })?;
-        Ok(Some(loss))
-    }
-
-    /// The last screen: what was reached, where it is, and what to type next.
-    fn last_words(
-        &self,
-        cli: &Cli,
-        from: Option<&Verified>,
-        first: Option<f64>,
-        last: Option<f64>,
-        plot: &Path,
-    ) -> Result<()> {
-        say!();
-        if let (Some(first), Some(last)) = (first, last) {
-            say!(
-                "validation loss  {last:.4} nats a token, {:.1} % of the {first:.4} it began with",
-                100.0 * last / first
-            );
-            let bigram = self.dataset.bigram(&self.validation.batches, BIGRAM_TOKENS)?;
-            say!(
-                "a bigram model   {:.4} on the same tokens, from {} training tokens",
-                bigram.loss,
-                group(bigram.training_tokens)
-            );
-        }
-        say!("plot             {}", plot.display());
-        say!("checkpoints      {}", self.saver.store().root().display());
-        if let Some(tokenizer) = self.dataset.tokenizer() {
-            let text = sample::sample(
-                &self.device,
-                &self.run.model,
-                self.state.weights(),
-                tokenizer,
-                SAMPLE_TOKENS,
-                self.run.seed,
-            )?;
-            say!("sample\n{}", text.lines().map(|line| format!("    {line}\n")).collect::<String>());
-        }
-        say!("next: {}", longer(cli, &self.run, &self.plan, from)?);
-        Ok(())
-    }
-}
-
 /// The folder of the data: the given one, or the Python standard library, prepared once.
 fn data_folder(run: &RunConfig, stop: &Stop) -> Result<PathBuf> {
     if let Some(path) = &run.data.path {
@@ -609,56 +354,6 @@ fn data_folder(run: &RunConfig, stop: &Stop) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// The state of a run before its first step.
-fn beginning(run: &RunConfig, plan: &Plan) -> State {
-    State {
-        format: FORMAT,
-        step: 0,
-        tokens_seen: 0,
-        seed: run.seed,
-        init: None,
-        phase: plan.schedule.phase(0),
-        keep: Keep::Rolling,
-        watch: Watch::default(),
-        data: serde_json::to_value(Position::default()).expect("a position is a struct of integers"),
-        hashes: Default::default(),
-        written_by: env!("CARGO_PKG_VERSION").to_owned(),
-    }
-}
-
-/// Turns the plan into a decay that starts at the checkpoint.
-fn branch(
-    plan: &mut Plan,
-    run: &RunConfig,
-    from: Option<&Loaded>,
-    found: Option<&Verified>,
-    steps: u64,
-    root: &Path,
-) -> Result<()> {
-    let (Some(from), Some(found)) = (from, found) else {
-        bail!("--branch-decay needs a checkpoint of the stable phase: --resume PATH");
-    };
-    ensure!(
-        from.state.phase == Phase::Stable,
-        "checkpoint {} is in the {:?} phase; a branch starts in the stable phase",
-        found.path().display(),
-        from.state.phase
-    );
-    ensure!(
-        !found.path().starts_with(root),
-        "a branch must not write into the trunk's folder {}; give it its own --out",
-        root.display()
-    );
-    ensure!(steps > 0, "--branch-decay wants at least one step");
-    if run.schedule.kind == ScheduleKind::Constant {
-        say!("branch   the constant schedule ends here");
-    }
-    plan.schedule = plan.schedule.branch(from.state.step, steps, run.schedule.decay, run.schedule.floor);
-    plan.steps = from.state.step + steps;
-    say!("branch   decay over {steps} steps from step {}; the trunk is untouched", from.state.step);
-    Ok(())
-}
-
 fn tokenizer_bytes(folder: &Path) -> Result<Option<Arc<[u8]>>> {
     let path = folder.join(TOKENIZER_FILE);
     match std::fs::read(&path) {
@@ -666,25 +361,4 @@ fn tokenizer_bytes(folder: &Path) -> Result<Option<Arc<[u8]>>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
     }
-}
-
-fn write_config(out: &Path, resolved: &Resolved) -> Result<()> {
-    let path = out.join(config::FILE);
-    atomic::write_file(&RealDisk, &path, |file| file.write_all(resolved.to_toml().as_bytes()))
-        .with_context(|| format!("writing {}", path.display()))
-}
-
-fn report_program(device: &Device, step: &Compiled, preparation: &Preparation) -> Result<()> {
-    for (kernel, form) in &preparation.forms {
-        say!("kernel   {kernel}: {form:?}");
-    }
-    let memory = step.loaded().memory_use()?;
-    let seconds = preparation.took.as_secs_f64();
-    say!(
-        "device   {}; step program {:?} in the cache, ready in {seconds:.1} s, {:.0} MiB",
-        device.kind(),
-        preparation.lookup,
-        memory.total() as f64 / 1048576.0
-    );
-    Ok(())
 }

@@ -90,7 +90,14 @@ pub fn plan(resolved: &mut Resolved, facts: Facts) -> Result<Plan, RunConfigErro
     for decision in &decisions {
         resolved.set_source(decision.key, Source::Auto(decision.reason.clone()));
     }
-    let chosen = &resolved.run.schedule;
+    let schedule = schedule_of(&resolved.run).expect("all that it depends on was set above");
+    Ok(Plan { steps, schedule, decisions })
+}
+
+/// The learning rate over the steps of a run of which nothing is left open; none if something is.
+pub fn schedule_of(run: &RunConfig) -> Option<Schedule> {
+    let (peak, steps, warmup_steps) = (run.optimizer.learning_rate?, run.steps?, run.schedule.warmup_steps?);
+    let chosen = &run.schedule;
     let decay = match chosen.kind {
         ScheduleKind::Constant => None,
         ScheduleKind::Wsd => {
@@ -99,7 +106,7 @@ pub fn plan(resolved: &mut Resolved, facts: Facts) -> Result<Plan, RunConfigErro
             Some(Decay { start, steps: steps - start, curve: chosen.decay, floor: chosen.floor })
         }
     };
-    Ok(Plan { steps, schedule: Schedule { peak: rate, warmup_steps: warmup, decay }, decisions })
+    Some(Schedule { peak, warmup_steps, decay })
 }
 
 fn steps_of_data(run: &RunConfig, facts: Facts) -> Result<Decision, RunConfigError> {

@@ -175,7 +175,7 @@ impl<'a> Evaluation<'a> {
         let estimates = self.generated(&mut decoder, path, &out)?;
         let state = state(path);
         let (step, tokens_seen) =
-            (state.as_ref().map(|state| state.step), state.map(|state| state.tokens_seen));
+            (state.as_ref().map(|state| state.progress.step), state.map(|state| state.progress.tokens_seen));
         let evaluated = Evaluated { step, tokens_seen, results: name_of(&out), estimates };
         let settings = self.settings_of_checkpoints();
         summarise(&out.with_extension(SUMMARY_EXTENSION), &[evaluated], &[], &settings)?;
@@ -201,7 +201,7 @@ impl<'a> Evaluation<'a> {
                 Ok(mut decoder) => {
                     let results = format!("{}.jsonl", name_of(&path));
                     let estimates = self.generated(&mut decoder, &path, &out.join(&results))?;
-                    let tokens_seen = state(&path).map(|state| state.tokens_seen);
+                    let tokens_seen = state(&path).map(|state| state.progress.tokens_seen);
                     evaluated.push(Evaluated { step: Some(step), tokens_seen, results, estimates });
                 }
                 // A damaged one does not keep the others from being evaluated.

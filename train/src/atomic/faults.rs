@@ -1,5 +1,6 @@
 //! A disk that fails on request: the k-th operation once, or that one and all after it with the loss of what was not
-//! synced (a crash), or every write from it on (a full disk).
+//! synced (a crash), or every write from it on (a full disk). What a crash loses is decided here, so nothing is really
+//! synced.
 
 use super::{Disk, DiskFile, RealDisk};
 use std::io::{self, Write};
@@ -54,6 +55,15 @@ impl FaultyDisk {
     /// Operations so far, failed ones included.
     pub fn operations(&self) -> usize {
         self.state.lock().expect("no operation panics").operations
+    }
+
+    /// The process dies now: as at [`Fault::Crash`].
+    pub fn crash(&self) {
+        self.change(|state| {
+            state.fault = Fault::Crash(state.operations);
+            state.crashed = true;
+            state.lose_what_was_not_synced();
+        });
     }
 
     /// Whether the disk is full at the operation just counted.
@@ -130,7 +140,6 @@ impl Disk for FaultyDisk {
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         self.pass()?;
-        RealDisk.sync_dir(path)?;
         self.change(|state| state.renamed.retain(|(_, to)| to.parent() != Some(path)));
         Ok(())
     }
@@ -175,7 +184,6 @@ impl Write for FaultyFile {
 impl DiskFile for FaultyFile {
     fn sync(&mut self) -> io::Result<()> {
         self.disk.pass()?;
-        self.file.sync()?;
         self.disk.change(|state| state.unsynced.retain(|path| *path != self.path));
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! `manifest.json`: which files belong to a checkpoint, how long they are and what they hash to.
 
 use super::store::{own_step, read_state};
-use super::{CheckpointError, FORMAT, State, TensorFile, files};
+use super::{CheckpointError, FORMAT, OLDEST, State, TensorFile, files};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -68,8 +68,8 @@ pub fn verify(path: &Path) -> Result<Verified, CheckpointError> {
         return Err(CheckpointError::Changed { path: path.into(), files: changed.join(", ") });
     }
     let state = read_state(path)?;
-    if own_step(path).is_some_and(|step| step != state.step) {
-        let reason = format!("it is of step {}, which is not the folder's name", state.step);
+    if own_step(path).is_some_and(|step| step != state.progress.step) {
+        let reason = format!("it is of step {}, which is not the folder's name", state.progress.step);
         return Err(CheckpointError::Damaged { path: path.into(), file: files::STATE.into(), reason });
     }
     Ok(Verified { path: path.into(), manifest, state })
@@ -97,8 +97,11 @@ pub(super) fn read(path: &Path) -> Result<Manifest, CheckpointError> {
     let damaged =
         |reason| CheckpointError::Damaged { path: path.into(), file: files::MANIFEST.into(), reason };
     let manifest: Manifest = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
-    if manifest.format != FORMAT {
-        return Err(damaged(format!("it has format {}, this program reads {FORMAT}", manifest.format)));
+    if !(OLDEST..=FORMAT).contains(&manifest.format) {
+        return Err(damaged(format!(
+            "it has format {}, this program reads {OLDEST} to {FORMAT}",
+            manifest.format
+        )));
     }
     if manifest.seal != seal(&manifest.files) {
         return Err(damaged("its seal does not match its content".into()));

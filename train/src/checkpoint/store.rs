@@ -4,7 +4,7 @@ use super::manifest::{self, Hashing, Verified};
 use super::params::{params_file_bytes, params_of, read_params, write_params};
 use super::tensors::{TensorFile, file_bytes, write_tensors};
 use super::weights::{self, Weights};
-use super::{CheckpointError, FORMAT, Keep, Loaded, Manifest, Snapshot, State, files, verify};
+use super::{CheckpointError, FORMAT, Keep, Loaded, Manifest, OLDEST, Snapshot, State, files, verify};
 use crate::atomic::{self, AtomicDir, Disk, TEMPORARY};
 use crate::schedule::Phase;
 use engine::{Host, Type};
@@ -100,7 +100,7 @@ impl Store {
             snapshot.optimizer.iter().map(|(name, host)| (name.clone(), host.ty().clone())).collect();
         let tokenizer = snapshot.tokenizer.as_ref().map_or(0, |bytes| bytes.len() as u64);
         self.check_room(checkpoint_bytes(&snapshot.config, &optimizer, tokenizer))?;
-        let step = snapshot.state.step;
+        let step = snapshot.state.progress.step;
         let path = self.root.join(format!("step_{step:08}"));
         let bytes = self.write(snapshot, &path).map_err(CheckpointError::Write)?;
         Ok(Saved { path, step, bytes, took: start.elapsed(), removed: Vec::new(), mirrored: None })
@@ -120,29 +120,35 @@ impl Store {
     }
 
     /// The checkpoint to go back to when steps come out bad: the newest good one of a step before `before` that was not
-    /// itself taken among bad steps. All newer ones are set aside under another name, so that no start finds them.
+    /// itself taken among bad steps. One that was taken where the run was asked to stop counts only if there is no other.
+    ///
+    /// # Errors
+    /// If the folder cannot be read.
+    pub fn sound(&self, before: u64) -> Result<Option<Verified>, CheckpointError> {
+        let usable = |(step, path): (u64, PathBuf)| {
+            let state = whole(&path).filter(|state| state.progress.watch.bad_in_a_row == 0)?;
+            (step < before).then_some((state.keep != Keep::Stop, step, path))
+        };
+        let mut all: Vec<_> = steps(&self.root)?.into_iter().filter_map(usable).collect();
+        all.sort();
+        Ok(all.into_iter().rev().find_map(|(.., path)| verify(&path).ok()))
+    }
+
+    /// Sets all checkpoints of later steps aside under another name, so that no start finds them.
     ///
     /// # Errors
     /// If the folder cannot be read or a name cannot be changed.
-    pub fn go_back(&self, before: u64) -> Result<Option<Verified>, CheckpointError> {
-        let all = steps(&self.root)?;
-        let usable = |(step, path): &&(u64, PathBuf)| {
-            *step < before && whole(path).is_some_and(|state| state.watch.bad_in_a_row == 0)
-        };
-        let Some(target) = all.iter().rev().filter(usable).find_map(|(_, path)| verify(path).ok()) else {
-            return Ok(None);
-        };
-        for (_, path) in all.iter().filter(|(step, _)| *step > target.state().step) {
+    pub fn set_aside(&self, behind: u64) -> Result<(), CheckpointError> {
+        for (_, path) in steps(&self.root)?.into_iter().filter(|(step, _)| *step > behind) {
             let mut name = path.file_name().unwrap_or_default().to_os_string();
             name.push(SET_ASIDE);
             let aside = path.with_file_name(name);
             if aside.exists() {
                 self.disk.remove_dir_all(&aside).map_err(CheckpointError::read("removing", &aside))?;
             }
-            self.disk.rename(path, &aside).map_err(CheckpointError::read("setting aside", path))?;
+            self.disk.rename(&path, &aside).map_err(CheckpointError::read("setting aside", &path))?;
         }
-        self.disk.sync_dir(&self.root).map_err(CheckpointError::read("syncing the folder", &self.root))?;
-        Ok(Some(target))
+        self.disk.sync_dir(&self.root).map_err(CheckpointError::read("syncing the folder", &self.root))
     }
 
     /// Whether there is room for a checkpoint of so many bytes and a fifth more; asked before a run and before each save.
@@ -228,23 +234,63 @@ pub(super) fn check_room(disk: &dyn Disk, folder: &Path, needed: u64) -> Result<
     Ok(())
 }
 
-/// Checkpoints that `retention` does not keep, oldest first. The newest `keep_last` are counted without those that were
-/// taken among bad steps, which nothing goes back to. The newest one of the stable phase is kept as well: longer training
-/// goes on from there, not from weights whose rate has decayed.
+/// Checkpoints that `retention` does not keep, oldest first. The newest `keep_last` are counted without those that nothing
+/// goes back to: those that were taken among bad steps, and where the run was asked to stop. The newest one of the stable
+/// phase is kept as well: longer training goes on from there, not from weights whose rate has decayed. What the run has
+/// turned back from, which a mirror still holds, goes.
 pub(super) fn superseded(root: &Path, retention: Retention) -> Result<Vec<PathBuf>, CheckpointError> {
-    let good: Vec<_> =
-        steps(root)?.into_iter().filter_map(|(step, path)| Some((step, whole(&path)?, path))).collect();
-    let sound = || good.iter().rev().filter(|(_, state, _)| state.watch.bad_in_a_row == 0);
-    let stable = sound().find(|(_, state, _)| state.phase == Phase::Stable).map(|(step, ..)| *step);
-    let Some(oldest_kept) = sound().nth(retention.keep_last.max(1) - 1).map(|(step, ..)| *step) else {
+    let mut good: Vec<_> =
+        steps(root)?.into_iter().filter_map(|(_, path)| Some((whole(&path)?, path))).collect();
+    let Some(newest) =
+        good.iter().map(|(state, _)| &state.progress).max_by_key(|progress| progress.age()).cloned()
+    else {
         return Ok(Vec::new());
     };
-    let goes = |(step, state, path): (u64, State, PathBuf)| {
-        let multiple = retention.keep_every.is_some_and(|every| step.is_multiple_of(every));
-        let kept = step >= oldest_kept || multiple || Some(step) == stable || state.keep != Keep::Rolling;
+    let (line, left): (Vec<_>, Vec<_>) =
+        good.drain(..).partition(|(state, _)| newest.continues(&state.progress));
+    let sound =
+        || line.iter().rev().map(|(state, _)| state).filter(|state| state.progress.watch.bad_in_a_row == 0);
+    let regular = || sound().filter(|state| state.keep != Keep::Stop);
+    let stable = |state: &&State| state.phase == Phase::Stable;
+    let stable = regular().find(stable).or_else(|| sound().find(stable)).map(|state| state.progress.step);
+    let oldest_kept = regular().nth(retention.keep_last.max(1) - 1).map(|state| state.progress.step);
+    let goes = |(state, path): (State, PathBuf)| {
+        let step = state.progress.step;
+        let kept = match state.keep {
+            _ if step == newest.step || Some(step) == stable => true,
+            Keep::Stop => false,
+            Keep::EpochEnd(_) => true,
+            Keep::Rolling => {
+                oldest_kept.is_none_or(|oldest| step >= oldest)
+                    || retention.keep_every.is_some_and(|every| step.is_multiple_of(every))
+            }
+        };
         (!kept).then_some(path)
     };
-    Ok(good.into_iter().filter_map(goes).collect())
+    Ok(left.into_iter().map(|(_, path)| path).chain(line.into_iter().filter_map(goes)).collect())
+}
+
+/// All checkpoints of a folder, newest first, by a look that opens no weights: the state of those that have all their
+/// files at full length, and what is wrong with the others. A folder that does not exist has none.
+///
+/// # Errors
+/// If the folder cannot be listed.
+pub fn candidates(root: &Path) -> Result<Vec<(PathBuf, Result<State, CheckpointError>)>, CheckpointError> {
+    if !root.exists() {
+        return Ok(Vec::new());
+    }
+    let mut all = Vec::new();
+    let mut turns = 0;
+    // Where a damaged one stands among the others, its step alone can say.
+    for (step, path) in steps(root)? {
+        let state = whole(&path).ok_or(()).or_else(|()| verify(&path).map(|good| good.state().clone()));
+        if let Ok(state) = &state {
+            turns = state.progress.turns.len();
+        }
+        all.push(((turns, step), path, state));
+    }
+    all.sort_by_key(|(age, ..)| std::cmp::Reverse(*age));
+    Ok(all.into_iter().map(|(_, path, state)| (path, state)).collect())
 }
 
 /// The newest checkpoint of a folder whose every byte is right. A folder that does not exist has none.
@@ -261,10 +307,10 @@ pub fn latest_good(root: &Path) -> Result<Latest, CheckpointError> {
 /// If the folder cannot be listed.
 pub fn latest_before(root: &Path, before: u64) -> Result<Latest, CheckpointError> {
     let mut latest = Latest::default();
-    if !root.exists() {
-        return Ok(latest);
-    }
-    for (_, path) in steps(root)?.into_iter().rev().filter(|(step, _)| *step < before) {
+    for (path, _) in candidates(root)? {
+        if own_step(&path).is_none_or(|step| step >= before) {
+            continue;
+        }
         match verify(&path) {
             Ok(good) => {
                 latest.good = Some(good);
@@ -281,7 +327,7 @@ pub fn latest_before(root: &Path, before: u64) -> Result<Latest, CheckpointError
 /// # Errors
 /// If the folder cannot be listed.
 pub fn newest_stable(root: &Path) -> Result<Option<Verified>, CheckpointError> {
-    let stable = |state: State| state.phase == Phase::Stable && state.watch.bad_in_a_row == 0;
+    let stable = |state: State| state.phase == Phase::Stable && state.progress.watch.bad_in_a_row == 0;
     let mut all = steps(root)?.into_iter().rev().filter(|(_, path)| whole(path).is_some_and(stable));
     Ok(all.find_map(|(_, path)| verify(&path).ok()))
 }
@@ -394,14 +440,15 @@ pub(super) fn read_state(folder: &Path) -> Result<State, CheckpointError> {
     let damaged =
         |reason| CheckpointError::Damaged { path: folder.into(), file: files::STATE.into(), reason };
     let state: State = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
-    if state.format != FORMAT {
-        return Err(damaged(format!("it has format {}, this program reads {FORMAT}", state.format)));
+    if !(OLDEST..=FORMAT).contains(&state.format) {
+        let reason = format!("it has format {}, this program reads {OLDEST} to {FORMAT}", state.format);
+        return Err(damaged(reason));
     }
     Ok(state)
 }
 
 /// The state of a checkpoint that has all its files at their full length: the cheap look, without hashing.
-pub(super) fn whole(path: &Path) -> Option<State> {
+pub fn whole(path: &Path) -> Option<State> {
     let manifest = manifest::read(path).ok()?;
     let complete = manifest.files.iter().all(|(name, record)| {
         fs::metadata(path.join(name)).is_ok_and(|metadata| metadata.len() == record.bytes)

@@ -338,6 +338,26 @@ fn join(all: &mut Rows, rows: Rows) {
     all.ends.extend(rows.ends.iter().map(|end| before + end));
 }
 
+impl Dataset {
+    /// A position of rows of the settings `old` for a run that makes rows of another length: the block that it lies in is
+    /// begun again, because blocks hold the same documents whatever the rows are. And how many rows, of the old length, are
+    /// thereby seen again. None if the settings differ in more than that, or it is no position of `old`.
+    pub fn in_other_rows(
+        &self,
+        position: Position,
+        old: &RowOptions,
+        new: &RowOptions,
+    ) -> Option<(Position, u64)> {
+        let alike =
+            RowOptions { seq: new.seq, ..old.clone() } == *new && old.block_tokens() == new.block_tokens();
+        if !alike || position.mark != mark(self, Part::Train, old) {
+            return None;
+        }
+        let rows = position.rows.saturating_sub(position.row);
+        Some((Position { mark: mark(self, Part::Train, new), row: 0, rows, ..position }, position.row))
+    }
+}
+
 /// What a position depends on besides its own integers.
 fn mark(dataset: &Dataset, part: Part, options: &RowOptions) -> u64 {
     let rows: u64 = dataset.chunks(part).iter().map(Chunk::len).sum();

@@ -24,6 +24,13 @@ pub(super) struct Console {
 }
 
 impl Look {
+    /// A line, unless nothing is shown.
+    pub(crate) fn say(self, text: std::fmt::Arguments<'_>) {
+        if self != Look::Silent {
+            say!("{text}");
+        }
+    }
+
     /// A bar if someone watches, lines for files and notebooks.
     pub fn of_stdout() -> Look {
         if std::io::stdout().is_terminal() && std::io::stderr().is_terminal() {

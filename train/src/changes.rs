@@ -1,0 +1,177 @@
+//! Settings of a run that are not those that its checkpoint was trained under, by kind.
+
+use crate::checkpoint::Era;
+use crate::config::RunConfig;
+use crate::identity::Identity;
+use crate::scaling::schedule_of;
+use crate::schedule::Schedule;
+use model::config::Bearing;
+use std::fmt;
+
+/// What another value of a setting does to a run that goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    /// The weights become what they would have become, but for rounding.
+    Harmless,
+    /// From here on the weights become others than those of either run from the start.
+    Course,
+    /// The checkpoint cannot be gone on from: its tensors or its place in the data mean something else.
+    Impossible,
+}
+
+/// A setting with another value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Change {
+    /// The key.
+    pub(crate) key: String,
+    /// Its value in the checkpoint.
+    pub(crate) was: String,
+    /// Its value now.
+    pub(crate) now: String,
+    /// What it does.
+    pub(crate) kind: Kind,
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} was {}, is {}", self.key, self.was, self.now)
+    }
+}
+
+/// The settings that changed since a checkpoint of step `step` was trained under `era`, in alphabetical order. A branch
+/// ends both schedules alike.
+pub(crate) fn changes(era: &Era, run: &RunConfig, identity: &Identity, step: u64) -> Vec<Change> {
+    let (before, now) = (&era.settings, run.settings());
+    let old = run.with_settings(before);
+    let open = || "auto".to_owned();
+    let mut keys: Vec<&String> = before.keys().chain(now.keys()).collect();
+    keys.sort();
+    keys.dedup();
+    let changed = keys.into_iter().filter(|key| before.get(*key) != now.get(*key)).map(|key| Change {
+        key: key.clone(),
+        was: before.get(key).cloned().unwrap_or_else(open),
+        now: now.get(key).cloned().unwrap_or_else(open),
+        kind: old.as_ref().map_or(Kind::Course, |old| kind(key, old, run, identity, step)),
+    });
+    changed.collect()
+}
+
+/// The schedule of a run: a branch's own decay begins where the branch does.
+pub(crate) fn schedule(run: &RunConfig, identity: &Identity) -> Option<Schedule> {
+    let plain = schedule_of(run)?;
+    let Some((parent, steps)) = identity.parent.as_ref().zip(identity.decay()) else { return Some(plain) };
+    Some(plain.branch(parent.step, steps, run.schedule.decay, run.schedule.floor))
+}
+
+fn kind(key: &str, old: &RunConfig, new: &RunConfig, identity: &Identity, step: u64) -> Kind {
+    // What only decides rates is as if it had been so from the start, if all steps so far ran at the same rate.
+    let same_rates = || {
+        let (old, new) = (schedule(old, identity), schedule(new, identity));
+        old.zip(new)
+            .is_some_and(|(old, new)| (0..step).all(|at| old.learning_rate(at) == new.learning_rate(at)))
+    };
+    let (table, field) = key.split_once('.').unwrap_or(("", key));
+    match (table, field) {
+        ("", "steps" | "platform" | "kernels" | "remat")
+        | ("data", "path" | "epochs" | "max_bad_row_groups") => {
+            if field == "steps" && !same_rates() {
+                Kind::Course
+            } else {
+                Kind::Harmless
+            }
+        }
+        ("schedule", _) | ("optimizer", "learning_rate") if same_rates() => Kind::Harmless,
+        ("batch", "micro" | "accumulation") if old.batch.rows() == new.batch.rows() => Kind::Harmless,
+        ("checkpoint" | "validation" | "log", _)
+        | ("guard", "rollbacks")
+        | ("model", "max_position_embeddings") => Kind::Harmless,
+        // Rows are made of seed, documents and these; their order would be another one.
+        ("", "seed") | ("data", _) | ("optimizer", "first_moment") => Kind::Impossible,
+        ("model", field) if Bearing::of(field.split('.').next().unwrap_or(field)) == Bearing::Weights => {
+            Kind::Impossible
+        }
+        _ => Kind::Course,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{KEYS, Override, resolve};
+    use crate::identity::{Parent, RunId};
+    use crate::scaling::{Facts, plan};
+    use model::Preset;
+
+    fn run(set: &[&str]) -> RunConfig {
+        let set: Vec<_> = set.iter().map(|text| Override::parse(text).unwrap()).collect();
+        let mut resolved = resolve(Preset::Tiny, None, &set).unwrap();
+        plan(&mut resolved, Facts { parameters: 1_000_000, train_tokens: 1 << 24 }).unwrap();
+        resolved.run
+    }
+
+    fn identity(decay: Option<u64>) -> Identity {
+        let parent = Parent { path: "trunk".into(), run: None, step: 40, decay };
+        Identity { id: RunId("1".into()), out: "out".into(), init: None, parent: decay.map(|_| parent) }
+    }
+
+    /// 1000 steps of which the last 100 decay, 50 warm up.
+    const RUN: [&str; 3] = ["steps=1000", "schedule.decay_fraction=0.1", "schedule.warmup_steps=50"];
+
+    fn kinds(more: &[&str], step: u64, decay: Option<u64>) -> Vec<(String, Kind)> {
+        let era = Era { from: 0, settings: run(&RUN).settings() };
+        let now = run(&[&RUN[..], more].concat());
+        let found = changes(&era, &now, &identity(decay), step);
+        found.into_iter().map(|change| (change.key, change.kind)).collect()
+    }
+
+    #[test]
+    fn what_a_change_does_depends_on_what_was_trained() {
+        assert_eq!(kinds(&[], 100, None), []);
+        let cases: &[(&[&str], u64, Option<u64>, &[(&str, Kind)])] = &[
+            // Longer, before the decay begins and behind that.
+            (&["steps=2000"], 900, None, &[("steps", Kind::Harmless)]),
+            (&["steps=2000"], 902, None, &[("steps", Kind::Course)]),
+            // A branch decays over its own steps whatever the trunk's are.
+            (&["steps=2000"], 902, Some(500), &[("steps", Kind::Harmless)]),
+            (&["schedule.warmup_steps=60"], 0, None, &[("schedule.warmup_steps", Kind::Harmless)]),
+            (&["schedule.warmup_steps=60"], 1, None, &[("schedule.warmup_steps", Kind::Course)]),
+            (&["schedule.floor=0.5"], 899, None, &[("schedule.floor", Kind::Harmless)]),
+            (&["optimizer.weight_decay=0.3"], 1, None, &[("optimizer.weight_decay", Kind::Course)]),
+            (&["model.dropout=0.3"], 1, None, &[("model.dropout", Kind::Course)]),
+            (
+                &["checkpoint.every=3", "log.every=7"],
+                1,
+                None,
+                &[("checkpoint.every", Kind::Harmless), ("log.every", Kind::Harmless)],
+            ),
+            (&["data.fim_rate=0.3"], 1, None, &[("data.fim_rate", Kind::Impossible)]),
+            (&["seed=77"], 1, None, &[("seed", Kind::Impossible)]),
+            (&["model.hidden_size=512"], 1, None, &[("model.hidden_size", Kind::Impossible)]),
+        ];
+        for (more, step, decay, wanted) in cases {
+            let wanted: Vec<_> = wanted.iter().map(|(key, kind)| ((*key).to_owned(), *kind)).collect();
+            assert_eq!(kinds(more, *step, *decay), wanted, "{more:?} at {step}");
+        }
+        // The same rows in other micro-batches, and other rows.
+        let [micro, accumulation] = [run(&RUN).batch.micro, run(&RUN).batch.accumulation];
+        let split = [format!("batch.micro={}", micro * accumulation), "batch.accumulation=1".to_owned()];
+        let split: Vec<&str> = split.iter().map(String::as_str).collect();
+        assert!(kinds(&split, 5, None).iter().all(|(_, kind)| *kind == Kind::Harmless));
+        assert_eq!(
+            kinds(&["batch.accumulation=7"], 5, None),
+            [("batch.accumulation".to_owned(), Kind::Course)]
+        );
+    }
+
+    /// Settings come back from a checkpoint, of another version too.
+    #[test]
+    fn settings_read_back() {
+        let old = run(&["optimizer.beta1=0.5", "data.path=a \"b\""]);
+        let mut settings = old.settings();
+        assert_eq!(run(&[]).with_settings(&settings).unwrap(), old);
+        settings.insert("optimizer.gone".into(), "1".into());
+        settings.remove("optimizer.beta2");
+        assert_eq!(run(&["optimizer.beta2=0.75"]).with_settings(&settings).unwrap().optimizer.beta2, 0.75);
+        assert!(KEYS.len() > settings.len() / 2);
+    }
+}

@@ -1,0 +1,163 @@
+//! What trains: the device with its programs and its state, as the loop of a run needs them. Tests put a [`Machine`] of
+//! their own in its place, whose steps are a function of the rows that they are given, to try what the loop keeps count of.
+
+use crate::config::RunConfig;
+use crate::data::{Batch, Dataset, Tokenizer};
+use crate::device::{CodeGeneration, Device, Preparation};
+use crate::sample;
+use crate::signals::Stop;
+use crate::state::{DeviceState, HostState, Metrics, StepInputs};
+use crate::step::{Metric, step_of};
+use crate::validation::Validator;
+use anyhow::{Result, bail};
+use engine::{Compiled, Host};
+use model::Params;
+use program::say;
+use std::sync::Arc;
+
+/// Tokens of the sample at the end.
+const SAMPLE_TOKENS: usize = 96;
+
+/// Mean losses of held-out rows, of the next token and of the one after it if the model has that head.
+pub type HeldOutLosses = (f64, Option<f64>);
+
+/// Holds the state of a run and changes it step by step.
+pub trait Machine {
+    /// A step's metrics on their way.
+    type Pending;
+
+    /// Takes weights, and the optimiser's tensors or new ones.
+    ///
+    /// # Errors
+    /// If they do not fit.
+    fn load(&mut self, weights: &Params<Host>, optimizer: Option<&[(String, Host)]>) -> Result<()>;
+
+    /// Queues one step; the state afterwards is that behind it.
+    ///
+    /// # Errors
+    /// If the device refuses.
+    fn step(&mut self, batch: &Batch, inputs: StepInputs) -> Result<Self::Pending>;
+
+    /// Waits for a step's metrics, in the order of [`Metric::ALL`].
+    ///
+    /// # Errors
+    /// If the step failed.
+    fn read(&mut self, pending: Self::Pending) -> Result<[f64; Metric::ALL.len()]>;
+
+    /// Copies the state to main memory.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn to_host(&self) -> Result<HostState>;
+
+    /// The losses of held-out rows; none without such rows, or if the run is asked to stop meanwhile.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn validate(&mut self, stop: &Stop) -> Result<Option<HeldOutLosses>>;
+
+    /// The held-out rows.
+    fn held_out(&self) -> &[Batch];
+
+    /// Some text that the weights write, for a person to see; none if they write none.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn sample(&self, tokenizer: &Tokenizer) -> Result<Option<String>>;
+
+    /// The kind of device.
+    fn kind(&self) -> &str;
+}
+
+/// The machine of every real run: a device behind a PJRT plugin.
+pub(crate) struct Accelerator {
+    run: RunConfig,
+    device: Device,
+    program: Compiled,
+    state: Option<DeviceState>,
+    validator: Validator,
+}
+
+impl Accelerator {
+    /// Opens the device, compiles the step, and says what came of it.
+    pub(crate) fn open(run: &RunConfig, dataset: &Arc<Dataset>) -> Result<Accelerator> {
+        let validator = Validator::new(run, dataset)?;
+        let device = Device::open(&run.platform, run.kernels)?;
+        let (program, preparation) = device.compile(&step_of(run), CodeGeneration::Quick)?;
+        report_program(&device, &program, &preparation)?;
+        Ok(Accelerator { run: run.clone(), device, program, state: None, validator })
+    }
+
+    fn loaded(&self) -> Result<&DeviceState> {
+        match &self.state {
+            Some(state) => Ok(state),
+            None => bail!("no weights were loaded; this is a bug of train"),
+        }
+    }
+}
+
+impl Machine for Accelerator {
+    type Pending = Metrics;
+
+    fn load(&mut self, weights: &Params<Host>, optimizer: Option<&[(String, Host)]>) -> Result<()> {
+        match (&mut self.state, optimizer) {
+            (Some(state), Some(optimizer)) => state.replace(&self.device, weights, optimizer)?,
+            (_, Some(optimizer)) => {
+                self.state = Some(DeviceState::restore(&self.device, &self.run, weights, optimizer)?);
+            }
+            (_, None) => self.state = Some(DeviceState::new(&self.device, &self.run, weights)?),
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, batch: &Batch, inputs: StepInputs) -> Result<Metrics> {
+        match &mut self.state {
+            Some(state) => state.step(&self.device, &self.program, batch, inputs),
+            None => bail!("no weights were loaded; this is a bug of train"),
+        }
+    }
+
+    fn read(&mut self, pending: Metrics) -> Result<[f64; Metric::ALL.len()]> {
+        pending.read()
+    }
+
+    fn to_host(&self) -> Result<HostState> {
+        self.loaded()?.to_host()
+    }
+
+    fn validate(&mut self, stop: &Stop) -> Result<Option<HeldOutLosses>> {
+        match &self.state {
+            Some(state) => self.validator.losses(&self.device, state, stop),
+            None => Ok(None),
+        }
+    }
+
+    fn held_out(&self) -> &[Batch] {
+        &self.validator.batches
+    }
+
+    fn sample(&self, tokenizer: &Tokenizer) -> Result<Option<String>> {
+        let (model, seed) = (&self.run.model, self.run.seed);
+        sample::sample(&self.device, model, self.loaded()?.weights(), tokenizer, SAMPLE_TOKENS, seed)
+            .map(Some)
+    }
+
+    fn kind(&self) -> &str {
+        self.device.kind()
+    }
+}
+
+fn report_program(device: &Device, step: &Compiled, preparation: &Preparation) -> Result<()> {
+    for (kernel, form) in &preparation.forms {
+        say!("kernel   {kernel}: {form:?}");
+    }
+    let memory = step.loaded().memory_use()?;
+    let seconds = preparation.took.as_secs_f64();
+    say!(
+        "device   {}; step program {:?} in the cache, ready in {seconds:.1} s, {:.0} MiB",
+        device.kind(),
+        preparation.lookup,
+        memory.total() as f64 / 1048576.0
+    );
+    Ok(())
+}

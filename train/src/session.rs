@@ -1,0 +1,368 @@
+//! The loop of a run: rows in, steps on their way, metrics out one step late, checkpoints and evaluations in between. What
+//! it keeps count of is [`Progress`], and that is what a checkpoint holds.
+
+use crate::checkpoint::{CheckpointError, Era, FORMAT, Keep, Progress, Saved, Saver, Snapshot, State, load};
+use crate::clock::Clock;
+use crate::config::RunConfig;
+use crate::data::{Batch, Dataset, Loader, Position};
+use crate::identity::Identity;
+use crate::machine::Machine;
+use crate::metrics::{self, BadStep, LossSums, Recorder, peak};
+use crate::run::{Outcome, World};
+use crate::scaling::Plan;
+use crate::state::StepInputs;
+use anyhow::{Context, Result, bail, ensure};
+use model::counts::flops_per_token;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long a wait for data goes on until the run looks whether it was asked to stop.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// A run between its first step and its last.
+pub(crate) struct Session<'w, M: Machine> {
+    pub(crate) world: &'w World,
+    /// What it is, and under which settings.
+    pub(crate) about: About,
+    pub(crate) machine: M,
+    pub(crate) loader: Loader,
+    pub(crate) saver: Saver,
+    /// With every step launched counted.
+    pub(crate) progress: Progress,
+    /// The newest step whose metrics were read, and the position behind it.
+    pub(crate) read: (u64, Position),
+    /// Of the steps since the last record.
+    pub(crate) losses: LossSums,
+    /// Whether steps were launched since the state was loaded or saved.
+    pub(crate) unsaved: bool,
+}
+
+/// What does not change while a run trains.
+pub(crate) struct About {
+    pub(crate) out: PathBuf,
+    pub(crate) run: RunConfig,
+    pub(crate) plan: Plan,
+    pub(crate) identity: Identity,
+    pub(crate) settings: Vec<Era>,
+    pub(crate) dataset: Arc<Dataset>,
+    pub(crate) tokenizer: Option<Arc<[u8]>>,
+}
+
+/// A step whose metrics are still to be read.
+struct InFlight<P> {
+    metrics: P,
+    learning_rate: f64,
+    largest_norm: f32,
+    /// Steps done, this one included.
+    done: u64,
+    position: Position,
+    position_after: Position,
+}
+
+/// How fast the device trains.
+struct Speed {
+    clock: Clock,
+    flops_per_token: f64,
+    peak: Option<f64>,
+}
+
+impl<M: Machine> Session<'_, M> {
+    /// The loop. The host is one step ahead of the metrics that it reads, so that the device never waits for it.
+    pub(crate) fn train(&mut self, recorder: &mut Recorder) -> Result<Outcome> {
+        let rows = self.about.run.batch.rows();
+        let mut speed = self.speed();
+        let mut saved_at = Instant::now();
+        let mut in_flight = None;
+        while self.progress.step < self.about.plan.steps {
+            // Before anything else, and without the step in flight: where a run goes back to must not depend on when it
+            // was stopped.
+            if self.progress.watch.bad_in_a_row >= self.about.run.guard.bad_steps {
+                in_flight = None;
+                self.go_back(recorder)?;
+                speed.clock = Clock::start(self.progress.step, Instant::now());
+            }
+            let ready = self.loader.ready(rows, PATIENCE);
+            self.loader.damage().for_each(|said| recorder.say(&said));
+            if self.world.stop.requested() || ready.is_err() {
+                self.read(in_flight.take(), recorder, &mut speed)?;
+                if self.unsaved {
+                    self.save(Keep::Stop, recorder)?;
+                }
+                self.report(recorder, |saver| saver.finish())?;
+                ready.with_context(|| {
+                    format!("making the rows of step {}; all before is saved", self.progress.step + 1)
+                })?;
+                return Ok(Outcome::Interrupted);
+            }
+            if !ready? {
+                continue;
+            }
+            let shape = self.about.run.batch;
+            let batch = self.loader.next_batch(shape.accumulation, shape.micro)?;
+            let launched = self.launch(&batch)?;
+            self.read(in_flight.replace(launched), recorder, &mut speed)?;
+            self.report(recorder, |saver| saver.poll())?;
+
+            let due = self.due(&batch, saved_at);
+            let evaluates = self.progress.step.is_multiple_of(self.about.run.validation.every)
+                && self.progress.step < self.about.plan.steps;
+            if due.is_some() || evaluates {
+                self.read(in_flight.take(), recorder, &mut speed)?;
+                speed.clock.pause(Instant::now());
+                if let Some(keep) = due {
+                    self.save(keep, recorder)?;
+                    saved_at = Instant::now();
+                }
+                if evaluates {
+                    self.validate(recorder)?;
+                }
+                speed.clock.go_on(Instant::now());
+            }
+        }
+        self.report(recorder, |saver| saver.finish())?;
+        Ok(Outcome::Finished)
+    }
+
+    fn speed(&self) -> Speed {
+        let run = &self.about.run;
+        Speed {
+            clock: Clock::start(self.progress.step, Instant::now()),
+            flops_per_token: flops_per_token(&run.model, run.batch.seq),
+            peak: peak::peak_flops(self.machine.kind(), run.model.dtype),
+        }
+    }
+
+    /// Whether a checkpoint is due behind these rows, and how long it is kept.
+    fn due(&self, batch: &Batch, saved_at: Instant) -> Option<Keep> {
+        let (step, checkpoint) = (self.progress.step, &self.about.run.checkpoint);
+        if batch.position_after.epoch > batch.position.epoch {
+            return Some(Keep::EpochEnd(batch.position_after.epoch as u32));
+        }
+        let minutes = checkpoint
+            .every_minutes
+            .is_some_and(|minutes| saved_at.elapsed() > Duration::from_secs_f64(60.0 * minutes));
+        let last = step == self.about.plan.steps;
+        (last || minutes || step.is_multiple_of(checkpoint.every)).then_some(Keep::Rolling)
+    }
+
+    fn launch(&mut self, batch: &Batch) -> Result<InFlight<M::Pending>> {
+        let (run, step) = (&self.about.run, self.progress.step);
+        let learning_rate = self.about.plan.schedule.learning_rate(step);
+        let largest_norm = self.progress.watch.largest_norm(step + 1, run.guard.spike_factor);
+        let inputs = StepInputs { learning_rate, largest_norm, step, seed: run.seed };
+        let metrics = self.machine.step(batch, inputs)?;
+        self.progress.step += 1;
+        self.progress.tokens_seen += run.batch.tokens();
+        self.progress.data = self.loader.position();
+        self.unsaved = true;
+        let (position, position_after) = (batch.position, batch.position_after);
+        Ok(InFlight { metrics, learning_rate, largest_norm, done: step + 1, position, position_after })
+    }
+
+    /// Reads a step's metrics, watches for steps without an update, and records every `log.every`-th step.
+    fn read(
+        &mut self,
+        step: Option<InFlight<M::Pending>>,
+        recorder: &mut Recorder,
+        speed: &mut Speed,
+    ) -> Result<()> {
+        let Some(InFlight { metrics, learning_rate, largest_norm, done, position, position_after }) = step
+        else {
+            return Ok(());
+        };
+        let [loss, next, second, gradient_norm, applied, targets, second_targets] =
+            self.machine.read(metrics)?;
+        speed.clock.read(done, self.progress.step, Instant::now());
+        self.read = (done, position_after);
+        if applied == 0.0 {
+            self.progress.watch.thrown_away();
+            let largest_norm = f64::from(largest_norm);
+            recorder.bad_step(&BadStep { step: done, loss, gradient_norm, largest_norm, position })?;
+            recorder.say(&format!(
+                "step {done} left the weights as they were: loss {loss}, gradient norm {gradient_norm}, allowed {largest_norm:.3e}; its rows: epoch {}, window {}, block {}, row {}; look at them with --replay {done}",
+                position.epoch, position.window, position.block, position.row
+            ));
+        } else {
+            self.progress.changed_the_weights(done, gradient_norm);
+            self.losses.add([next, targets], [second, second_targets]);
+        }
+        let (run, steps) = (&self.about.run, self.about.plan.steps);
+        if done.is_multiple_of(run.log.every) || done == steps {
+            let (loss, mtp_loss) = self.losses.take();
+            let tokens_per_second = speed.clock.steps_per_second() * run.batch.tokens() as f64;
+            let left = (steps - done) as f64 * run.batch.tokens() as f64;
+            recorder.train(metrics::Train {
+                step: done,
+                loss,
+                mtp_loss: (run.model.mtp_num_tokens > 0).then_some(mtp_loss),
+                learning_rate,
+                gradient_norm,
+                tokens_seen: self.progress.tokens_seen - (self.progress.step - done) * run.batch.tokens(),
+                tokens_per_second,
+                mfu: peak::mfu(tokens_per_second, speed.flops_per_token, speed.peak, 1),
+                skipped: self.progress.watch.skipped,
+                eta_seconds: left / tokens_per_second,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Stages the state in main memory and starts writing it.
+    fn save(&mut self, keep: Keep, recorder: &Recorder) -> Result<()> {
+        // First, so that there is never a second copy in memory.
+        self.report(recorder, |saver| saver.finish())?;
+        let (params, optimizer) = self.machine.to_host()?;
+        let snapshot = Snapshot {
+            params,
+            optimizer,
+            state: self.about.state(self.progress.clone(), keep),
+            config: self.about.run.model.clone(),
+            tokenizer: self.about.tokenizer.clone(),
+        };
+        self.unsaved = false;
+        self.report(recorder, |saver| saver.save(snapshot))
+    }
+
+    /// Goes back to the newest sound checkpoint, and on from there behind the rows of the bad steps.
+    fn go_back(&mut self, recorder: &mut Recorder) -> Result<()> {
+        self.report(recorder, |saver| saver.finish())?;
+        let bad = self.progress.watch.bad_in_a_row;
+        let advice = "lower optimizer.learning_rate, or look at the rows of a bad step with --replay STEP";
+        // One behind which no step succeeded after it was gone back to may itself be what is wrong.
+        let before = self.progress.returned.unwrap_or(u64::MAX);
+        let Some(target) = self.saver.store().sound(before)? else {
+            bail!(
+                "{bad} steps in a row left the weights as they were, and there is no checkpoint to go back to: {advice}"
+            );
+        };
+        let path = target.path().display();
+        ensure!(
+            self.progress.rollbacks < self.about.run.guard.rollbacks,
+            "{bad} steps in a row left the weights as they were, and going back {} times did not help; the newest sound checkpoint is {path}: {advice}",
+            self.progress.rollbacks
+        );
+        let from = load(&target, &self.about.run.model)?;
+        self.saver.store().set_aside(from.state.progress.step)?;
+        self.machine.load(&from.params, Some(&from.optimizer))?;
+        self.progress = self.progress.gone_back(from.state.progress, self.read);
+        self.losses = LossSums::default();
+        let rows = self.about.run.data.rows(self.about.run.batch.seq, self.about.run.seed);
+        self.loader = Loader::start(Arc::clone(&self.about.dataset), rows, self.read.1)?;
+        *recorder = self.open_recorder()?;
+        recorder.say(&format!(
+            "{bad} steps in a row left the weights as they were: back to {path}, and on behind their rows; newer checkpoints are set aside"
+        ));
+        // At once: a stop before the next checkpoint must not meet the same rows again.
+        self.save(from.state.keep, recorder)
+    }
+
+    /// Opens the run's records at the step that it has come to.
+    pub(crate) fn open_recorder(&self) -> Result<Recorder> {
+        let About { out, plan, .. } = &self.about;
+        Recorder::open(out, self.progress.step, plan.steps, self.world.look)
+            .with_context(|| format!("opening the records of {}", out.display()))
+    }
+
+    /// Says what became of a checkpoint. A failed one stops the run: training on without checkpoints loses more.
+    fn report(
+        &mut self,
+        recorder: &Recorder,
+        ask: impl FnOnce(&mut Saver) -> Result<Option<Saved>, CheckpointError>,
+    ) -> Result<()> {
+        if let Some(saved) = ask(&mut self.saver)? {
+            let mib = saved.bytes as f64 / 1048576.0;
+            recorder.say(&format!(
+                "checkpoint {} ({mib:.0} MiB in {:.1} s)",
+                saved.path.display(),
+                saved.took.as_secs_f64()
+            ));
+            match saved.mirrored {
+                None => {}
+                Some(Ok(copy)) => recorder.say(&format!("copied     {}", copy.display())),
+                Some(Err(reason)) => recorder.say(&format!(
+                    "NOT COPIED to checkpoint.mirror: {reason}; the next checkpoint tries again"
+                )),
+            }
+        }
+        Ok(())
+    }
+
+    /// Loss of the held-out rows at this step, recorded once: a run that is started again takes what it recorded before.
+    pub(crate) fn validate(&mut self, recorder: &mut Recorder) -> Result<Option<f64>> {
+        let step = self.progress.step;
+        if let Some(known) = recorder.validations().iter().find(|known| known.step == step) {
+            return Ok(Some(known.loss));
+        }
+        let Some((loss, mtp_loss)) = self.machine.validate(&self.world.stop)? else { return Ok(None) };
+        recorder.validation(metrics::Validation { step, loss, mtp_loss })?;
+        Ok(Some(loss))
+    }
+
+    /// Where the run stands before it trains: what was measured first, measured now if nothing was, and what a stop left out.
+    pub(crate) fn first_validation(&mut self, recorder: &mut Recorder) -> Result<Option<f64>> {
+        let first = recorder.validations().first().map(|validation| validation.loss);
+        let left_out = self.progress.step.is_multiple_of(self.about.run.validation.every);
+        let now = if first.is_none() || left_out { self.validate(recorder)? } else { None };
+        Ok(first.or(now))
+    }
+}
+
+impl Progress {
+    /// Step number `step` (from 1) changed the weights.
+    fn changed_the_weights(&mut self, step: u64, gradient_norm: f64) {
+        self.watch.applied(step, gradient_norm);
+        if self.returned.is_some_and(|returned| returned < step) {
+            self.returned = None;
+        }
+        if step > self.failed_at {
+            self.rollbacks = 0;
+        }
+    }
+
+    /// What becomes of it when a run goes back to a checkpoint, and on behind the rows of the newest step that was read.
+    fn gone_back(&self, to: Progress, (bad, data): (u64, Position)) -> Progress {
+        let mut turns = self.turns.clone();
+        turns.push(to.step);
+        let mut watch = to.watch;
+        watch.skipped = self.watch.skipped;
+        Progress {
+            data,
+            turns,
+            returned: Some(to.step),
+            failed_at: self.failed_at.max(bad),
+            rollbacks: self.rollbacks + 1,
+            watch,
+            step: to.step,
+            tokens_seen: to.tokens_seen,
+        }
+    }
+}
+
+impl About {
+    /// What a checkpoint says of the run.
+    pub(crate) fn state(&self, progress: Progress, keep: Keep) -> State {
+        State {
+            format: FORMAT,
+            run: Some(self.identity.clone()),
+            seed: self.run.seed,
+            init: None,
+            phase: self.plan.schedule.phase(progress.step),
+            keep,
+            settings: self.settings.clone(),
+            hashes: hashes(&self.dataset),
+            written_by: env!("CARGO_PKG_VERSION").to_owned(),
+            progress,
+        }
+    }
+}
+
+/// What a run depends on beside its configuration.
+pub(crate) fn hashes(dataset: &Dataset) -> BTreeMap<String, String> {
+    dataset
+        .tokenizer()
+        .map(|tokenizer| ("tokenizer".to_owned(), tokenizer.hash().to_string()))
+        .into_iter()
+        .collect()
+}
