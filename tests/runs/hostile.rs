@@ -319,7 +319,13 @@ fn weights_that_overflow_are_gone_back_behind_and_then_the_run_stops() {
     bench.succeed("run", &[&args[..], &["--steps", "10"]].concat());
     let good = bench.checkpoint("run", 10);
     let wild = ["--steps", "60", "--set", "optimizer.learning_rate=1e30"];
-    let output = bench.run("run", &[&args[..], &wild].concat());
+    let refused = bench.fail("run", &[&args[..], &wild].concat());
+    assert!(
+        refused.contains("optimizer.learning_rate was") && refused.contains("--accept-changes"),
+        "{refused}"
+    );
+    let accepted = ["--accept-changes"];
+    let output = bench.run("run", &[&args[..], &wild, &accepted].concat());
     let (said, message) =
         (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     assert_eq!(output.status.code(), Some(1), "{said}{message}");
@@ -331,7 +337,7 @@ fn weights_that_overflow_are_gone_back_behind_and_then_the_run_stops() {
     let message = String::from_utf8(fresh.stderr).unwrap();
     assert!(message.contains("there is no checkpoint to go back to"), "{message}");
     // Sound numbers, and it goes on.
-    bench.succeed("run", &[&args[..], &["--steps", "20"]].concat());
+    bench.succeed("run", &[&args[..], &["--steps", "20"], &accepted].concat());
 }
 
 // Time and memory.

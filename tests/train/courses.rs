@@ -23,7 +23,7 @@ use tempfile::TempDir;
 use tests::property;
 use tests::trainer::files;
 use train::atomic::faults::{Fault, FaultyDisk};
-use train::checkpoint::{Progress, State, latest_good, steps};
+use train::checkpoint::{Progress, State, latest_good};
 use train::cli::{Cli, Resume};
 use train::config::RunConfig;
 use train::data::{Batch, Dataset, Loader, PrepareOptions, Tokenizer, TokenizerSource, prepare};
@@ -190,6 +190,11 @@ impl Machine for Hashed {
     }
 }
 
+/// Steps and folders of the checkpoints in a folder, which need not be there.
+fn steps(root: &Path) -> Vec<(u64, PathBuf)> {
+    if root.exists() { train::checkpoint::steps(root).unwrap() } else { Vec::new() }
+}
+
 /// A place with data, and what runs in it have launched.
 struct Field {
     folder: TempDir,
@@ -322,12 +327,8 @@ impl Undisturbed {
         };
         run(&mut field, Beginning::New);
         let root = field.path("trunk/checkpoints");
-        let kept: Vec<u64> = steps(&root)
-            .unwrap()
-            .into_iter()
-            .map(|(step, _)| step)
-            .filter(|step| step % EVERY == 0)
-            .collect();
+        let kept: Vec<u64> =
+            steps(&root).into_iter().map(|(step, _)| step).filter(|step| step % EVERY == 0).collect();
         for step in &kept {
             for beginning in [Beginning::At(*step), Beginning::Init(*step), Beginning::Branch(*step)] {
                 // Behind the stable phase there is no branch.
@@ -485,11 +486,11 @@ impl Play<'_> {
     }
 
     fn holds(&self, beginning: Beginning) -> bool {
-        !steps(&self.field.path(beginning.out()).join("checkpoints")).unwrap().is_empty()
+        !steps(&self.field.path(beginning.out()).join("checkpoints")).is_empty()
     }
 
     fn steps_of_trunk(&self) -> Vec<u64> {
-        let there = steps(&self.field.path("trunk/checkpoints")).unwrap();
+        let there = steps(&self.field.path("trunk/checkpoints"));
         there.into_iter().map(|(step, _)| step).filter(|step| self.undisturbed.kept.contains(step)).collect()
     }
 
@@ -516,18 +517,16 @@ impl Play<'_> {
 
     /// Whether the run can begin still: it has come so far that it needs its beginning no more, or that is there.
     fn can_live(&self, beginning: Beginning) -> bool {
-        let own = self.holds(beginning) || {
-            let drive = self.field.path(&beginning.mirror());
-            latest_good(&drive).unwrap().good.is_some()
+        let own = self.holds(beginning);
+        let copied = latest_good(&self.field.path(&beginning.mirror())).unwrap().good.is_some();
+        let there = |step: u64, file: &str| {
+            self.field.path(&format!("trunk/checkpoints/step_{step:08}")).join(file).exists()
         };
         match beginning {
             Beginning::New => true,
-            Beginning::Init(step) => {
-                self.field.path(&format!("trunk/checkpoints/step_{step:08}/config.json")).exists()
-            }
-            Beginning::At(step) | Beginning::Branch(step) => {
-                own || self.field.path(&format!("trunk/checkpoints/step_{step:08}")).exists()
-            }
+            // The architecture must be known before the mirror is.
+            Beginning::Init(step) => own || there(step, "config.json"),
+            Beginning::At(step) | Beginning::Branch(step) => own || copied || there(step, ""),
         }
     }
 
@@ -563,7 +562,7 @@ impl Play<'_> {
             ),
             14 => {
                 // By another name of the same folder; into a mirror that is another's.
-                let step = steps(&self.field.path(out).join("checkpoints")).unwrap()[0].0;
+                let step = steps(&self.field.path(out).join("checkpoints"))[0].0;
                 let own = format!("HERE/./{out}/../{out}/checkpoints/step_{step:08}");
                 let branch = ["--resume".into(), own, "--branch-decay".into(), "3".into()];
                 self.mistype_unless_decayed(out, step, &branch);
@@ -598,7 +597,7 @@ impl Play<'_> {
 
     /// A byte of the newest checkpoint changes; the run passes over it, or is refused if there is no other.
     fn damage(&mut self, beginning: Beginning, number: usize) {
-        let all = steps(&self.field.path(beginning.out()).join("checkpoints")).unwrap();
+        let all = steps(&self.field.path(beginning.out()).join("checkpoints"));
         let Some((_, newest)) = all.last() else { return };
         let path = newest.join(["model.safetensors", "state.json", "manifest.json"][number % 3]);
         let mut bytes = fs::read(&path).unwrap();

@@ -338,7 +338,7 @@ fn all() -> Vec<(Asked, Facts)> {
             from(TRUNK),
             given(bad(), Some(Found { path: "trunk/checkpoints/step_00000002".into(), ..trunk() })),
         ),
-        (from(TRUNK), given(bad(), Some(late))),
+        (from(TRUNK), given(bad(), Some(Found { path: "trunk/checkpoints/step_00000006".into(), ..late }))),
         (from("out/checkpoints/step_00000008"), inside(Ok(mine(8)))),
         (from("out/checkpoints/step_00000006"), inside(Ok(mine(6)))),
         (from("out/../out/checkpoints/step_00000009"), inside(bad())),

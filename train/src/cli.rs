@@ -1,7 +1,8 @@
 //! The command line of `train`.
 
-use crate::checkpoint::architecture;
+use crate::checkpoint::{architecture, candidates};
 use crate::config::{Override, Resolved, RunConfigError, Source, resolve_over};
+use crate::resume::CHECKPOINTS;
 use clap::Parser;
 use model::Preset;
 use std::convert::Infallible;
@@ -121,10 +122,18 @@ impl Cli {
             }
         }
         let given = self.init.as_deref().filter(|_| self.preset.is_none());
-        let found =
-            given.map(architecture).transpose().map_err(|error| RunConfigError::Init(error.into()))?;
+        // A run that began with weights which are gone by now has an architecture all the same.
+        let known = |path: &Path| architecture(path).or_else(|gone| self.own_architecture().ok_or(gone));
+        let found = given.map(known).transpose().map_err(|error| RunConfigError::Init(error.into()))?;
         let weights = given.zip(found.as_ref().and_then(Option::as_ref));
         Cli::layered(self.preset, weights, self.config.as_deref(), &overrides)
+    }
+
+    /// That of the newest checkpoint in the run's own folder.
+    fn own_architecture(&self) -> Option<Option<model::Config>> {
+        let all = candidates(&self.out.join(CHECKPOINTS)).ok()?;
+        let (newest, _) = all.into_iter().find(|(_, state)| state.is_ok())?;
+        architecture(&newest).ok()
     }
 
     /// This command line, to be pasted into a POSIX shell.
