@@ -100,7 +100,7 @@ pub(crate) fn options(target: Target, code: CodeGeneration) -> CompileOptions {
             options.overrides.insert("xla_disable_hlo_passes".to_owned(), pass);
         }
         // On-chip memory for one operation, KiB. Larger tiles of the matrix products: the step's estimate falls by a
-        // fifth (V6E A 2). 98304 is worse for the products of layers.
+        // fifth (`kernels::v6e`). 98304 is worse for the products of layers.
         (Target::TpuV6e, _) => drop(set("xla_tpu_scoped_vmem_limit_kib", 65536)),
         _ => {}
     }
