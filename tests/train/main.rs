@@ -5,4 +5,5 @@ mod cases;
 mod checkpoint;
 mod data;
 mod fuzzed;
+mod mirror;
 mod step;

@@ -6,6 +6,7 @@ use engine::passes::{self, Form};
 use engine::pjrt::{Buffer, Client, CompileOptions, ExecutableCache, Lookup, Value};
 use engine::plugin::{Platform, cache_folder};
 use engine::{Compiled, Host, KernelChoice, Program, Target};
+use program::esay;
 use std::time::{Duration, Instant};
 
 /// A device that programs are compiled for and run on.
@@ -120,7 +121,7 @@ impl Device {
         let target = target_of(&client, &platform)?;
         if target == Target::OtherTpu {
             let kind = client.devices()[0].kind();
-            eprintln!(
+            esay!(
                 "{platform}: this is a {kind}; the native kernels are made for the {V6E}, here all take their portable forms"
             );
         }

@@ -11,6 +11,7 @@ pub mod data;
 pub mod device;
 pub mod forecast;
 pub mod inspect;
+pub mod lock;
 mod mapped;
 pub mod metrics;
 mod replay;

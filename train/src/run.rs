@@ -2,8 +2,8 @@
 
 use crate::atomic::{self, RealDisk};
 use crate::checkpoint::{
-    self, CheckpointError, FORMAT, Keep, Loaded, Retention, Saved, Saver, Snapshot, State, Store, Verified,
-    checkpoint_bytes,
+    self, CheckpointError, Copied, Copying, FORMAT, Keep, Loaded, Mirror, Retention, Saved, Saver, Snapshot,
+    State, Store, Verified, checkpoint_bytes, most_at_once,
 };
 use crate::cli::Cli;
 use crate::clock::Clock;
@@ -29,7 +29,7 @@ use engine::Compiled;
 use engine::plugin::cache_folder;
 use model::counts::{ParamCounts, flops_per_token};
 use model::params::specs;
-use program::{arguments, exit_code, output, say, with_large_pages};
+use program::{arguments, esay, exit_code, output, say, with_large_pages};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -51,6 +51,9 @@ const SAMPLE_TOKENS: usize = 96;
 /// Training tokens that the bigram baseline counts.
 const BIGRAM_TOKENS: u64 = 50_000_000;
 
+/// Time between two words about a copy that is waited for.
+const COPY_NEWS: Duration = Duration::from_secs(10);
+
 /// How long a wait for data goes on until the run looks whether it was asked to stop.
 const PATIENCE: Duration = Duration::from_millis(100);
 
@@ -62,7 +65,7 @@ pub fn main() -> ExitCode {
         Ok(Outcome::Interrupted) => Ok(ExitCode::from(INTERRUPTED)),
         // While data are prepared: what is done of it is kept.
         Err(error) if matches!(error.downcast_ref(), Some(DataError::Interrupted)) => {
-            eprintln!("stopped: {error:#}");
+            esay!("stopped: {error:#}");
             Ok(ExitCode::from(INTERRUPTED))
         }
         Err(error) => Err(error),
@@ -87,6 +90,9 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
     if stop.requested() {
         return Ok(Outcome::Interrupted);
     }
+    let root = cli.out.join(CHECKPOINTS);
+    let writes = !cli.dry_run && cli.replay.is_none();
+    let folders = writes.then(|| own_folders(cli, run, &root)).transpose()?;
     let dataset = Dataset::open(&folder, run.model.num_tokens, run.data.validation_fraction)
         .with_context(|| format!("opening the data in {}", folder.display()))?;
     let dataset = Arc::new(dataset);
@@ -123,7 +129,6 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
         say!("chosen   {decision}");
     }
 
-    let root = cli.out.join(CHECKPOINTS);
     let bad = cli.replay.map(|step| replay::recorded(&cli.out, step)).transpose()?;
     let found = match &bad {
         Some(bad) => checkpoint::latest_before(&root, bad.step)?.good,
@@ -186,13 +191,12 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
     let validation = Validator::new(&run, &dataset)?;
     drop(nothing_to_save);
     let tokenizer = tokenizer_bytes(&folder)?;
-    let store = Store::open(Arc::new(RealDisk), &root)?;
+    let (store, mirror) = folders.expect("taken above, for a run that writes");
     let length = tokenizer.as_ref().map_or(0, |bytes| bytes.len() as u64);
-    store.check_room(checkpoint_bytes(
-        &run.model,
-        &optimizer_tensors(&specs(&run.model), run.optimizer.first_moment.dtype()),
-        length,
-    ))?;
+    let optimizer = optimizer_tensors(&specs(&run.model), run.optimizer.first_moment.dtype());
+    let most = most_at_once(&run, plan.steps, size.tokens);
+    store.check_room_for_all(most, checkpoint_bytes(&run.model, &optimizer, length))?;
+    fetch_records(mirror.as_ref(), found.as_ref(), &cli.out);
     write_config(&cli.out, &resolved)?;
     let mut session = Session {
         out: cli.out.clone(),
@@ -203,11 +207,7 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
         losses: LossSums::default(),
         state,
         tokenizer,
-        saver: Saver::new(
-            store,
-            Retention { keep_last: run.checkpoint.keep_last, keep_every: run.checkpoint.keep_every },
-            run.checkpoint.mirror.clone(),
-        )?,
+        saver: Saver::new(store, Retention::of(&run.checkpoint), mirror),
         validation,
         run,
         plan,
@@ -231,12 +231,19 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
     );
     let mut recorder = Recorder::open(&cli.out, session.next, session.plan.steps, Look::of_stdout())
         .with_context(|| format!("opening the records of {}", cli.out.display()))?;
+    if let Some(found) = found.as_ref().filter(|found| found.path().starts_with(&root)) {
+        session.saver.catch_up(found.path(), found.state().keep);
+    }
     let first_loss = session.validate(&mut recorder)?;
-    let mut outcome = session.train(&mut recorder)?;
-    let last_loss = match outcome {
-        Outcome::Finished => session.validate(&mut recorder)?,
-        Outcome::Interrupted => None,
+    let trained = session.train(&mut recorder);
+    let last_loss = match trained {
+        Ok(Outcome::Finished) => session.validate(&mut recorder),
+        _ => Ok(None),
     };
+    let copied = session.finish_copies(&recorder);
+    let mut outcome = trained?;
+    let last_loss = last_loss?;
+    copied?;
     if session.stop.requested() {
         outcome = Outcome::Interrupted;
     }
@@ -248,7 +255,7 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
         return Ok(outcome);
     }
     let _nothing_to_save = session.stop.nothing_to_save();
-    let plot = recorder.finish()?;
+    let plot = recorder.finish();
     session.last_words(cli, found.as_ref(), first_loss, last_loss, &plot)?;
     Ok(outcome)
 }
@@ -322,25 +329,50 @@ struct InFlight {
 }
 
 impl Session {
-    /// The loop. The host is one step ahead of the metrics that it reads, so that the device never waits for it.
+    /// Trains. Whatever stops it, what was trained is saved first.
     fn train(&mut self, recorder: &mut Recorder) -> Result<Outcome> {
-        let peak = peak::peak_flops(self.device.kind(), self.run.model.dtype);
-        let flops = flops_per_token(&self.run.model, self.run.batch.seq);
+        let mut in_flight = None;
         let mut clock = Clock::start(self.next, Instant::now());
+        let error = match self.steps(recorder, &mut clock, &mut in_flight) {
+            Ok(outcome) => return Ok(outcome),
+            Err(error) => error,
+        };
+        if !self.unsaved {
+            return Err(error);
+        }
+        let saved = self
+            .read(in_flight.take(), recorder, &mut clock)
+            .and_then(|()| self.save(Keep::Rolling, recorder))
+            .and_then(|()| self.report(recorder, |saver| saver.finish()));
+        Err(match saved {
+            Ok(()) => error.context(format!("the run stopped behind step {}, which is saved", self.next)),
+            Err(failed) => error.context(format!(
+                "the run stopped behind step {}, and saving what it trained failed ({failed:#})",
+                self.next
+            )),
+        })
+    }
+
+    /// The loop. The host is one step ahead of the metrics that it reads, so that the device never waits for it.
+    fn steps(
+        &mut self,
+        recorder: &mut Recorder,
+        clock: &mut Clock,
+        in_flight: &mut Option<InFlight>,
+    ) -> Result<Outcome> {
         let mut saved_at = Instant::now();
-        let mut in_flight: Option<InFlight> = None;
         while self.next < self.plan.steps {
             // Before anything else, and without the step in flight: where a run goes back to must not depend on when it
             // was stopped.
             if self.watch.bad_in_a_row >= self.run.guard.bad_steps {
-                in_flight = None;
+                *in_flight = None;
                 self.go_back(recorder)?;
-                clock = Clock::start(self.next, Instant::now());
+                *clock = Clock::start(self.next, Instant::now());
             }
             let ready = self.loader.ready(self.run.batch.rows(), PATIENCE);
             self.loader.damage().for_each(|said| recorder.say(&said));
             if self.stop.requested() || ready.is_err() {
-                self.read(in_flight.take(), recorder, &mut clock, flops, peak)?;
+                self.read(in_flight.take(), recorder, clock)?;
                 if self.unsaved {
                     self.save(Keep::Rolling, recorder)?;
                 }
@@ -356,7 +388,7 @@ impl Session {
             let batch = self.loader.next_batch(self.run.batch.accumulation, self.run.batch.micro)?;
             let launched = self.launch(&batch)?;
             let ended = batch.position_after.epoch > batch.position.epoch;
-            self.read(in_flight.replace(launched), recorder, &mut clock, flops, peak)?;
+            self.read(in_flight.replace(launched), recorder, clock)?;
             self.report(recorder, |saver| saver.poll())?;
 
             let checkpoint = &self.run.checkpoint;
@@ -365,7 +397,7 @@ impl Session {
                 .is_some_and(|minutes| saved_at.elapsed() > Duration::from_secs_f64(60.0 * minutes));
             let last = self.next == self.plan.steps;
             if ended || last || minutes || self.next.is_multiple_of(checkpoint.every) {
-                self.read(in_flight.take(), recorder, &mut clock, flops, peak)?;
+                self.read(in_flight.take(), recorder, clock)?;
                 clock.pause(Instant::now());
                 let keep =
                     if ended { Keep::EpochEnd(batch.position_after.epoch as u32) } else { Keep::Rolling };
@@ -374,7 +406,7 @@ impl Session {
                 clock.go_on(saved_at);
             }
             if self.next.is_multiple_of(self.run.validation.every) && !last {
-                self.read(in_flight.take(), recorder, &mut clock, flops, peak)?;
+                self.read(in_flight.take(), recorder, clock)?;
                 clock.pause(Instant::now());
                 self.validate(recorder)?;
                 clock.go_on(Instant::now());
@@ -397,14 +429,7 @@ impl Session {
     }
 
     /// Reads a step's metrics, watches for steps without an update, and records every `log.every`-th step.
-    fn read(
-        &mut self,
-        step: Option<InFlight>,
-        recorder: &mut Recorder,
-        clock: &mut Clock,
-        flops: f64,
-        peak: Option<f64>,
-    ) -> Result<()> {
+    fn read(&mut self, step: Option<InFlight>, recorder: &mut Recorder, clock: &mut Clock) -> Result<()> {
         let Some(InFlight { metrics, learning_rate, largest_norm, done, position, position_after }) = step
         else {
             return Ok(());
@@ -415,7 +440,7 @@ impl Session {
         if applied == 0.0 {
             self.watch.thrown_away();
             let largest_norm = f64::from(largest_norm);
-            recorder.bad_step(&BadStep { step: done, loss, gradient_norm, largest_norm, position })?;
+            recorder.bad_step(&BadStep { step: done, loss, gradient_norm, largest_norm, position });
             recorder.say(&format!(
                 "step {done} left the weights as they were: loss {loss}, gradient norm {gradient_norm}, allowed {largest_norm:.3e}; its rows: epoch {}, window {}, block {}, row {}; look at them with --replay {done}",
                 position.epoch, position.window, position.block, position.row
@@ -431,6 +456,8 @@ impl Session {
             let (loss, mtp_loss) = self.losses.take();
             let tokens_per_second = clock.steps_per_second() * self.run.batch.tokens() as f64;
             let left = (self.plan.steps - done) as f64 * self.run.batch.tokens() as f64;
+            let flops = flops_per_token(&self.run.model, self.run.batch.seq);
+            let peak = peak::peak_flops(self.device.kind(), self.run.model.dtype);
             recorder.train(metrics::Train {
                 step: done,
                 loss,
@@ -442,7 +469,7 @@ impl Session {
                 mfu: peak::mfu(tokens_per_second, flops, peak, 1),
                 skipped: self.watch.skipped,
                 eta_seconds: left / tokens_per_second,
-            })?;
+            });
         }
         Ok(())
     }
@@ -483,13 +510,17 @@ impl Session {
         let got_on = self.watch.newest_applied().is_some_and(|step| step > self.loaded);
         let before = if got_on { u64::MAX } else { self.loaded };
         let Some(target) = self.saver.store().go_back(before)? else {
+            // What it gives up on is not what a next start should find.
+            self.unsaved = false;
             bail!(
                 "{bad} steps in a row left the weights as they were, and there is no checkpoint to go back to: {advice}"
             );
         };
         let path = target.path().display();
+        let given_up = self.rollbacks >= self.run.guard.rollbacks;
+        self.unsaved &= !given_up;
         ensure!(
-            self.rollbacks < self.run.guard.rollbacks,
+            !given_up,
             "{bad} steps in a row left the weights as they were, and going back {} times did not help; the newest sound checkpoint is {path}: {advice}",
             self.rollbacks
         );
@@ -506,8 +537,7 @@ impl Session {
         self.failed_at = self.failed_at.max(last);
         let rows = self.run.data.rows(self.run.batch.seq, self.run.seed);
         self.loader = Loader::start(Arc::clone(&self.dataset), rows, self.read_to)?;
-        *recorder = Recorder::open(&self.out, self.next, self.plan.steps, Look::of_stdout())
-            .with_context(|| format!("opening the records of {}", self.out.display()))?;
+        recorder.go_back(self.next);
         recorder.say(&format!(
             "{bad} steps in a row left the weights as they were: back to {path}, and on behind their rows; newer checkpoints are set aside"
         ));
@@ -521,22 +551,65 @@ impl Session {
         recorder: &Recorder,
         ask: impl FnOnce(&mut Saver) -> Result<Option<Saved>, CheckpointError>,
     ) -> Result<()> {
-        if let Some(saved) = ask(&mut self.saver)? {
+        // What failed to be written is what the next attempt has to save.
+        let answer = ask(&mut self.saver).inspect_err(|_| self.unsaved = true)?;
+        if let Some(saved) = answer {
             let mib = saved.bytes as f64 / 1048576.0;
             recorder.say(&format!(
                 "checkpoint {} ({mib:.0} MiB in {:.1} s)",
                 saved.path.display(),
                 saved.took.as_secs_f64()
             ));
-            match saved.mirrored {
-                None => {}
-                Some(Ok(copy)) => recorder.say(&format!("copied     {}", copy.display())),
-                Some(Err(reason)) => recorder.say(&format!(
-                    "NOT COPIED to checkpoint.mirror: {reason}; the next checkpoint tries again"
+        }
+        self.report_copies(recorder);
+        Ok(())
+    }
+
+    /// Says what became of copies.
+    fn report_copies(&self, recorder: &Recorder) {
+        for copied in self.saver.copies() {
+            match copied {
+                Copied::Whole { path, bytes, took } => recorder.say(&format!(
+                    "copied     {} ({:.0} MiB in {:.1} s)",
+                    path.display(),
+                    bytes as f64 / 1048576.0,
+                    took.as_secs_f64()
+                )),
+                // With a clock of its own it is what was asked for.
+                Copied::LeftOut(_) if self.run.checkpoint.mirror_every_minutes.is_some() => {}
+                Copied::LeftOut(path) => recorder.say(&format!(
+                    "not copied {}: the copy before it was still under way when a newer one came",
+                    path.display()
+                )),
+                Copied::Failed { what, reason } => recorder.say(&format!(
+                    "NOT COPIED to checkpoint.mirror: {}: {reason}; the next checkpoint or start tries again",
+                    what.display()
                 )),
             }
         }
-        Ok(())
+    }
+
+    /// Waits for the copies in the mirror, now that all is saved. A signal ends the wait.
+    fn finish_copies(&mut self, recorder: &Recorder) -> Result<()> {
+        let waiting = self.stop.waiting();
+        let mut said: Option<Instant> = None;
+        let finished = self.saver.finish_copies(checkpoint::PATIENCE, |progress| {
+            if waiting.over() {
+                return ControlFlow::Break("a signal ended the wait");
+            }
+            if said.is_none_or(|said| said.elapsed() > COPY_NEWS) {
+                said = Some(Instant::now());
+                recorder.say(&format!(
+                    "copying    {}, {:.0} %; all is saved in {}; Ctrl-C ends the wait",
+                    progress.from.display(),
+                    100.0 * progress.done as f64 / progress.total.max(1) as f64,
+                    self.out.display()
+                ));
+            }
+            ControlFlow::Continue(())
+        });
+        self.report_copies(recorder);
+        Ok(finished?)
     }
 
     /// Loss of the held-out rows, recorded.
@@ -544,7 +617,7 @@ impl Session {
         let Some((loss, mtp_loss)) = self.validation.losses(&self.device, &self.state, &self.stop)? else {
             return Ok(None);
         };
-        recorder.validation(metrics::Validation { step: self.next, loss, mtp_loss })?;
+        recorder.validation(metrics::Validation { step: self.next, loss, mtp_loss });
         Ok(Some(loss))
     }
 
@@ -607,6 +680,31 @@ fn data_folder(run: &RunConfig, stop: &Stop) -> Result<PathBuf> {
     })
     .context("preparing the default data; or give a prepared folder with --data")?;
     Ok(folder)
+}
+
+/// The folders that the run writes checkpoints to, locked. Whoever is second hears of it before anything takes long.
+fn own_folders(cli: &Cli, run: &RunConfig, root: &Path) -> Result<(Store, Option<Mirror>)> {
+    let store = Store::open(Arc::new(RealDisk), root)?;
+    let Some(path) = &run.checkpoint.mirror else { return Ok((store, None)) };
+    let every = run.checkpoint.mirror_every_minutes.map(|minutes| Duration::from_secs_f64(60.0 * minutes));
+    let copying =
+        Copying { retention: Retention::of(&run.checkpoint), every, records: Some(cli.out.clone()) };
+    let mirror = Mirror::open(Arc::new(RealDisk), path, root, copying)?;
+    match checkpoint::newest_step(path)? {
+        Some(step) => say!("mirror   {}: its newest checkpoint is of step {step}", path.display()),
+        None => say!("mirror   {}: no checkpoint is there yet", path.display()),
+    }
+    Ok((store, Some(mirror)))
+}
+
+/// Brings the records of a run that goes on from its mirror. Without them it trains all the same.
+fn fetch_records(mirror: Option<&Mirror>, found: Option<&Verified>, out: &Path) {
+    let Some((mirror, found)) = mirror.zip(found) else { return };
+    if found.path().starts_with(mirror.root())
+        && let Err(error) = checkpoint::fetch_records(mirror.root(), &RealDisk, out)
+    {
+        say!("records  of the steps before are left in {}: {error}", mirror.root().display());
+    }
 }
 
 /// The state of a run before its first step.
