@@ -2,7 +2,7 @@
 //!
 //! A scan hands its body a copy of a row of each stack and copies the rows of results into theirs. A call of the target's
 //! own kernel is opaque to the compiler, which cannot merge these copies with it as it does with its own operations.
-//! Layer loops of `1b` on a v6e spend 2 Mcycles of 10 a layer on them (V6E A 2).
+//! Layer loops of `1b` on a v6e spend 2 Mcycles of 10 a layer on them, by libtpu 0.0.52's estimate.
 
 use crate::ir::{Builder, Func, Tensor, Value};
 use crate::ops::kernel::{CustomCall, Interpreter, Places};

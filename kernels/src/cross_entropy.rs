@@ -59,7 +59,7 @@ fn chunk_of(target: Target) -> usize {
     match target {
         // By libtpu's estimate the pass over the f32 sum of dW does not hide behind a product of 1024 tokens: 87
         // Mcycles for 16384 tokens, 66 with 2048; with 64 MiB of on-chip memory for an operation 60 with 2048 and 52
-        // with 4096 (V6E A 3).
+        // with 4096: the table in [`v6e`](crate::v6e).
         Target::TpuV6e => 4096,
         // Logits of 256 tokens of `bench` and their cotangent take 8 MiB, of 1024 they were the largest arrays of its step.
         Target::Cpu => 256,

@@ -4,7 +4,7 @@
 use crate::tile::Vector;
 use engine::{DType, Tensor, Type};
 
-/// Two multiplications with a shift between: with one, rows and columns correlate (V6E A 6.7).
+/// Two multiplications with a shift between: with one, rows and columns correlate ([`v6e`](crate::v6e)).
 const MIX: [u32; 2] = [0x9E37_79B1, 0x85EB_CA77];
 const SHIFT: u32 = 15;
 

@@ -1,5 +1,6 @@
 //! Fused operations. Each folder or file holds one kernel: attributes, reference, gradient, rules, portable form, and for
-//! both attentions and SwiGLU the native form of the TPU.
+//! both attentions and SwiGLU the native form of the TPU. [`gradients`] derives what they compute, [`v6e`] says what the
+//! TPU's compiler makes fast.
 //!
 //! | kernel | reference | portable form | native form, TPU v6e | native form, CPU (f32) |
 //! |---|---|---|---|---|
@@ -49,12 +50,16 @@ mod cross_entropy;
 mod diff_attention;
 mod draw;
 mod dropout;
+#[doc = include_str!("gradients.md")]
+pub mod gradients {}
 mod host;
 mod linear;
 mod row_dot;
 mod scaled_linear;
 mod swiglu;
 pub mod tile;
+#[doc = include_str!("v6e.md")]
+pub mod v6e {}
 
 pub use cached_attention::CachedAttention;
 pub use cached_block::{CachedBlock, normalized, project};

@@ -235,7 +235,7 @@ const RUN_FIELDS: [&str; 7] = [
 ];
 
 /// Positions that a model counts as trained at if its config does not say: what checkpoints of the first trainers, which
-/// did not write it, were mostly trained at (SPEC 3).
+/// did not write it, were mostly trained at.
 const USUAL_TRAINED_POSITIONS: usize = 2048;
 
 impl Config {

@@ -3,7 +3,7 @@
 use crate::config::{Attention, Config};
 use crate::params::{Diff, ParamSpec, specs};
 
-/// Parameters by part, all layers together (SPEC 0).
+/// Parameters by part, all layers together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ParamCounts {
     /// The tied embedding, `V*D`.
@@ -119,7 +119,7 @@ mod tests {
     fn flops_follow_the_formula() {
         let config = Config::preset(Preset::OneB);
         let weights = 1_075_147_776.0 - 24.0 * (768.0 + 3072.0) - 2.0 * 1536.0;
-        // SPEC 8.1: 103 GF of attention a layer for 8 sequences of 2048, forward.
+        // 103 GF of attention a layer for 8 sequences of 2048, forward.
         let attention: f64 = 24.0 * 6144.0 * 2049.0 / 2.0;
         assert!((attention / 24.0 * 8.0 * 2048.0 / 103e9 - 1.0).abs() < 0.01);
         assert_eq!(flops_per_token(&config, 2048), 3.0 * (2.0 * weights + attention));

@@ -63,7 +63,7 @@ pub const TOKENS: usize = 32;
 
 /// The configuration whose RoPE tables a request of this many positions takes: a model without scaling that is asked for
 /// more positions than it was trained at is stretched to its whole context by YaRN. A request keeps its tables from its
-/// first token on, for cached keys are turned already. Source: SPEC 3.
+/// first token on, for cached keys are turned already: see [`maths`](crate::maths).
 pub fn stretched(config: &Config, positions: usize) -> Config {
     let (whole, trained) = (config.max_position_embeddings, config.trained_positions());
     let mut config = config.clone();

@@ -212,7 +212,7 @@ fn mlp<'f>(
 }
 
 /// The hidden state that predicts the token after next: the trunk's state and the next token's embedding, projected and
-/// normed. hidden: `[b, s, m]`; the last position of each row means nothing. Source: SPEC 2.
+/// normed. hidden: `[b, s, m]`; the last position of each row means nothing. See [`maths`](crate::maths).
 pub(crate) fn mtp_hidden<'f>(
     config: &Config,
     weights: &Folded<Tensor<'f>>,

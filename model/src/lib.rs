@@ -1,5 +1,5 @@
 //! Diff-Llama-MTP as data: configuration, parameter tree, checkpoint names, initial values and counts.
-//! It knows no file and no device.
+//! It knows no file and no device. Its equations are on a page of their own: [`maths`].
 //!
 //! Axis letters of this crate: `V` vocabulary, `D` hidden, `L` layers, `H` attention heads as `config.json` counts
 //! them, `K` key/value heads counted the same way, `d` width of one head, `I` MLP width, `N` positions.
@@ -14,6 +14,8 @@ pub mod folded;
 pub mod forward;
 mod init;
 pub mod loss;
+#[doc = include_str!("maths.md")]
+pub mod maths {}
 pub mod params;
 pub mod rope;
 

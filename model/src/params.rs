@@ -94,7 +94,7 @@ pub enum Init {
     },
 }
 
-/// Membership in the weight-decay group: only matrices of projections and the untied head are in it (SPEC 4).
+/// Membership in the weight-decay group: only matrices of projections and the untied head are in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Decay {
@@ -129,7 +129,7 @@ pub fn specs(config: &Config) -> Params<ParamSpec> {
     let (d_model, layers, inner) = (config.hidden_size, config.num_hidden_layers, config.intermediate_size);
     let (vocabulary, head) = (config.vocab_size, config.head_dim);
     let linear = Init::Normal { std: 0.02 };
-    // Projections into the residual stream start smaller, so that its variance does not grow with depth (SPEC 1.1).
+    // Projections into the residual stream start smaller, so that its variance does not grow with depth (Radford et al. 2019).
     let residual = Init::Normal { std: 0.02 / (2.0 * layers as f64).sqrt() };
     let lambda = Init::Normal { std: 0.1 };
     let spec = |shape: &[usize], init, decay, checkpoint, layout| ParamSpec {

@@ -1,4 +1,4 @@
-//! RoPE and YaRN tables (arXiv 2309.00071, the code form that every runtime implements; SPEC 3).
+//! RoPE and YaRN tables (arXiv 2309.00071, in the form of its authors' code): see [`maths`](crate::maths).
 
 use crate::config::{Config, Yarn};
 use engine::{Host, Type};

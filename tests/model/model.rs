@@ -38,7 +38,7 @@ fn tokens(count: usize, seed: u32) -> Vec<i32> {
     (0..count as u32).map(token).collect()
 }
 
-/// A head whose logits are N(0, s^2) loses `ln V + s^2 / 2` nats a token; ours have s = 0.02 sqrt(D). Source: SPEC 0.
+/// A head whose logits are N(0, s^2) loses `ln V + s^2 / 2` nats a token; ours have s = 0.02 sqrt(D).
 /// `PRESET=1b cargo test -p tests --test model model::initial -- --nocapture` tries that one, which takes 15 GiB and minutes.
 #[test]
 fn initial_losses_are_those_of_random_logits() {

@@ -4,6 +4,8 @@
 mod config;
 mod crash;
 mod hostile;
+mod logs;
+mod mirror;
 mod prepare;
 mod resume;
 mod signals;

@@ -42,8 +42,11 @@ fn two_runs_into_one_folder_do_not_meet() {
     let mut refused = 0;
     prepare(&options, &mut |_| {
         let second = message(prepare(&options, &mut go));
-        assert!(second.contains("is being written by another process"), "{second}");
-        assert!(second.contains(&format!("(id {})", std::process::id())), "{second}");
+        assert!(
+            second.contains(&format!("out is in use by process {}, for ", std::process::id())),
+            "{second}"
+        );
+        assert!(second.contains("choose another --out"), "{second}");
         refused += 1;
         ControlFlow::Continue(())
     })

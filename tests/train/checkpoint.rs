@@ -12,7 +12,7 @@ use train::atomic::faults::{Fault, FaultyDisk};
 use train::atomic::{Disk, RealDisk, write_file};
 use train::checkpoint::{
     CheckpointError, FORMAT, Keep, Progress, Retention, Saver, Snapshot, State, Store, TensorFile, files,
-    latest_good, load, load_params, mirror, read_params, verify, write_params,
+    latest_good, load, load_params, read_params, verify, write_params,
 };
 use train::data::Position;
 use train::schedule::Phase;
@@ -33,7 +33,7 @@ fn config() -> Config {
 }
 
 /// A snapshot whose every tensor depends on the step.
-fn snapshot(step: u64) -> Snapshot {
+pub(super) fn snapshot(step: u64) -> Snapshot {
     let config = config();
     let params = initial_params(&config, step);
     let moment = |prefix: &str, seed: u64| {
@@ -62,7 +62,7 @@ fn snapshot(step: u64) -> Snapshot {
     Snapshot { params, optimizer, state, config, tokenizer: Some(Arc::from(*b"{}")) }
 }
 
-fn assert_loads_as(root: &Path, step: u64) {
+pub(super) fn assert_loads_as(root: &Path, step: u64) {
     let good = latest_good(root).unwrap().good.expect("a good checkpoint");
     let loaded = load(&good, &config()).unwrap();
     let mut expected = snapshot(step);
@@ -72,7 +72,7 @@ fn assert_loads_as(root: &Path, step: u64) {
     assert_eq!(loaded.optimizer, expected.optimizer);
 }
 
-fn store(disk: impl Disk + 'static, root: &Path) -> Result<Store, CheckpointError> {
+pub(super) fn store(disk: impl Disk + 'static, root: &Path) -> Result<Store, CheckpointError> {
     Store::open(Arc::new(disk), root)
 }
 
@@ -156,6 +156,10 @@ fn room_is_asked_for_before_anything_is_written() {
     assert!(error.contains("no room for a checkpoint") && error.contains("keep_last"), "{error}");
     assert!(store.check_room(8_000).is_ok() && store.check_room(9_000).is_err(), "a fifth more is wanted");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "only the lock");
+    // At the start, for all that a run will keep: six of 1 600 bytes and a fifth of one are 9 920.
+    assert!(store.check_room_for_all(6, 1600).is_ok() && store.check_room_for_all(7, 1600).is_err());
+    let error = store.check_room_for_all(7, 1600).unwrap_err().to_string();
+    assert!(error.contains("up to 7 of 1 MiB at once") && error.contains("keep_epochs"), "{error}");
 }
 
 #[test]
@@ -476,25 +480,26 @@ fn another_config_is_refused_by_field() {
 }
 
 #[test]
-fn retention_keeps_the_newest_the_multiples_and_the_ends_of_epochs() {
+fn retention_keeps_the_newest_the_multiples_and_the_newest_ends_of_epochs() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
-    let retention = Retention { keep_last: 2, keep_every: Some(4) };
-    let mut saver = Saver::new(store(RealDisk, root).unwrap(), retention, None).unwrap();
+    let retention = Retention { keep_last: 2, keep_epochs: 2, keep_every: Some(4) };
+    let mut saver = Saver::new(store(RealDisk, root).unwrap(), retention, None);
     for step in 1..=9 {
         let mut snapshot = snapshot(step);
-        if step == 3 {
-            snapshot.state.keep = Keep::EpochEnd(1);
+        if [1, 2, 3, 6].contains(&step) {
+            snapshot.state.keep = Keep::EpochEnd(step as u32);
         }
         let before = saver.save(snapshot).unwrap();
         assert_eq!(before.map(|saved| saved.step), (step > 1).then(|| step - 1));
     }
     let last = saver.finish().unwrap().unwrap();
-    assert_eq!(last.removed.len(), 1);
+    assert_eq!(last.removed, [root.join("step_00000007")]);
     let mut names: Vec<_> =
         fs::read_dir(root).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
-    assert_eq!(names, [".lock", "step_00000003", "step_00000004", "step_00000008", "step_00000009"]);
+    let kept = [3, 4, 6, 8, 9].map(|step| format!("step_{step:08}"));
+    assert_eq!(names, [&[".lock".to_owned()][..], &kept].concat());
 }
 
 /// Longer training goes on from there: weights whose rate has decayed are no beginning for it.
@@ -508,7 +513,7 @@ fn the_newest_one_before_the_decay_is_kept() {
             snapshot.state.phase = Phase::Decay;
         }
         store.save(&snapshot).unwrap();
-        store.prune(Retention { keep_last: 2, keep_every: None }).unwrap();
+        store.prune(Retention { keep_last: 2, keep_epochs: 2, keep_every: None }, &[]).unwrap();
     }
     let kept: Vec<u64> =
         train::checkpoint::steps(folder.path()).unwrap().into_iter().map(|(step, _)| step).collect();
@@ -525,7 +530,7 @@ fn a_damaged_newest_one_does_not_cost_the_older_good_one() {
     store.save(&snapshot(1)).unwrap();
     fs::remove_file(store.save(&snapshot(2)).unwrap().path.join(files::MODEL)).unwrap();
     assert_eq!(
-        store.prune(Retention { keep_last: 1, keep_every: None }).unwrap(),
+        store.prune(Retention { keep_last: 1, keep_epochs: 2, keep_every: None }, &[]).unwrap(),
         Vec::<std::path::PathBuf>::new()
     );
     assert_loads_as(root, 1);
@@ -535,8 +540,8 @@ fn a_damaged_newest_one_does_not_cost_the_older_good_one() {
 fn a_failed_background_write_is_heard_at_the_next_call() {
     let folder = tempfile::tempdir().unwrap();
     let disk = FaultyDisk::new(Fault::Once(40));
-    let retention = Retention { keep_last: 2, keep_every: None };
-    let mut saver = Saver::new(store(disk, folder.path()).unwrap(), retention, None).unwrap();
+    let retention = Retention { keep_last: 2, keep_epochs: 2, keep_every: None };
+    let mut saver = Saver::new(store(disk, folder.path()).unwrap(), retention, None);
     assert_eq!(saver.save(snapshot(1)).unwrap(), None);
     let error = saver.save(snapshot(2)).unwrap_err().to_string();
     assert!(
@@ -582,7 +587,10 @@ fn going_back_passes_over_damage_and_bad_steps_and_sets_newer_ones_aside() {
     }
     fs::write(root.join("step_00000003").join(files::MODEL), "damaged").unwrap();
     // One that was taken among bad steps does not push a sound one out.
-    assert_eq!(store.prune(Retention { keep_last: 2, keep_every: None }).unwrap().len(), 0);
+    assert_eq!(
+        store.prune(Retention { keep_last: 2, keep_epochs: 2, keep_every: None }, &[]).unwrap().len(),
+        0
+    );
     let sound = |before| store.sound(before).unwrap().map(|good| good.state().progress.step);
     assert_eq!(sound(u64::MAX), Some(2));
     store.set_aside(2).unwrap();
@@ -605,7 +613,7 @@ fn one_that_was_written_for_a_stop_takes_no_other_ones_place() {
         let mut snapshot = snapshot(step);
         snapshot.state.keep = keep;
         store.save(&snapshot).unwrap();
-        store.prune(Retention { keep_last: 2, keep_every: None }).unwrap();
+        store.prune(Retention { keep_last: 2, keep_epochs: 2, keep_every: None }, &[]).unwrap();
     };
     save(2, Keep::Stop);
     assert_eq!(store.sound(u64::MAX).unwrap().unwrap().state().progress.step, 2, "better than none");
@@ -632,12 +640,12 @@ fn what_a_run_turned_back_from_is_older_and_goes() {
         save(step, turns);
     }
     assert_eq!(latest_good(folder.path()).unwrap().good.unwrap().state().progress.step, 2);
-    let removed = store.prune(Retention { keep_last: 9, keep_every: None }).unwrap();
+    let removed = store.prune(Retention { keep_last: 9, keep_epochs: 2, keep_every: None }, &[]).unwrap();
     assert_eq!(removed, [3, 4].map(|step| folder.path().join(format!("step_{step:08}"))));
     // Of a later turn to before that, those between are no part either.
     save(3, &[2]);
     save(1, &[2, 1]);
-    let removed = store.prune(Retention { keep_last: 9, keep_every: None }).unwrap();
+    let removed = store.prune(Retention { keep_last: 9, keep_epochs: 2, keep_every: None }, &[]).unwrap();
     assert_eq!(removed, [2, 3].map(|step| folder.path().join(format!("step_{step:08}"))));
 }
 
@@ -684,61 +692,7 @@ fn two_runs_do_not_share_a_folder() {
     let folder = tempfile::tempdir().unwrap();
     let first = store(RealDisk, folder.path()).unwrap();
     let error = store(RealDisk, folder.path()).map(drop).unwrap_err().to_string();
-    assert!(error.contains("in use by another run"), "{error}");
+    assert!(error.contains(&format!("is in use by process {}, for ", std::process::id())), "{error}");
     drop(first);
     store(RealDisk, folder.path()).unwrap();
-}
-
-#[test]
-fn a_mirror_is_complete_or_no_checkpoint() {
-    let folder = tempfile::tempdir().unwrap();
-    let (root, drive) = (folder.path().join("checkpoints"), folder.path().join("drive"));
-    store(RealDisk, &root).unwrap().save(&snapshot(1)).unwrap();
-    let good = latest_good(&root).unwrap().good.unwrap();
-    let counting = FaultyDisk::new(Fault::None);
-    mirror(&good, &counting, &folder.path().join("count")).unwrap();
-    for k in 0..counting.operations() {
-        for fault in [Fault::Once(k), Fault::Crash(k), Fault::FullFrom(k)] {
-            let _ = fs::remove_dir_all(&drive);
-            let copied = mirror(&good, &FaultyDisk::new(fault), &drive);
-            let there = latest_good(&drive).unwrap().good;
-            assert!(copied.is_err() || there.is_some(), "{fault:?}");
-            mirror(&good, &RealDisk, &drive).unwrap();
-            assert_loads_as(&drive, 1);
-        }
-    }
-    let full = mirror(&good, &FaultyDisk::new(Fault::Room(100)), &folder.path().join("small"));
-    assert!(full.unwrap_err().to_string().contains("no room for a checkpoint"));
-}
-
-#[test]
-fn every_checkpoint_is_copied_and_a_drive_that_is_away_does_not_stop_the_run() {
-    let folder = tempfile::tempdir().unwrap();
-    let (root, drive) = (folder.path().join("checkpoints"), folder.path().join("drive"));
-    let retention = Retention { keep_last: 2, keep_every: None };
-    let itself = Saver::new(store(RealDisk, &root).unwrap(), retention, Some(root.join("../checkpoints")));
-    assert!(itself.map(drop).unwrap_err().to_string().contains("checkpoint.mirror"));
-    let mut saver = Saver::new(store(RealDisk, &root).unwrap(), retention, Some(drive.clone())).unwrap();
-    let mut save = |step| {
-        saver.save(snapshot(step)).unwrap();
-        saver.finish().unwrap().unwrap().mirrored.unwrap()
-    };
-    // What a copying that was cut off left behind.
-    fs::create_dir(drive.join("step_00000000")).unwrap();
-    for step in 1..=3 {
-        assert_eq!(save(step).unwrap(), drive.join(format!("step_{step:08}")));
-    }
-    // Away: a file stands where the folder was.
-    fs::rename(&drive, folder.path().join("elsewhere")).unwrap();
-    fs::write(&drive, "").unwrap();
-    assert!(save(4).unwrap_err().contains("drive"));
-    fs::remove_file(&drive).unwrap();
-    fs::rename(folder.path().join("elsewhere"), &drive).unwrap();
-    save(5).unwrap();
-    assert_loads_as(&root, 5);
-    assert_loads_as(&drive, 5);
-    let mut names: Vec<_> =
-        fs::read_dir(&drive).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    assert_eq!(names, ["step_00000003", "step_00000005"]);
 }

@@ -7,4 +7,5 @@ mod courses;
 mod data;
 mod decide;
 mod fuzzed;
+mod mirror;
 mod step;

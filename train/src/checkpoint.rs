@@ -5,23 +5,26 @@
 mod manifest;
 mod mirror;
 mod params;
+mod retention;
 mod saver;
 mod store;
 mod tensors;
 mod weights;
 
 pub use manifest::{FileRecord, Manifest, Verified, verify};
-pub use mirror::mirror;
+pub use mirror::{Copied, CopyProgress, Copying, Mirror, PATIENCE, RECORDS, fetch_records};
 pub use params::{read_params, write_params};
+pub use retention::{Retention, most_at_once};
 pub use saver::Saver;
 pub use store::{
-    Latest, Retention, Saved, Store, architecture, candidates, checkpoint_bytes, latest_before, latest_good,
-    load, load_params, load_weights, newest_stable, newest_step, steps, weight_files, whole,
+    Latest, Saved, Store, architecture, candidates, checkpoint_bytes, latest_before, latest_good, load,
+    load_params, load_weights, newest_stable, newest_step, steps, weight_files, whole,
 };
 pub use tensors::{TensorFile, write_tensors};
 
 use crate::data::Position;
 use crate::identity::Identity;
+use crate::lock::LockError;
 use crate::schedule::Phase;
 use crate::watch::Watch;
 use engine::{Host, Type};
@@ -141,7 +144,7 @@ pub struct Era {
 pub enum Keep {
     /// Until newer ones replace it.
     Rolling,
-    /// For ever: it ends the epoch of this number (from 1), and evaluations compare epochs.
+    /// Longer: it ends the epoch of this number (from 1), and evaluations compare epochs.
     EpochEnd(u32),
     /// Until the next one: the run was asked to stop just there. It takes no other one's place, and nothing goes back to it
     /// while there are others, so that where a run goes back to does not depend on when it was stopped.
@@ -225,6 +228,15 @@ pub enum CheckpointError {
     /// Too little room, found before anything was written.
     #[error("no room for a checkpoint in {path}: it takes {needed_mib} MiB and a fifth more to be safe, {available_mib} MiB are free; free some, lower checkpoint.keep_last, or give another folder", path = path.display())]
     NoRoom { path: PathBuf, needed_mib: u64, available_mib: u64 },
+    /// Too little room for all that a run keeps, found before its first step.
+    #[error("no room for the checkpoints of this run in {path}: it keeps up to {count} of {each_mib} MiB at once, of which {there} are there, and {available_mib} MiB are free; free some, lower checkpoint.keep_last or checkpoint.keep_epochs, raise checkpoint.keep_every, or give another folder", path = path.display())]
+    NoRoomForAll { path: PathBuf, count: u64, each_mib: u64, there: u64, available_mib: u64 },
+    /// The drive of the mirror is not mounted.
+    #[error("checkpoint.mirror is {path}, but {parent} {reason}: mount the drive, or make the folder yourself with mkdir -p {make}", path = path.display(), parent = parent.display())]
+    MirrorAway { path: PathBuf, parent: PathBuf, reason: &'static str, make: String },
+    /// Two runs with one mirror.
+    #[error("checkpoint.mirror: {0}; give this run a mirror of its own")]
+    MirrorInUse(LockError),
     /// The copy would lie where the original does.
     #[error("checkpoint.mirror is {path}, the run's own folder of checkpoints; give a folder on another disk", path = path.display())]
     MirrorOfItself { path: PathBuf },
@@ -232,8 +244,8 @@ pub enum CheckpointError {
     #[error("checkpoint {path} was written by another run, {run}; it does not belong in this folder", path = path.display())]
     OtherRun { path: PathBuf, run: String },
     /// Two runs in one folder.
-    #[error("{path} is in use by another run; give this one its own --out", path = path.display())]
-    InUse { path: PathBuf },
+    #[error("{0}; wait for it to end, or give this run its own --out")]
+    InUse(LockError),
     /// The writing thread panicked.
     #[error("the thread that writes checkpoints panicked: {0}; this is a bug of train")]
     Panicked(String),

@@ -145,10 +145,15 @@ pub struct Checkpoints {
     pub every_minutes: Option<f64>,
     /// The newest ones that are kept.
     pub keep_last: usize,
+    /// The newest ends of epochs that are kept beside them, for evaluations to compare.
+    pub keep_epochs: usize,
     /// Checkpoints of steps that are a multiple of this are kept for ever; automatic: none.
     pub keep_every: Option<u64>,
     /// Folder that each one is copied to, such as a mounted drive; automatic: none.
     pub mirror: Option<PathBuf>,
+    /// Minutes from the beginning of one copy to that of the next, which is the newest one then; automatic: each one is
+    /// copied if the drive keeps up.
+    pub mirror_every_minutes: Option<f64>,
 }
 
 /// What is done about steps that come out bad: those whose loss or gradient is not finite or is a spike. Such a step leaves
@@ -446,6 +451,7 @@ impl Resolved {
             ("optimizer.eps", run.optimizer.eps),
             ("optimizer.clip", run.optimizer.clip),
             ("checkpoint.every_minutes", run.checkpoint.every_minutes.unwrap_or(1.0)),
+            ("checkpoint.mirror_every_minutes", run.checkpoint.mirror_every_minutes.unwrap_or(1.0)),
         ];
         let factor = run.guard.spike_factor.unwrap_or(2.0);
         rule(factor.is_finite() && factor > 1.0, "guard.spike_factor", &factor, "more than 1")?;

@@ -6,6 +6,7 @@ use engine::passes::{self, Form};
 use engine::pjrt::{Buffer, Client, CompileOptions, ExecutableCache, Lookup, Value};
 use engine::plugin::{Platform, cache_folder};
 use engine::{Compiled, Host, KernelChoice, Program, Target};
+use program::esay;
 use std::time::{Duration, Instant};
 
 /// A device that programs are compiled for and run on.
@@ -100,7 +101,7 @@ pub(crate) fn options(target: Target, code: CodeGeneration) -> CompileOptions {
             options.overrides.insert("xla_disable_hlo_passes".to_owned(), pass);
         }
         // On-chip memory for one operation, KiB. Larger tiles of the matrix products: the step's estimate falls by a
-        // fifth (V6E A 2). 98304 is worse for the products of layers.
+        // fifth (`kernels::v6e`). 98304 is worse for the products of layers.
         (Target::TpuV6e, _) => drop(set("xla_tpu_scoped_vmem_limit_kib", 65536)),
         _ => {}
     }
@@ -120,7 +121,7 @@ impl Device {
         let target = target_of(&client, &platform)?;
         if target == Target::OtherTpu {
             let kind = client.devices()[0].kind();
-            eprintln!(
+            esay!(
                 "{platform}: this is a {kind}; the native kernels are made for the {V6E}, here all take their portable forms"
             );
         }

@@ -5,8 +5,8 @@
 //! it depends on.
 
 use crate::atomic::{self, RealDisk};
-use crate::checkpoint::checkpoint_bytes;
-use crate::config::{BatchShape, RunConfig, ScheduleKind};
+use crate::checkpoint::{checkpoint_bytes, most_at_once};
+use crate::config::{BatchShape, RunConfig};
 use crate::inspect::hlo::Hlo;
 use crate::inspect::work::Work;
 use crate::inspect::{Compiler, Place};
@@ -20,6 +20,7 @@ use engine::plugin::{Platform, cache_folder};
 use engine::{Host, Locations, Program, ScanOptions, Target, Type};
 use model::counts::{ParamCounts, flops_per_token};
 use model::specs;
+use program::esay;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs;
@@ -302,9 +303,11 @@ fn verdict(compiler: &Compiler, run: &RunConfig) -> Result<Verdict> {
     if let Some(known) = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
         return Ok(known);
     }
-    eprintln!(
+    esay!(
         "compiling the step with {} x {} rows of {}; it takes minutes for a large model",
-        run.batch.accumulation, run.batch.micro, run.batch.seq
+        run.batch.accumulation,
+        run.batch.micro,
+        run.batch.seq
     );
     let verdict = match compiler.compile(&program) {
         Ok(made) => {
@@ -336,7 +339,7 @@ fn verdict(compiler: &Compiler, run: &RunConfig) -> Result<Verdict> {
         Ok(())
     };
     if let Err(error) = keep() {
-        eprintln!("not kept, so the next plan compiles again: {error:#}");
+        esay!("not kept, so the next plan compiles again: {error:#}");
     }
     Ok(verdict)
 }
@@ -457,13 +460,7 @@ fn disk(run: &RunConfig, steps: u64, epoch_tokens: u64) -> Disk {
         &optimizer_tensors(&specs(&run.model), run.optimizer.first_moment.dtype()),
         0,
     );
-    let rolling = (steps.div_ceil(run.checkpoint.every)).min(run.checkpoint.keep_last as u64);
-    // The end of each epoch is kept for ever.
-    let epochs = steps * run.batch.tokens() / epoch_tokens.max(1);
-    let every = run.checkpoint.keep_every.map_or(0, |every| steps / every);
-    // The newest one of the stable phase outlives the rolling ones of the decay, if there is one before the end.
-    let stable = u64::from(run.schedule.kind == ScheduleKind::Wsd && steps > run.checkpoint.every);
-    let checkpoints = rolling + epochs + every + stable + 1;
+    let checkpoints = most_at_once(run, steps, epoch_tokens);
     Disk { checkpoint, checkpoints, needed: checkpoints * checkpoint + checkpoint / 5 }
 }
 

@@ -14,6 +14,7 @@ pub mod device;
 pub mod forecast;
 pub mod identity;
 pub mod inspect;
+pub mod lock;
 pub mod machine;
 mod mapped;
 pub mod metrics;

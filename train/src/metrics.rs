@@ -1,21 +1,23 @@
 //! What a person sees of a run: a progress line, `metrics.jsonl`, TensorBoard events and `loss.svg`.
 
+mod appended;
 mod console;
 pub mod peak;
 mod plot;
 pub mod tensorboard;
 
+pub(crate) use console::duration;
 pub use console::{Look, line};
 pub use plot::{Curves, loss_svg};
 
 use crate::atomic::{self, RealDisk};
 use crate::data::Position;
+use appended::Appended;
 use console::Console;
 use serde::{Deserialize, Serialize};
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
-use tensorboard::EventWriter;
 
 /// One line of `metrics.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -112,22 +114,43 @@ pub struct BadStep {
     pub position: Position,
 }
 
-/// Writes every record to all of its places.
+/// Writes every record to all of its places. None of them stops a run: one that cannot be written is said once, and once
+/// more when it can be again.
 pub struct Recorder {
     folder: PathBuf,
-    lines: File,
-    events: EventWriter,
+    lines: Appended,
+    events: Appended,
+    bad_steps: Appended,
     console: Console,
     curves: Curves,
     validations: Vec<Validation>,
+    /// Whether the plot could not be drawn.
+    undrawn: bool,
 }
 
 /// Name of the record of all numbers.
-const LINES: &str = "metrics.jsonl";
+pub(crate) const LINES: &str = "metrics.jsonl";
 /// Name of the record of steps that left the weights as they were. It is never cut: a run that went back keeps it.
 const BAD_STEPS: &str = "bad_steps.jsonl";
 /// Name of the plot.
 const PLOT: &str = "loss.svg";
+/// Name of the folder of TensorBoard's files.
+pub(crate) const EVENTS: &str = "tensorboard";
+
+/// Names of the records of a run's folder, its configuration among them, in that folder; not all need be there.
+///
+/// # Errors
+/// If the folder of events is there and cannot be listed.
+pub(crate) fn record_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut names: Vec<PathBuf> = [LINES, BAD_STEPS, PLOT, crate::config::FILE].map(PathBuf::from).into();
+    let events = folder.join(EVENTS);
+    if events.is_dir() {
+        for entry in fs::read_dir(events)? {
+            names.push(Path::new(EVENTS).join(entry?.file_name()));
+        }
+    }
+    Ok(names)
+}
 
 impl Recorder {
     /// Opens the files of a run that is at `step` of `steps`. Records of later steps, which a run left that stopped
@@ -142,23 +165,19 @@ impl Recorder {
         if path.exists() {
             let records = read_records(&path, step)?;
             records.iter().for_each(|record| curves.add(record));
-            validations.extend(records.iter().filter_map(|record| match record {
-                Record::Validation(validation) => Some(*validation),
-                Record::Train(_) => None,
-            }));
-            atomic::write_file(&RealDisk, &path, |out| {
-                records.iter().try_for_each(|record| writeln!(out, "{}", serde_json::to_string(record)?))
-            })?;
+            validations.extend(validations_of(&records));
+            write_whole(&path, &lines(&records))?;
         }
-        let lines = OpenOptions::new().create(true).append(true).open(&path)?;
-        let events = EventWriter::create(&folder.join("tensorboard"), step)?;
+        let (events, head) = tensorboard::event_file(&folder.join(EVENTS), step);
         Ok(Recorder {
             folder: folder.into(),
-            lines,
-            events,
+            lines: Appended::new(path, Vec::new()),
+            events: Appended::new(events, head),
+            bad_steps: Appended::new(folder.join(BAD_STEPS), Vec::new()),
             console: Console::new(look, step, steps),
             curves,
             validations,
+            undrawn: false,
         })
     }
 
@@ -167,11 +186,26 @@ impl Recorder {
         &self.validations
     }
 
+    /// The run went back to a step: records of later ones are dropped.
+    pub fn go_back(&mut self, step: u64) {
+        let mut text = fs::read(self.folder.join(LINES)).unwrap_or_default();
+        text.extend_from_slice(self.lines.waiting());
+        // The run has read or written every line itself.
+        let text = String::from_utf8_lossy(&text);
+        let records = text.lines().filter_map(|line| serde_json::from_str::<Record>(line).ok());
+        let records: Vec<Record> = records.filter(|record| record.step() <= step).collect();
+        let said = self.lines.replace(lines(&records), write_whole);
+        self.note(said);
+        self.validations = validations_of(&records).collect();
+        self.curves = Curves::default();
+        records.iter().for_each(|record| self.curves.add(record));
+        let (events, head) = tensorboard::event_file(&self.folder.join(EVENTS), step);
+        self.events = Appended::new(events, head);
+        self.console.go_back(step);
+    }
+
     /// Records and shows training at a step.
-    ///
-    /// # Errors
-    /// If a file cannot be written.
-    pub fn train(&mut self, train: Train) -> io::Result<()> {
+    pub fn train(&mut self, train: Train) {
         let mut scalars = vec![
             ("train/loss", train.loss),
             ("train/learning_rate", train.learning_rate),
@@ -181,29 +215,23 @@ impl Recorder {
         scalars.extend(train.mtp_loss.map(|loss| ("train/mtp_loss", loss)));
         scalars.extend(train.mfu.map(|mfu| ("speed/mfu", mfu)));
         self.console.train(&train);
-        self.record(Record::Train(train), train.step, &scalars)
+        self.record(Record::Train(train), train.step, &scalars);
     }
 
     /// Records and shows an evaluation, and draws the plot anew.
-    ///
-    /// # Errors
-    /// If a file cannot be written.
-    pub fn validation(&mut self, validation: Validation) -> io::Result<()> {
+    pub fn validation(&mut self, validation: Validation) {
         let mut scalars = vec![("validation/loss", validation.loss)];
         scalars.extend(validation.mtp_loss.map(|loss| ("validation/mtp_loss", loss)));
         self.console.say(&console::validation_line(&validation));
         self.validations.push(validation);
-        self.record(Record::Validation(validation), validation.step, &scalars)?;
-        self.draw().map(drop)
+        self.record(Record::Validation(validation), validation.step, &scalars);
+        self.draw();
     }
 
     /// Keeps a bad step's place in the data.
-    ///
-    /// # Errors
-    /// If the file cannot be written.
-    pub fn bad_step(&self, bad: &BadStep) -> io::Result<()> {
-        let mut file = OpenOptions::new().create(true).append(true).open(self.folder.join(BAD_STEPS))?;
-        file.write_all((serde_json::to_string(bad)? + "\n").as_bytes())
+    pub fn bad_step(&mut self, bad: &BadStep) {
+        let said = self.bad_steps.append(&line_of(bad));
+        self.note(said);
     }
 
     /// Shows a line without disturbing the progress line.
@@ -212,27 +240,61 @@ impl Recorder {
     }
 
     /// Draws the plot a last time, ends the progress line, and says where the plot is.
-    ///
-    /// # Errors
-    /// If the plot cannot be written.
-    pub fn finish(self) -> io::Result<PathBuf> {
+    pub fn finish(mut self) -> PathBuf {
         self.console.finish();
         self.draw()
     }
 
-    fn record(&mut self, record: Record, step: u64, scalars: &[(&str, f64)]) -> io::Result<()> {
-        // One write a line, so that a crash tears at most the last one.
-        self.lines.write_all((serde_json::to_string(&record)? + "\n").as_bytes())?;
+    fn record(&mut self, record: Record, step: u64, scalars: &[(&str, f64)]) {
         self.curves.add(&record);
-        self.events.scalars(step, scalars)
+        let said =
+            [self.lines.append(&line_of(&record)), self.events.append(&tensorboard::scalars(step, scalars))];
+        said.into_iter().for_each(|said| self.note(said));
     }
 
-    fn draw(&self) -> io::Result<PathBuf> {
-        let path = self.folder.join(PLOT);
-        let svg = loss_svg(&self.curves);
-        atomic::write_file(&RealDisk, &path, |out| out.write_all(svg.as_bytes()))?;
-        Ok(path)
+    fn note(&self, said: Option<String>) {
+        if let Some(said) = said {
+            self.console.say(&said);
+        }
     }
+
+    fn draw(&mut self) -> PathBuf {
+        let path = self.folder.join(PLOT);
+        match write_whole(&path, loss_svg(&self.curves).as_bytes()) {
+            Ok(()) => {
+                if std::mem::replace(&mut self.undrawn, false) {
+                    self.console.say(&format!("{} is drawn again", path.display()));
+                }
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.undrawn, true) {
+                    self.console.say(&format!("NOT DRAWN: {error}; training goes on"));
+                }
+            }
+        }
+        path
+    }
+}
+
+fn validations_of(records: &[Record]) -> impl Iterator<Item = Validation> {
+    records.iter().filter_map(|record| match record {
+        Record::Validation(validation) => Some(*validation),
+        Record::Train(_) => None,
+    })
+}
+
+fn line_of<T: Serialize>(record: &T) -> Vec<u8> {
+    let mut line = serde_json::to_vec(record).expect("a struct of numbers");
+    line.push(b'\n');
+    line
+}
+
+fn lines(records: &[Record]) -> Vec<u8> {
+    records.iter().flat_map(line_of).collect()
+}
+
+fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    atomic::write_file(&RealDisk, path, |out| out.write_all(bytes))
 }
 
 impl Record {
@@ -288,6 +350,7 @@ fn nan_from_null<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<f6
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
 
     fn train(step: u64, loss: f64) -> Train {
         Train {
@@ -309,20 +372,89 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut first = Recorder::open(folder.path(), 0, 10, Look::Silent).unwrap();
         for step in 1..=5 {
-            first.train(train(step, if step == 2 { f64::NAN } else { 5.0 })).unwrap();
+            first.train(train(step, if step == 2 { f64::NAN } else { 5.0 }));
         }
-        first.validation(Validation { step: 5, loss: 4.0, mtp_loss: None }).unwrap();
+        first.validation(Validation { step: 5, loss: 4.0, mtp_loss: None });
         drop(first);
         let path = folder.path().join(LINES);
         fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"kind\":\"tr").unwrap();
         let mut second = Recorder::open(folder.path(), 3, 10, Look::Silent).unwrap();
-        second.train(train(4, 4.5)).unwrap();
-        let plot = second.finish().unwrap();
+        second.train(train(4, 4.5));
+        let plot = second.finish();
         let records = read_records(&path, 100).unwrap();
         assert_eq!(records.iter().map(Record::step).collect::<Vec<_>>(), [1, 2, 3, 4]);
         assert!(matches!(records[1], Record::Train(Train { loss, .. }) if loss.is_nan()));
         assert_eq!(records[3], Record::Train(train(4, 4.5)));
         assert!(fs::read_to_string(plot).unwrap().starts_with("<svg"));
+    }
+
+    /// Folders stand where the files should be, for a while.
+    #[test]
+    fn what_cannot_be_written_is_said_once_and_made_up_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut recorder = Recorder::open(folder.path(), 0, 10, Look::Silent).unwrap();
+        recorder.train(train(1, 5.0));
+        let [path, events] = [LINES, EVENTS].map(|name| folder.path().join(name));
+        let hidden = folder.path().join("hidden");
+        fs::rename(&path, &hidden).unwrap();
+        fs::create_dir(&path).unwrap();
+        let bad = BadStep {
+            step: 2,
+            loss: 1.0,
+            gradient_norm: 2.0,
+            largest_norm: 3.0,
+            position: Position::default(),
+        };
+        for step in 2..=4 {
+            recorder.train(train(step, 5.0));
+        }
+        recorder.validation(Validation { step: 4, loss: 4.0, mtp_loss: None });
+        recorder.bad_step(&bad);
+        fs::remove_dir(&path).unwrap();
+        fs::rename(&hidden, &path).unwrap();
+        recorder.train(train(5, 5.0));
+        let steps =
+            |path: &Path| -> Vec<u64> { read_records(path, 100).unwrap().iter().map(Record::step).collect() };
+        assert_eq!(steps(&path), [1, 2, 3, 4, 4, 5]);
+        assert_eq!(bad_steps(folder.path()).unwrap(), [bad]);
+        // Removed with all that is in it: the file of events begins anew, with its head.
+        fs::remove_dir_all(&events).unwrap();
+        fs::remove_file(&path).unwrap();
+        recorder.train(train(6, 5.0));
+        assert_eq!(steps(&path), [6]);
+        let name = fs::read_dir(&events).unwrap().next().unwrap().unwrap().path();
+        assert_eq!(fs::read(name).unwrap()[21..36], *b"\x1a\x0dbrain.Event:2");
+        // Went back while nothing can be written.
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        recorder.train(train(7, 5.0));
+        recorder.train(train(8, 5.0));
+        recorder.go_back(7);
+        fs::remove_dir(&path).unwrap();
+        recorder.train(train(8, 4.0));
+        assert_eq!(steps(&path), [7, 8]);
+    }
+
+    /// A disk that fills up cuts a record; the next one stands behind the last whole one.
+    #[test]
+    fn what_is_said_of_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("records");
+        let mut file = Appended::new(path.clone(), b"head ".to_vec());
+        assert_eq!(file.append(b"one "), None);
+        fs::rename(&path, folder.path().join("kept")).unwrap();
+        fs::create_dir(&path).unwrap();
+        let said = file.append(b"two ").unwrap();
+        assert!(said.contains("NOT WRITTEN: ") && said.contains("training goes on"), "{said}");
+        assert_eq!(file.append(b"three "), None);
+        fs::remove_dir(&path).unwrap();
+        fs::write(&path, "head one tw").unwrap();
+        let said = file.append(b"four ").unwrap();
+        assert!(said.ends_with("is written again, nothing is missing"), "{said}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "head one two three four ");
+        fs::remove_file(&path).unwrap();
+        assert!(file.append(b"five ").unwrap().ends_with("was removed and is begun anew"));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "head five ");
     }
 
     #[test]

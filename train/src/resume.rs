@@ -5,8 +5,8 @@
 use crate::atomic::{self, Disk};
 use crate::changes::{self, Change, Kind, changes};
 use crate::checkpoint::{
-    self, CheckpointError, Era, Loaded, Progress, Retention, State, Store, Verified, architecture,
-    candidates, files, latest_good, load_weights, verify, whole,
+    self, CheckpointError, Era, Keep, Loaded, Progress, State, Verified, architecture, candidates, files,
+    latest_good, load_weights, verify, whole,
 };
 use crate::cli::{Cli, Resume};
 use crate::config::{self, Resolved, RunConfig, Source};
@@ -24,7 +24,6 @@ use model::config::Bearing;
 use model::{Params, initial_params};
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// The folder of a run's checkpoints in its own folder.
 pub(crate) const CHECKPOINTS: &str = "checkpoints";
@@ -56,8 +55,8 @@ impl std::error::Error for Refused {}
 /// Where a run begins: at step 0, at another run's checkpoint, or where it was.
 pub(crate) struct Beginning {
     pub(crate) identity: Identity,
-    /// Of a folder that was there already.
-    pub(crate) store: Option<Store>,
+    /// The checkpoint, and how long it is kept.
+    pub(crate) from: Option<(PathBuf, Keep)>,
     /// Taken when the machine is loaded.
     pub(crate) loaded: Option<Loaded>,
     pub(crate) progress: Progress,
@@ -71,11 +70,6 @@ impl Beginning {
         if let Some(step) = cli.replay {
             return Beginning::of_replay(cli, scene, &root, step);
         }
-        // Open before anything is read: what a crash left between two names is mended, and nobody else writes.
-        let store = match root.exists() && !cli.dry_run {
-            true => Some(Store::open(Arc::clone(&world.disk), &root)?),
-            false => None,
-        };
         let mut observed = Observed::of(cli, &root, scene.resolved.run.checkpoint.mirror.as_deref())?;
         let (decision, from) = observed.decided(cli, &scene.resolved.run)?;
         let goes_on = matches!(decision, Decision::Continue(_));
@@ -88,7 +82,7 @@ impl Beginning {
         let identity = observed.identity(cli, &decision);
         let mut beginning = Beginning {
             identity,
-            store,
+            from: from.as_ref().map(|from| (from.path().to_owned(), from.state().keep)),
             loaded: None,
             progress: from.as_ref().map_or_else(Progress::default, |from| from.state().progress.clone()),
             settings: from.as_ref().map_or_else(Vec::new, |from| from.state().settings.clone()),
@@ -115,7 +109,7 @@ impl Beginning {
         let identity = Identity::read(&cli.out)?.unwrap_or_else(|| unnamed(cli));
         let progress = state.map_or_else(Progress::default, |state| state.progress.clone());
         let settings = state.map_or_else(Vec::new, |state| state.settings.clone());
-        let beginning = Beginning { identity, store: None, loaded, progress, settings };
+        let beginning = Beginning { identity, from: None, loaded, progress, settings };
         beginning.lay_out_schedule(scene)?;
         Ok(beginning)
     }
@@ -485,11 +479,6 @@ fn write_if_new(disk: &dyn Disk, path: &Path, text: &str) -> std::io::Result<()>
         return Ok(());
     }
     atomic::write_file(disk, path, |file| file.write_all(text.as_bytes()))
-}
-
-/// Which checkpoints of a run are kept.
-pub(crate) fn retention(run: &RunConfig) -> Retention {
-    Retention { keep_last: run.checkpoint.keep_last, keep_every: run.checkpoint.keep_every }
 }
 
 /// What to type when a signal stopped the run.

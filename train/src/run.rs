@@ -9,7 +9,9 @@
 //! 6. Last words.
 
 use crate::atomic::{Disk, RealDisk};
-use crate::checkpoint::{Saver, Store, checkpoint_bytes};
+use crate::checkpoint::{
+    self, Copying, Mirror, Retention, Saver, Store, checkpoint_bytes, fetch_records, most_at_once,
+};
 use crate::cli::Cli;
 use crate::config::{Resolved, RunConfig};
 use crate::data::{
@@ -19,7 +21,7 @@ use crate::forecast::{Forecast, group};
 use crate::machine::{Accelerator, Machine};
 use crate::metrics::{Look, LossSums, Recorder};
 use crate::replay::{self, replay};
-use crate::resume::{Beginning, CHECKPOINTS, Weights, claim, going_on, longer, retention};
+use crate::resume::{Beginning, CHECKPOINTS, Weights, claim, going_on, longer};
 use crate::scaling::{Facts, Plan, plan};
 use crate::session::{About, Session};
 use crate::signals::{INTERRUPTED, Stop};
@@ -28,12 +30,12 @@ use anyhow::{Context, Result};
 use engine::plugin::cache_folder;
 use model::counts::ParamCounts;
 use model::params::specs;
-use program::{arguments, exit_code, output, say, with_large_pages};
+use program::{arguments, esay, exit_code, output, say, with_large_pages};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub use crate::resume::Refused;
 
@@ -76,7 +78,7 @@ pub fn main() -> ExitCode {
         Ok(Outcome::Interrupted) => Ok(ExitCode::from(INTERRUPTED)),
         // While data are prepared: what is done of it is kept.
         Err(error) if matches!(error.downcast_ref(), Some(DataError::Interrupted)) => {
-            eprintln!("stopped: {error:#}");
+            esay!("stopped: {error:#}");
             Ok(ExitCode::from(INTERRUPTED))
         }
         Err(error) => Err(error),
@@ -114,6 +116,10 @@ pub fn run_in<M: Machine>(
     if world.stop.requested() {
         return Ok(interrupted);
     }
+    // Before anything is read: what a crash left between two names is mended, nobody else writes, and whoever is second
+    // hears of it before anything takes long.
+    let writes = !cli.dry_run && cli.replay.is_none();
+    let folders = writes.then(|| Folders::take(cli, world, &resolved.run)).transpose()?;
     let mut scene = Scene::of(resolved, folder)?;
     scene.announce(world.look);
     let mut beginning = Beginning::of(cli, world, &mut scene)?;
@@ -136,17 +142,22 @@ pub fn run_in<M: Machine>(
     }
     drop(nothing_to_save);
 
-    let mut session = prepare(cli, world, scene, beginning, machine, loader)?;
+    let folders = folders.context("taking the folders of a run that writes; this is a bug of train")?;
+    let mut session = prepare(cli, world, scene, beginning, machine, loader, folders)?;
     // What checkpoints say; longer rows of an earlier training count on.
     session.about.run.model.original_max_position_embeddings = trained.max(Some(session.about.run.batch.seq));
     announce_ready(world.look, start);
     let mut recorder = session.open_recorder()?;
     let first_loss = session.first_validation(&mut recorder)?;
-    let outcome = session.train(&mut recorder)?;
-    let last_loss = match outcome {
-        Outcome::Finished => session.validate(&mut recorder)?,
-        Outcome::Interrupted => None,
+    let trained = session.train(&mut recorder);
+    let last_loss = match trained {
+        Ok(Outcome::Finished) => session.validate(&mut recorder),
+        _ => Ok(None),
     };
+    let copied = session.finish_copies(&recorder);
+    let outcome = trained?;
+    let last_loss = last_loss?;
+    copied?;
     if outcome == Outcome::Interrupted || world.stop.requested() {
         drop(recorder);
         let (words, next) = going_on(cli);
@@ -219,28 +230,65 @@ impl Scene {
     }
 }
 
-/// Takes the folder and the mirror, and puts together what the loop needs.
+/// The folders that a run writes checkpoints to, locked.
+struct Folders {
+    store: Store,
+    mirror: Option<Mirror>,
+}
+
+impl Folders {
+    fn take(cli: &Cli, world: &World, run: &RunConfig) -> Result<Folders> {
+        let root = cli.out.join(CHECKPOINTS);
+        let store = Store::open(Arc::clone(&world.disk), &root)?;
+        let Some(path) = &run.checkpoint.mirror else { return Ok(Folders { store, mirror: None }) };
+        let every =
+            run.checkpoint.mirror_every_minutes.map(|minutes| Duration::from_secs_f64(60.0 * minutes));
+        let copying =
+            Copying { retention: Retention::of(&run.checkpoint), every, records: Some(cli.out.clone()) };
+        let mirror = Mirror::open(Arc::clone(&world.disk), path, &root, copying)?;
+        match checkpoint::newest_step(path)? {
+            Some(step) => world
+                .look
+                .say(format_args!("mirror   {}: its newest checkpoint is of step {step}", path.display())),
+            None => world.look.say(format_args!("mirror   {}: no checkpoint is there yet", path.display())),
+        }
+        Ok(Folders { store, mirror: Some(mirror) })
+    }
+}
+
+/// Makes the folders this run's, and puts together what the loop needs.
 fn prepare<'w, M: Machine>(
     cli: &Cli,
     world: &'w World,
     scene: Scene,
-    mut beginning: Beginning,
+    beginning: Beginning,
     machine: M,
     loader: Loader,
+    Folders { store, mirror }: Folders,
 ) -> Result<Session<'w, M>> {
     let run = scene.resolved.run.clone();
     let tokenizer = tokenizer_bytes(&scene.folder)?;
-    let store = match beginning.store.take() {
-        Some(store) => store,
-        None => Store::open(Arc::clone(&world.disk), &cli.out.join(CHECKPOINTS))?,
-    };
-    store.check_room(checkpoint_bytes(
-        &run.model,
-        &optimizer_tensors(&specs(&run.model), run.optimizer.first_moment.dtype()),
-        tokenizer.as_ref().map_or(0, |bytes| bytes.len() as u64),
-    ))?;
-    let saver = Saver::new(store, retention(&run), run.checkpoint.mirror.clone())?;
+    let optimizer = optimizer_tensors(&specs(&run.model), run.optimizer.first_moment.dtype());
+    let length = tokenizer.as_ref().map_or(0, |bytes| bytes.len() as u64);
+    let most = most_at_once(&run, scene.plan.steps, scene.size.tokens);
+    store.check_room_for_all(most, checkpoint_bytes(&run.model, &optimizer, length))?;
     claim(&cli.out, world, &beginning, &scene.resolved)?;
+    let (mine, copy) = match &beginning.from {
+        Some((path, keep)) if path.starts_with(store.root()) => (Some((path, *keep)), None),
+        Some((path, _)) => (None, mirror.as_ref().filter(|mirror| path.starts_with(mirror.root()))),
+        None => (None, None),
+    };
+    // Without its records a run from a mirror trains all the same.
+    if let Some(mirror) = copy
+        && let Err(error) = fetch_records(mirror.root(), &*world.disk, &cli.out)
+    {
+        let root = mirror.root().display();
+        world.look.say(format_args!("records  of the steps before are left in {root}: {error}"));
+    }
+    let saver = Saver::new(store, Retention::of(&run.checkpoint), mirror);
+    if let Some((path, keep)) = mine {
+        saver.catch_up(path, keep);
+    }
     let about = About {
         out: cli.out.clone(),
         run,
@@ -282,7 +330,7 @@ fn last_words<M: Machine>(
     losses: [Option<f64>; 2],
 ) -> Result<Cli> {
     let (about, look) = (&session.about, session.world.look);
-    let plot = recorder.finish()?;
+    let plot = recorder.finish();
     look.say(format_args!(""));
     if let [Some(first), Some(last)] = losses {
         look.say(format_args!(

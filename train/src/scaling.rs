@@ -36,7 +36,7 @@ pub struct Plan {
 }
 
 /// Learning rate for a number of parameters: `3e-4 sqrt(1.5e9 / N)` within [1e-4, 1e-3], the original
-/// implementation's rule. A heuristic: sweep around it before a long run (SPEC 4).
+/// implementation's rule. A heuristic: sweep around it before a long run.
 pub fn learning_rate(parameters: u64) -> f64 {
     (3e-4 * (1.5e9 / parameters as f64).sqrt()).clamp(1e-4, 1e-3)
 }

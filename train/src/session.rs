@@ -1,7 +1,9 @@
 //! The loop of a run: rows in, steps on their way, metrics out one step late, checkpoints and evaluations in between. What
 //! it keeps count of is [`Progress`], and that is what a checkpoint holds.
 
-use crate::checkpoint::{CheckpointError, Era, FORMAT, Keep, Progress, Saved, Saver, Snapshot, State, load};
+use crate::checkpoint::{
+    self, CheckpointError, Copied, Era, FORMAT, Keep, Progress, Saved, Saver, Snapshot, State, load,
+};
 use crate::clock::Clock;
 use crate::config::RunConfig;
 use crate::data::{Batch, Dataset, Loader, Position};
@@ -14,12 +16,16 @@ use crate::state::StepInputs;
 use anyhow::{Context, Result, bail, ensure};
 use model::counts::flops_per_token;
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long a wait for data goes on until the run looks whether it was asked to stop.
 const PATIENCE: Duration = Duration::from_millis(100);
+
+/// Time between two words about a copy that is waited for.
+const COPY_NEWS: Duration = Duration::from_secs(10);
 
 /// A run between its first step and its last.
 pub(crate) struct Session<'w, M: Machine> {
@@ -69,24 +75,51 @@ struct Speed {
 }
 
 impl<M: Machine> Session<'_, M> {
-    /// The loop. The host is one step ahead of the metrics that it reads, so that the device never waits for it.
+    /// Trains. Whatever stops it, what was trained is saved first.
     pub(crate) fn train(&mut self, recorder: &mut Recorder) -> Result<Outcome> {
-        let rows = self.about.run.batch.rows();
-        let mut speed = self.speed();
-        let mut saved_at = Instant::now();
         let mut in_flight = None;
+        let mut speed = self.speed();
+        let error = match self.steps(recorder, &mut speed, &mut in_flight) {
+            Ok(outcome) => return Ok(outcome),
+            Err(error) => error,
+        };
+        if !self.unsaved {
+            return Err(error);
+        }
+        let saved = self
+            .read(in_flight.take(), recorder, &mut speed)
+            .and_then(|()| self.save(Keep::Stop, recorder))
+            .and_then(|()| self.report(recorder, |saver| saver.finish()));
+        let step = self.progress.step;
+        Err(match saved {
+            Ok(()) => error.context(format!("the run stopped behind step {step}, which is saved")),
+            Err(failed) => error.context(format!(
+                "the run stopped behind step {step}, and saving what it trained failed ({failed:#})"
+            )),
+        })
+    }
+
+    /// The loop. The host is one step ahead of the metrics that it reads, so that the device never waits for it.
+    fn steps(
+        &mut self,
+        recorder: &mut Recorder,
+        speed: &mut Speed,
+        in_flight: &mut Option<InFlight<M::Pending>>,
+    ) -> Result<Outcome> {
+        let rows = self.about.run.batch.rows();
+        let mut saved_at = Instant::now();
         while self.progress.step < self.about.plan.steps {
             // Before anything else, and without the step in flight: where a run goes back to must not depend on when it
             // was stopped.
             if self.progress.watch.bad_in_a_row >= self.about.run.guard.bad_steps {
-                in_flight = None;
+                *in_flight = None;
                 self.go_back(recorder)?;
                 speed.clock = Clock::start(self.progress.step, Instant::now());
             }
             let ready = self.loader.ready(rows, PATIENCE);
             self.loader.damage().for_each(|said| recorder.say(&said));
             if self.world.stop.requested() || ready.is_err() {
-                self.read(in_flight.take(), recorder, &mut speed)?;
+                self.read(in_flight.take(), recorder, speed)?;
                 if self.unsaved {
                     self.save(Keep::Stop, recorder)?;
                 }
@@ -102,14 +135,14 @@ impl<M: Machine> Session<'_, M> {
             let shape = self.about.run.batch;
             let batch = self.loader.next_batch(shape.accumulation, shape.micro)?;
             let launched = self.launch(&batch)?;
-            self.read(in_flight.replace(launched), recorder, &mut speed)?;
+            self.read(in_flight.replace(launched), recorder, speed)?;
             self.report(recorder, |saver| saver.poll())?;
 
             let due = self.due(&batch, saved_at);
             let evaluates = self.progress.step.is_multiple_of(self.about.run.validation.every)
                 && self.progress.step < self.about.plan.steps;
             if due.is_some() || evaluates {
-                self.read(in_flight.take(), recorder, &mut speed)?;
+                self.read(in_flight.take(), recorder, speed)?;
                 speed.clock.pause(Instant::now());
                 if let Some(keep) = due {
                     self.save(keep, recorder)?;
@@ -179,7 +212,7 @@ impl<M: Machine> Session<'_, M> {
         if applied == 0.0 {
             self.progress.watch.thrown_away();
             let largest_norm = f64::from(largest_norm);
-            recorder.bad_step(&BadStep { step: done, loss, gradient_norm, largest_norm, position })?;
+            recorder.bad_step(&BadStep { step: done, loss, gradient_norm, largest_norm, position });
             recorder.say(&format!(
                 "step {done} left the weights as they were: loss {loss}, gradient norm {gradient_norm}, allowed {largest_norm:.3e}; its rows: epoch {}, window {}, block {}, row {}; look at them with --replay {done}",
                 position.epoch, position.window, position.block, position.row
@@ -204,7 +237,7 @@ impl<M: Machine> Session<'_, M> {
                 mfu: peak::mfu(tokens_per_second, speed.flops_per_token, speed.peak, 1),
                 skipped: self.progress.watch.skipped,
                 eta_seconds: left / tokens_per_second,
-            })?;
+            });
         }
         Ok(())
     }
@@ -233,13 +266,17 @@ impl<M: Machine> Session<'_, M> {
         // One behind which no step succeeded after it was gone back to may itself be what is wrong.
         let before = self.progress.returned.unwrap_or(u64::MAX);
         let Some(target) = self.saver.store().sound(before)? else {
+            // What it gives up on is not what a next start should find.
+            self.unsaved = false;
             bail!(
                 "{bad} steps in a row left the weights as they were, and there is no checkpoint to go back to: {advice}"
             );
         };
         let path = target.path().display();
+        let given_up = self.progress.rollbacks >= self.about.run.guard.rollbacks;
+        self.unsaved &= !given_up;
         ensure!(
-            self.progress.rollbacks < self.about.run.guard.rollbacks,
+            !given_up,
             "{bad} steps in a row left the weights as they were, and going back {} times did not help; the newest sound checkpoint is {path}: {advice}",
             self.progress.rollbacks
         );
@@ -250,7 +287,7 @@ impl<M: Machine> Session<'_, M> {
         self.losses = LossSums::default();
         let rows = self.about.run.data.rows(self.about.run.batch.seq, self.about.run.seed);
         self.loader = Loader::start(Arc::clone(&self.about.dataset), rows, self.read.1)?;
-        *recorder = self.open_recorder()?;
+        recorder.go_back(self.progress.step);
         recorder.say(&format!(
             "{bad} steps in a row left the weights as they were: back to {path}, and on behind their rows; newer checkpoints are set aside"
         ));
@@ -271,22 +308,65 @@ impl<M: Machine> Session<'_, M> {
         recorder: &Recorder,
         ask: impl FnOnce(&mut Saver) -> Result<Option<Saved>, CheckpointError>,
     ) -> Result<()> {
-        if let Some(saved) = ask(&mut self.saver)? {
+        // What failed to be written is what the next attempt has to save.
+        let answer = ask(&mut self.saver).inspect_err(|_| self.unsaved = true)?;
+        if let Some(saved) = answer {
             let mib = saved.bytes as f64 / 1048576.0;
             recorder.say(&format!(
                 "checkpoint {} ({mib:.0} MiB in {:.1} s)",
                 saved.path.display(),
                 saved.took.as_secs_f64()
             ));
-            match saved.mirrored {
-                None => {}
-                Some(Ok(copy)) => recorder.say(&format!("copied     {}", copy.display())),
-                Some(Err(reason)) => recorder.say(&format!(
-                    "NOT COPIED to checkpoint.mirror: {reason}; the next checkpoint tries again"
+        }
+        self.report_copies(recorder);
+        Ok(())
+    }
+
+    /// Says what became of copies.
+    fn report_copies(&self, recorder: &Recorder) {
+        for copied in self.saver.copies() {
+            match copied {
+                Copied::Whole { path, bytes, took } => recorder.say(&format!(
+                    "copied     {} ({:.0} MiB in {:.1} s)",
+                    path.display(),
+                    bytes as f64 / 1048576.0,
+                    took.as_secs_f64()
+                )),
+                // With a clock of its own it is what was asked for.
+                Copied::LeftOut(_) if self.about.run.checkpoint.mirror_every_minutes.is_some() => {}
+                Copied::LeftOut(path) => recorder.say(&format!(
+                    "not copied {}: the copy before it was still under way when a newer one came",
+                    path.display()
+                )),
+                Copied::Failed { what, reason } => recorder.say(&format!(
+                    "NOT COPIED to checkpoint.mirror: {}: {reason}; the next checkpoint or start tries again",
+                    what.display()
                 )),
             }
         }
-        Ok(())
+    }
+
+    /// Waits for the copies in the mirror, now that all is saved. A signal ends the wait.
+    pub(crate) fn finish_copies(&mut self, recorder: &Recorder) -> Result<()> {
+        let waiting = self.world.stop.waiting();
+        let mut said: Option<Instant> = None;
+        let finished = self.saver.finish_copies(checkpoint::PATIENCE, |progress| {
+            if waiting.over() {
+                return ControlFlow::Break("a signal ended the wait");
+            }
+            if said.is_none_or(|said| said.elapsed() > COPY_NEWS) {
+                said = Some(Instant::now());
+                recorder.say(&format!(
+                    "copying    {}, {:.0} %; all is saved in {}; Ctrl-C ends the wait",
+                    progress.from.display(),
+                    100.0 * progress.done as f64 / progress.total.max(1) as f64,
+                    self.about.out.display()
+                ));
+            }
+            ControlFlow::Continue(())
+        });
+        self.report_copies(recorder);
+        Ok(finished?)
     }
 
     /// Loss of the held-out rows at this step, recorded once: a run that is started again takes what it recorded before.
@@ -296,7 +376,7 @@ impl<M: Machine> Session<'_, M> {
             return Ok(Some(known.loss));
         }
         let Some((loss, mtp_loss)) = self.machine.validate(&self.world.stop)? else { return Ok(None) };
-        recorder.validation(metrics::Validation { step, loss, mtp_loss })?;
+        recorder.validation(metrics::Validation { step, loss, mtp_loss });
         Ok(Some(loss))
     }
 

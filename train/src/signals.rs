@@ -1,36 +1,73 @@
-//! SIGINT and SIGTERM: the first one asks the run to save and stop, the second one ends the process at once.
+//! SIGINT, SIGTERM and SIGHUP: the first one asks the run to save and stop, another SIGINT or SIGTERM ends the process at
+//! once. A terminal that closes may send SIGHUP more than once, and a service that is stopped sends it right behind SIGTERM,
+//! so that one never ends anything; it is left alone where it is ignored, as `nohup` wants it.
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use crate::lock;
+use program::esay;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 use signal_hook::iterator::Signals;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::time::{Duration, Instant};
 
 /// Exit code of a run that a signal stopped and whose state is saved: run the same command again (EX_TEMPFAIL).
 pub const INTERRUPTED: u8 = 75;
+
+/// How long removing locks may take before the process ends all the same: one may lie on a drive that hangs.
+const CLEARING: Duration = Duration::from_secs(1);
 
 /// Whether the run was asked to stop. Cheap to clone and to ask; ask between steps, in waits and in loops.
 #[derive(Clone, Debug)]
 pub struct Stop {
     requested: Arc<AtomicBool>,
-    nothing_to_save: Arc<AtomicBool>,
+    /// Whether the next SIGINT or SIGTERM ends the process.
+    armed: Arc<AtomicBool>,
+    meets: Arc<AtomicU8>,
+}
+
+/// What a signal meets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Meets {
+    /// A run that has something to save.
+    Training,
+    /// [`Stop::nothing_to_save`].
+    NothingToSave,
+    /// [`Stop::waiting`].
+    Waiting,
 }
 
 /// While this lives, the first signal ends the process: see [`Stop::nothing_to_save`].
 #[derive(Debug)]
-pub struct NothingToSave {
-    flag: Arc<AtomicBool>,
-}
+pub struct NothingToSave(Stop);
+
+/// While this lives, a signal ends a wait: see [`Stop::waiting`].
+#[derive(Debug)]
+pub struct Waiting(Stop);
 
 impl Drop for NothingToSave {
     fn drop(&mut self) {
-        self.flag.store(false, Ordering::SeqCst);
+        self.0.meet(Meets::Training);
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.meet(Meets::Training);
+    }
+}
+
+impl Waiting {
+    /// Whether SIGINT or SIGTERM came since the wait began.
+    pub fn over(&self) -> bool {
+        self.0.armed.load(Ordering::SeqCst)
     }
 }
 
 impl Stop {
-    /// Takes over both signals for the rest of the process.
+    /// Takes over the three signals for the rest of the process.
     ///
     /// # Errors
     /// If the system refuses to register a handler.
@@ -39,22 +76,38 @@ impl Stop {
         for signal in [SIGINT, SIGTERM] {
             // Order matters: the second signal must find the flag that the first one set. Nothing here depends on a
             // thread of ours being able to run.
-            flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&stop.requested))?;
+            flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&stop.armed))?;
+            flag::register(signal, Arc::clone(&stop.armed))?;
             flag::register(signal, Arc::clone(&stop.requested))?;
         }
-        let mut signals = Signals::new([SIGINT, SIGTERM])?;
-        let nothing_to_save = Arc::clone(&stop.nothing_to_save);
+        let mut taken = vec![SIGINT, SIGTERM];
+        if !ignored(SIGHUP) {
+            flag::register(SIGHUP, Arc::clone(&stop.requested))?;
+            taken.push(SIGHUP);
+        }
+        let mut signals = Signals::new(taken)?;
+        let meets = Arc::clone(&stop.meets);
         std::thread::Builder::new().name("signals".into()).spawn(move || {
-            if let Some(signal) = signals.forever().next() {
-                let name = if signal == SIGINT { "SIGINT" } else { "SIGTERM" };
-                if nothing_to_save.load(Ordering::SeqCst) {
-                    eprintln!("{name}: stopped; there is nothing to save, the same command goes on");
+            let mut asked = false;
+            for signal in signals.forever() {
+                let name = match signal {
+                    SIGINT => "SIGINT",
+                    SIGTERM => "SIGTERM",
+                    _ => "SIGHUP",
+                };
+                let meets = meets.load(Ordering::SeqCst);
+                if meets == Meets::NothingToSave as u8 {
+                    esay!("{name}: stopped; there is nothing to save, the same command goes on");
+                    clear_locks();
                     // Not `std::process::exit`: destructors would run beside a compiler that is still at work.
                     signal_hook::low_level::exit(INTERRUPTED.into());
                 }
-                eprintln!(
-                    "{name}: saving a checkpoint after this step, then stopping; once more to stop at once"
-                );
+                // In a wait, whoever waits says what comes of it.
+                if meets == Meets::Training as u8 && !std::mem::replace(&mut asked, true) {
+                    esay!(
+                        "{name}: saving a checkpoint after this step, then stopping; once more (SIGINT or SIGTERM) to stop at once"
+                    );
+                }
             }
         })?;
         Ok(stop)
@@ -62,12 +115,17 @@ impl Stop {
 
     /// A stop that only [`request`](Stop::request) asks for.
     pub fn manual() -> Stop {
-        Stop { requested: Arc::default(), nothing_to_save: Arc::default() }
+        Stop {
+            requested: Arc::default(),
+            armed: Arc::default(),
+            meets: Arc::new(AtomicU8::new(Meets::Training as u8)),
+        }
     }
 
     /// Asks for it, as a signal would.
     pub fn request(&self) {
         self.requested.store(true, Ordering::SeqCst);
+        self.armed.store(true, Ordering::SeqCst);
     }
 
     /// Whether it was asked for.
@@ -79,7 +137,35 @@ impl Stop {
     /// until the result is dropped, the first signal ends the process with [`INTERRUPTED`]. A signal that came before
     /// is still to be asked for with [`requested`](Stop::requested).
     pub fn nothing_to_save(&self) -> NothingToSave {
-        self.nothing_to_save.store(true, Ordering::SeqCst);
-        NothingToSave { flag: Arc::clone(&self.nothing_to_save) }
+        self.meet(Meets::NothingToSave);
+        NothingToSave(self.clone())
+    }
+
+    /// For a wait while all is saved: until the result is dropped, one more SIGINT or SIGTERM, whether or not one came
+    /// before, is told by [`over`](Waiting::over); only the one behind it ends the process.
+    pub fn waiting(&self) -> Waiting {
+        self.meet(Meets::Waiting);
+        self.armed.store(false, Ordering::SeqCst);
+        Waiting(self.clone())
+    }
+
+    fn meet(&self, what: Meets) {
+        self.meets.store(what as u8, Ordering::SeqCst);
+    }
+}
+
+/// Whether a signal was ignored when the process started. Where the system does not tell, it was not.
+fn ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask >> (signal - 1) & 1 == 1
+}
+
+fn clear_locks() {
+    let thread = std::thread::spawn(lock::clear);
+    let start = Instant::now();
+    while !thread.is_finished() && start.elapsed() < CLEARING {
+        std::thread::sleep(Duration::from_millis(1));
     }
 }

@@ -4,7 +4,7 @@ use crate::config::RunConfig;
 use crate::data::Batch;
 use crate::device::{CodeGeneration, Device};
 use crate::step::{Metric, kept_folded};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use engine::pjrt::{Arg, Buffer};
 use engine::{Compiled, DType, Host, Type};
 use model::folded::fold_program;
@@ -138,6 +138,7 @@ impl DeviceState {
     /// # Errors
     /// If the device fails.
     pub fn to_host(&self) -> Result<HostState> {
+        ensure!(!self.buffers.is_empty(), "the state was lost with the step that failed");
         let names: Vec<String> =
             optimizer_tensors(&self.specs, self.first_moment).into_iter().map(|(name, _)| name).collect();
         let kept = &self.buffers[..self.weights().len() + names.len()];

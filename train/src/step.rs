@@ -9,7 +9,7 @@ use model::folded::{folded_types, unfold_gradients};
 use model::loss::{Counts, Losses, gradients, losses};
 use model::{Batch, Compute, Config, Decay, Dropout, Folded, Remat, fold, specs};
 
-/// AdamW's constants, as optax spells the update (SPEC 4): eps stands outside of the root, decay beside the update.
+/// AdamW's constants, as optax spells the update (`scale_by_adam`, `add_decayed_weights`; arXiv 1711.05101): eps stands outside of the root, decay beside the update.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamW {
     /// Decay of the first moment.

@@ -1,7 +1,7 @@
 //! The native backward kernel: scores computed again, all six gradients in one pass, sums over a group's heads on the chip.
 //!
 //! With `P = exp(S - LSE)`, `A = P1 - lambda P2`, `E1 = P1 (dA - D1)` and `E2 = lambda P2 (dA - D2)`, which is minus the
-//! second map's gradient: `dV += A dO`, `dK += E Q`, `dQ += K E` for each tile (SPEC 8.1). The last two take E as the
+//! second map's gradient: `dV += A dO`, `dK += E Q`, `dQ += K E` for each tile ([`gradients`](crate::gradients)). The last two take E as the
 //! factor that stays in the matrix unit, so that it is never transposed.
 
 use super::tiles::{InStack, Inputs, Stacks, Tables, Tile, Tiles, each_tile};

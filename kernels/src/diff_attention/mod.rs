@@ -1,9 +1,9 @@
 //! Differential attention with what surrounds it: rotary embedding, `O = (softmax(S1) - lambda softmax(S2)) V`, causal and
 //! within documents, heads of a group sharing keys and values, and the norm of each head's output. Source: arXiv
-//! 2410.05258 eq. 1-3; the gradient is SPEC 8.1.
+//! 2410.05258 eq. 1-3; the gradient: [`gradients`](crate::gradients).
 //!
 //! Everything is one kernel because on a TPU what stands between the projections is memory traffic: written as separate
-//! operations, the rotations, the subtraction and the norm cost as much as the products (V6E A 2).
+//! operations, the rotations, the subtraction and the norm cost as much as the products ([`v6e`](crate::v6e)).
 
 mod backward;
 mod forward;
@@ -23,7 +23,7 @@ use tiles::{Tables, Tiles};
 pub enum Keys {
     /// Each map its own (arXiv 2410.05258).
     PerMap,
-    /// Both the same (the second version of the architecture, SPEC 1.3).
+    /// Both the same (the second version of the architecture, huggingface.co/blog/microsoft/diff-attn-v2).
     Shared,
 }
 

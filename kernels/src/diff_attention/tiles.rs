@@ -5,7 +5,7 @@
 //! turned and rotated once, into scratch memory. The loop over (query block, key block) tiles is one flat pipeline: while
 //! a tile's softmax runs on the vector units, the tile after it is multiplied, and the tile before it is summed up.
 //! Within one stretch of code a value in scratch memory is consumed before it is overwritten; that order is what lets the
-//! compiler overlap the three (V6E B 2).
+//! compiler overlap the three ([`v6e`](crate::v6e)).
 
 use super::{DiffAttention, HeadNorm, Keys};
 use crate::tile::{Builder, Frame, Memory, Order, Ref, Scalar, Span, Vector, at};

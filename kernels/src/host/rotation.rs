@@ -1,4 +1,4 @@
-//! Rotary positions of one vector at a time. Source: arXiv 2104.09864 eq. 34, halves instead of pairs (SPEC 3).
+//! Rotary positions of one vector at a time. Source: arXiv 2104.09864 eq. 34, halves instead of pairs.
 
 /// Rotates the halves of x `[d]` by the angles of its position, whose cos and sin `[d/2]` are given, and multiplies by
 /// `scale`.

@@ -1,5 +1,5 @@
 //! SwiGLU of scaled rows: `y = h Wd` with `h = mask * silu(r (x Wg)) * (r (x Wu))`, the dropout mask in the epilogue. The
-//! scale is what an RMS norm does to a row; its weight is part of the matrices. Source: arXiv 2002.05202; gradient SPEC 8.2.
+//! scale is what an RMS norm does to a row; its weight is part of the matrices. Source: arXiv 2002.05202; gradient: [`gradients`](crate::gradients).
 //!
 //! The down projection is part of it for the gradient: where that is one kernel, h, its cotangent and those of g and u are
 //! never whole arrays.

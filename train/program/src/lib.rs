@@ -28,7 +28,7 @@ pub fn with_large_pages() {
         let mut command = std::process::Command::new(program);
         // Comes back only if it cannot be done.
         let error = command.arg0(name).args(arguments).env("GLIBC_TUNABLES", TUNABLES).exec();
-        eprintln!("warning: goes on without large pages, a little slower: starting again failed: {error}");
+        esay!("warning: goes on without large pages, a little slower: starting again failed: {error}");
     }
 }
 
@@ -49,7 +49,7 @@ pub fn arguments<A: Parser>() -> A {
 /// could not be written.
 pub fn exit_code(result: Result<ExitCode>) -> ExitCode {
     let code = result.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+        esay!("error: {error:#}");
         ExitCode::FAILURE
     });
     match output::reader() {

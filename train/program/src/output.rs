@@ -1,11 +1,13 @@
-//! Standard output of all programs: what is said goes through [`say!`](crate::say) or [`write`].
+//! Standard output of all programs: what is said goes through [`say!`](crate::say) or [`write`]. What goes wrong is said on
+//! standard error through [`esay!`](crate::esay); if nobody hears it there, nothing else comes of it.
 //!
-//! A reader that has closed its pipe has seen enough. That is no error: the program goes on if it has files to write, and
+//! A reader that has closed its pipe or its terminal has seen enough. That is no error: the program goes on if it has files to write, and
 //! otherwise ends early, with the exit code it would have had. Anything else that keeps output from being written, such
 //! as a full disk, is said once, at once, and the program ends with exit code 1; work that goes to files goes on.
 
 use std::fmt;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 /// Whether somebody still reads what is written.
@@ -14,7 +16,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 pub enum Reader {
     /// As far as is known.
     There,
-    /// No: the pipe is closed. What is written is dropped.
+    /// No: the pipe or the terminal is closed. What is written is dropped.
     Gone,
     /// Unknown, for writing failed. What is written is dropped.
     Lost,
@@ -32,10 +34,31 @@ macro_rules! say {
     }};
 }
 
+/// Says a line on standard error: `eprintln!` that does not panic.
+#[macro_export]
+macro_rules! esay {
+    ($($words:tt)*) => {{
+        $crate::output::complain(format_args!("{}\n", format_args!($($words)*)));
+    }};
+}
+
+/// Writes to standard error. There is no other place to say that this failed.
+pub fn complain(text: fmt::Arguments<'_>) {
+    // As one piece: threads and processes that share the terminal do not cut it.
+    let _ = io::stderr().write_all(text.to_string().as_bytes());
+}
+
+/// The error of a terminal that hung up (EIO); of a file it would be a damaged disk.
+const HUNG_UP: i32 = 5;
+
+/// Whether standard output was a terminal when the first words were written: one that hung up no longer says so.
+static TERMINAL: OnceLock<bool> = OnceLock::new();
+
 /// Writes to standard output at once, unless nobody reads it.
 pub fn write(text: fmt::Arguments<'_>) -> Reader {
     match reader() {
         Reader::There => {
+            TERMINAL.get_or_init(|| io::stdout().is_terminal());
             let mut out = io::stdout().lock();
             wrote(out.write_fmt(text).and_then(|()| out.flush()))
         }
@@ -48,8 +71,9 @@ pub fn wrote(result: io::Result<()>) -> Reader {
     let reader = match result {
         Ok(()) => return Reader::There,
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Reader::Gone,
+        Err(error) if error.raw_os_error() == Some(HUNG_UP) && TERMINAL.get() == Some(&true) => Reader::Gone,
         Err(error) => {
-            eprintln!("error: writing to standard output: {error}");
+            crate::esay!("error: writing to standard output: {error}");
             Reader::Lost
         }
     };

@@ -1,39 +1,28 @@
-//! [`Saver`]: checkpoints written by a thread while training goes on.
+//! [`Saver`]: checkpoints written by a thread while training goes on, and offered to a mirror.
 
-use super::mirror::{self, mirror};
-use super::{CheckpointError, Retention, Saved, Snapshot, Store, verify};
-use std::path::{Path, PathBuf};
+use super::mirror::{Copied, CopyProgress, Mirror};
+use super::{CheckpointError, Keep, Retention, Saved, Snapshot, Store};
+use program::esay;
+use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// Writes one checkpoint at a time in the background. In memory it holds that one snapshot and one transposed
 /// matrix; call [`finish`](Saver::finish) before staging the next snapshot, and there is never a second one.
 pub struct Saver {
     store: Arc<Store>,
     retention: Retention,
-    mirror: Option<PathBuf>,
+    mirror: Option<Mirror>,
     in_flight: Option<JoinHandle<Result<Saved, CheckpointError>>>,
 }
 
 impl Saver {
-    /// A saver into a store, which is pruned after every checkpoint that has become durable. With a `mirror`, each one is
-    /// copied there afterwards, and the copies are pruned alike.
-    ///
-    /// # Errors
-    /// If the mirror is the store itself, or no folder can be made there.
-    pub fn new(
-        store: Store,
-        retention: Retention,
-        mirror: Option<PathBuf>,
-    ) -> Result<Saver, CheckpointError> {
-        if let Some(path) = &mirror {
-            store.disk.create_dir_all(path).map_err(CheckpointError::read("creating the folder", path))?;
-            let real = |path: &Path| path.canonicalize().map_err(CheckpointError::read("looking for", path));
-            if real(path)? == real(store.root())? {
-                return Err(CheckpointError::MirrorOfItself { path: path.clone() });
-            }
-        }
-        Ok(Saver { store: Arc::new(store), retention, mirror, in_flight: None })
+    /// A saver into a store, which is pruned after every checkpoint that has become durable. Each of those is offered to the
+    /// mirror, if there is one; nothing here waits for the copy but [`finish_copies`](Saver::finish_copies).
+    pub fn new(store: Store, retention: Retention, mirror: Option<Mirror>) -> Saver {
+        Saver { store: Arc::new(store), retention, mirror, in_flight: None }
     }
 
     /// Where it writes to.
@@ -47,18 +36,18 @@ impl Saver {
     /// If the one before failed: this one is then **not** started, and the caller decides whether to try again.
     pub fn save(&mut self, snapshot: Snapshot) -> Result<Option<Saved>, CheckpointError> {
         let before = self.finish()?;
-        let (store, retention, copies) = (Arc::clone(&self.store), self.retention, self.mirror.clone());
+        let (store, retention) = (Arc::clone(&self.store), self.retention);
+        let offers = self.mirror.as_ref().map(Mirror::offers);
         self.in_flight = Some(std::thread::spawn(move || {
             let mut saved = store.save(&snapshot)?;
+            let keep = snapshot.state.keep;
             drop(snapshot);
-            saved.removed = store.prune(retention)?;
-            // A drive that is full or away must not end the run: the checkpoint itself is safe, and the next one tries again.
-            saved.mirrored = copies.map(|root| {
-                verify(&saved.path)
-                    .and_then(|good| mirror(&good, &*store.disk, &root))
-                    .and_then(|copy| mirror::prune(&*store.disk, &root, retention).map(|()| copy))
-                    .map_err(|error| error.to_string())
+            // Offered first: from then on the mirror takes none that is older.
+            let spared = offers.map_or(Vec::new(), |offers| {
+                offers.offer(&saved.path, keep);
+                offers.spared()
             });
+            saved.removed = store.prune(retention, &spared)?;
             Ok(saved)
         }));
         Ok(before)
@@ -87,13 +76,41 @@ impl Saver {
             }
         }
     }
+
+    /// Has a checkpoint of the store copied that an earlier start may not have come to copy.
+    pub fn catch_up(&self, checkpoint: &Path, keep: Keep) {
+        if let Some(mirror) = &self.mirror {
+            mirror.offers().offer(checkpoint, keep);
+        }
+    }
+
+    /// What became of copies since the last call; never waits.
+    pub fn copies(&self) -> Vec<Copied> {
+        self.mirror.as_ref().map_or(Vec::new(), Mirror::became)
+    }
+
+    /// Waits for the copies, as [`Mirror::finish`], and removes what was kept for them. Call it behind
+    /// [`finish`](Saver::finish).
+    ///
+    /// # Errors
+    /// If removing fails.
+    pub fn finish_copies(
+        &mut self,
+        patience: Duration,
+        watch: impl FnMut(&CopyProgress) -> ControlFlow<&'static str>,
+    ) -> Result<(), CheckpointError> {
+        let Some(mirror) = &mut self.mirror else { return Ok(()) };
+        mirror.finish(patience, watch);
+        let spared = mirror.offers().spared();
+        self.store.prune(self.retention, &spared).map(drop)
+    }
 }
 
 impl Drop for Saver {
     /// A run that ends early still gets its last checkpoint, and hears of it if not.
     fn drop(&mut self) {
         if let Err(error) = self.finish() {
-            eprintln!("error: {error}");
+            esay!("error: {error}");
         }
     }
 }

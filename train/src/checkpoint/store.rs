@@ -2,17 +2,22 @@
 
 use super::manifest::{self, Hashing, Verified};
 use super::params::{params_file_bytes, params_of, read_params, write_params};
+use super::retention::superseded;
 use super::tensors::{TensorFile, file_bytes, write_tensors};
 use super::weights::{self, Weights};
-use super::{CheckpointError, FORMAT, Keep, Loaded, Manifest, OLDEST, Snapshot, State, files, verify};
+use super::{
+    CheckpointError, FORMAT, Keep, Loaded, Manifest, OLDEST, Retention, Snapshot, State, files, verify,
+};
 use crate::atomic::{self, AtomicDir, Disk, TEMPORARY};
+use crate::lock::{Held, Lock};
 use crate::schedule::Phase;
 use engine::{Host, Type};
 use model::config::Bearing;
 use model::{Config, Params};
+use program::esay;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,16 +27,7 @@ use std::time::{Duration, Instant};
 pub struct Store {
     pub(super) disk: Arc<dyn Disk>,
     root: PathBuf,
-    _lock: File,
-}
-
-/// Which checkpoints are kept. Ends of epochs and the newest one are always kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Retention {
-    /// The newest ones.
-    pub keep_last: usize,
-    /// Those of steps that are a multiple of this.
-    pub keep_every: Option<u64>,
+    _lock: Lock,
 }
 
 /// A checkpoint that was written.
@@ -47,8 +43,6 @@ pub struct Saved {
     pub took: Duration,
     /// Older checkpoints that were removed afterwards.
     pub removed: Vec<PathBuf>,
-    /// Where its copy is, or why there is none; nothing without a mirror.
-    pub mirrored: Option<Result<PathBuf, String>>,
 }
 
 /// The newest good checkpoint and what stands in front of it.
@@ -61,26 +55,20 @@ pub struct Latest {
 }
 
 /// Name of the lock that keeps two runs apart.
-const LOCK: &str = ".lock";
+pub(super) const LOCK: &str = ".lock";
 
 /// What is added to the name of a checkpoint that a run went back behind.
 const SET_ASIDE: &str = ".set-aside";
 
 impl Store {
-    /// Opens or creates the folder, locks it against other runs, and clears what a crash left behind.
+    /// Opens or creates the folder, locks it against other runs, and clears what a crash left behind. A folder that was
+    /// made for it goes with it if nothing was saved.
     ///
     /// # Errors
     /// If it cannot be written to, or another run has it open.
     pub fn open(disk: Arc<dyn Disk>, root: &Path) -> Result<Store, CheckpointError> {
-        disk.create_dir_all(root).map_err(CheckpointError::read("creating the folder", root))?;
-        let lock = root.join(LOCK);
-        let file = File::create(&lock).map_err(CheckpointError::read("creating", &lock))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(CheckpointError::InUse { path: root.into() }),
-            Err(TryLockError::Error(error)) => return Err(CheckpointError::read("locking", &lock)(error)),
-        }
-        let store = Store { disk, root: root.into(), _lock: file };
+        let lock = Lock::take(root, LOCK, Held::Refuse).map_err(CheckpointError::InUse)?;
+        let store = Store { disk, root: root.into(), _lock: lock };
         store.recover()?;
         Ok(store)
     }
@@ -103,16 +91,17 @@ impl Store {
         let step = snapshot.state.progress.step;
         let path = self.root.join(format!("step_{step:08}"));
         let bytes = self.write(snapshot, &path).map_err(CheckpointError::Write)?;
-        Ok(Saved { path, step, bytes, took: start.elapsed(), removed: Vec::new(), mirrored: None })
+        Ok(Saved { path, step, bytes, took: start.elapsed(), removed: Vec::new() })
     }
 
-    /// Removes checkpoints that `retention` does not keep, oldest first, and says which. Damaged ones are left for
-    /// a person to look at and do not count as kept.
+    /// Removes checkpoints that `retention` does not keep, oldest first, and says which; not those that are `spared`, of which
+    /// copies are made. Damaged ones are left for a person to look at and do not count as kept.
     ///
     /// # Errors
     /// If removing fails; what was not removed is still whole.
-    pub fn prune(&self, retention: Retention) -> Result<Vec<PathBuf>, CheckpointError> {
-        let removed = superseded(&self.root, retention)?;
+    pub fn prune(&self, retention: Retention, spared: &[PathBuf]) -> Result<Vec<PathBuf>, CheckpointError> {
+        let mut removed = superseded(&self.root, retention, |_| true)?;
+        removed.retain(|path| !spared.contains(path));
         for path in &removed {
             atomic::remove_dir(&*self.disk, path).map_err(CheckpointError::Write)?;
         }
@@ -151,7 +140,28 @@ impl Store {
         self.disk.sync_dir(&self.root).map_err(CheckpointError::read("syncing the folder", &self.root))
     }
 
-    /// Whether there is room for a checkpoint of so many bytes and a fifth more; asked before a run and before each save.
+    /// Whether there is room for a run that keeps up to `count` checkpoints of so many bytes at once, those that are there
+    /// among them; asked before its first step.
+    ///
+    /// # Errors
+    /// If there is not.
+    pub fn check_room_for_all(&self, count: u64, bytes: u64) -> Result<(), CheckpointError> {
+        let there = steps(&self.root)?.len() as u64;
+        let available = self.available()?;
+        // The next one is written before any is removed.
+        if available < count.saturating_sub(there).max(1) * bytes + bytes / 5 {
+            let (each_mib, available_mib) = (bytes.div_ceil(1 << 20), available >> 20);
+            let path = self.root.clone();
+            return Err(CheckpointError::NoRoomForAll { path, count, each_mib, there, available_mib });
+        }
+        Ok(())
+    }
+
+    fn available(&self) -> Result<u64, CheckpointError> {
+        self.disk.available(&self.root).map_err(CheckpointError::read("asking for free space in", &self.root))
+    }
+
+    /// Whether there is room for a checkpoint of so many bytes and a fifth more; asked before each save.
     ///
     /// # Errors
     /// If there is not.
@@ -232,42 +242,6 @@ pub(super) fn check_room(disk: &dyn Disk, folder: &Path, needed: u64) -> Result<
         return Err(CheckpointError::NoRoom { path: folder.into(), needed_mib, available_mib });
     }
     Ok(())
-}
-
-/// Checkpoints that `retention` does not keep, oldest first. The newest `keep_last` are counted without those that nothing
-/// goes back to: those that were taken among bad steps, and where the run was asked to stop. The newest one of the stable
-/// phase is kept as well: longer training goes on from there, not from weights whose rate has decayed. What the run has
-/// turned back from, which a mirror still holds, goes.
-pub(super) fn superseded(root: &Path, retention: Retention) -> Result<Vec<PathBuf>, CheckpointError> {
-    let mut good: Vec<_> =
-        steps(root)?.into_iter().filter_map(|(_, path)| Some((whole(&path)?, path))).collect();
-    let Some(newest) =
-        good.iter().map(|(state, _)| &state.progress).max_by_key(|progress| progress.age()).cloned()
-    else {
-        return Ok(Vec::new());
-    };
-    let (line, left): (Vec<_>, Vec<_>) =
-        good.drain(..).partition(|(state, _)| newest.continues(&state.progress));
-    let sound =
-        || line.iter().rev().map(|(state, _)| state).filter(|state| state.progress.watch.bad_in_a_row == 0);
-    let regular = || sound().filter(|state| state.keep != Keep::Stop);
-    let stable = |state: &&State| state.phase == Phase::Stable;
-    let stable = regular().find(stable).or_else(|| sound().find(stable)).map(|state| state.progress.step);
-    let oldest_kept = regular().nth(retention.keep_last.max(1) - 1).map(|state| state.progress.step);
-    let goes = |(state, path): (State, PathBuf)| {
-        let step = state.progress.step;
-        let kept = match state.keep {
-            _ if step == newest.step || Some(step) == stable => true,
-            Keep::Stop => false,
-            Keep::EpochEnd(_) => true,
-            Keep::Rolling => {
-                oldest_kept.is_none_or(|oldest| step >= oldest)
-                    || retention.keep_every.is_some_and(|every| step.is_multiple_of(every))
-            }
-        };
-        (!kept).then_some(path)
-    };
-    Ok(left.into_iter().map(|(_, path)| path).chain(line.into_iter().filter_map(goes)).collect())
 }
 
 /// All checkpoints of a folder, newest first, by a look that opens no weights: the state of those that have all their
@@ -405,7 +379,7 @@ pub fn load_weights(path: &Path, config: &Config) -> Result<Params<Host>, Checkp
     // Published models have no manifest, and there is nothing to compare them with.
     if path.join(files::MANIFEST).exists() {
         match verify(path) {
-            Err(changed @ CheckpointError::Changed { .. }) => eprintln!("note: {changed}"),
+            Err(changed @ CheckpointError::Changed { .. }) => esay!("note: {changed}"),
             verified => drop(verified?),
         }
     }
@@ -414,7 +388,7 @@ pub fn load_weights(path: &Path, config: &Config) -> Result<Params<Host>, Checkp
     let params = params_of(&weights, config)?;
     if let [first, more @ ..] = &weights.left_out()[..] {
         let more = if more.is_empty() { String::new() } else { format!(" and {} like it", more.len()) };
-        eprintln!("note: {}: `{first}`{more} left out: the configuration says them", file.display());
+        esay!("note: {}: `{first}`{more} left out: the configuration says them", file.display());
     }
     Ok(params)
 }

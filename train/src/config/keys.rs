@@ -107,8 +107,14 @@ pub const KEYS: &[Key] = &[
     key("checkpoint.every", Kind::Count, "steps between two checkpoints"),
     open("checkpoint.every_minutes", Kind::Real, "write one after so many minutes in any case"),
     key("checkpoint.keep_last", Kind::Count, "newest ones that are kept"),
+    key("checkpoint.keep_epochs", Kind::Count, "newest ends of epochs that are kept beside them"),
     open("checkpoint.keep_every", Kind::Count, "multiples of so many steps are kept for ever"),
     open("checkpoint.mirror", Kind::Text, "folder that each one is copied to, such as a mounted drive"),
+    open(
+        "checkpoint.mirror_every_minutes",
+        Kind::Real,
+        "from one copy to the next; auto: each one is copied",
+    ),
     open(
         "guard.spike_factor",
         Kind::Real,

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::position::Position;
+use crate::lock::LockError;
 
 /// The result of anything that reads or writes data.
 pub type Result<T> = std::result::Result<T, DataError>;
@@ -283,15 +284,8 @@ pub enum DataError {
         report: PathBuf,
     },
     /// Another process prepares the folder.
-    #[error(
-        "{folder} is being written by another process (id {holder}); wait for it to end, or choose another --out"
-    )]
-    Locked {
-        /// The folder.
-        folder: PathBuf,
-        /// The process.
-        holder: String,
-    },
+    #[error("{0}; wait for it to end, or choose another --out")]
+    Locked(#[from] LockError),
     /// A shard that cannot be written.
     #[error("shard {path} cannot be made: {reason}; leave the largest documents out with --max-file-bytes")]
     Shard {

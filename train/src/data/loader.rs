@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::config::BatchShape;
+use program::esay;
 
 use super::config::{Order, RowOptions};
 use super::dataset::{Dataset, Part};
@@ -234,7 +235,7 @@ impl Dataset {
                 break;
             }
         }
-        damage.try_iter().for_each(|said| eprintln!("warning: validation: {said}"));
+        damage.try_iter().for_each(|said| esay!("warning: validation: {said}"));
         let length = ids.len().next_multiple_of(size).min(batches * size);
         ids.resize(length, self.pad());
         segments.resize(length, PADDING);

@@ -11,7 +11,6 @@ mod error;
 mod feed;
 mod fim;
 mod loader;
-mod lock;
 mod manifest;
 mod pack;
 mod parallel;

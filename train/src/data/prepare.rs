@@ -15,10 +15,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::atomic::{RealDisk, write_file};
+use crate::lock::{Held, Lock};
 
 use super::bad::{BadLines, Tally};
 use super::error::{DataError, Result};
-use super::lock::{Held, Lock};
 use super::manifest::{
     self, DATASET_FILE, DatasetInfo, InputInfo, PROGRESS_FILE, Progress, Recipe, Skipped, Split,
     TOKENIZER_FILE,
@@ -31,6 +31,8 @@ use super::tokenizer::{self, END_OF_TEXT, FIM_PAD, Tokenizer};
 /// How many documents, and how many bytes of text, are worked on at a time.
 const BATCH_DOCUMENTS: usize = 1024;
 const BATCH_BYTES: u64 = 32 << 20;
+/// The name of the lock in the folder.
+const LOCK_FILE: &str = "prepare.lock";
 /// A row group, whose offsets have 31 bits, must be able to hold any document.
 const LARGEST_DOCUMENT: u64 = 1 << 30;
 /// A tokenizer is trained on about this many bytes: more text changes small vocabularies little.
@@ -151,7 +153,7 @@ pub fn prepare(
     progress: &mut dyn FnMut(PrepareProgress) -> ControlFlow<()>,
 ) -> Result<PrepareSummary> {
     check(options)?;
-    prepare_locked(options, &Lock::take(&options.out, Held::Refuse)?, progress)
+    prepare_locked(options, &lock(&options.out, Held::Refuse)?, progress)
 }
 
 fn check(options: &PrepareOptions) -> Result<()> {
@@ -177,6 +179,11 @@ fn check(options: &PrepareOptions) -> Result<()> {
         return refuse("--end-of-text", options.end_of_text.clone(), wanted);
     }
     Ok(())
+}
+
+/// Locks a folder for a preparation.
+pub(super) fn lock(folder: &Path, held: Held) -> Result<Lock> {
+    Ok(Lock::take(folder, LOCK_FILE, held)?)
 }
 
 /// [`prepare`] for who holds the folder's lock and has checked the options.

@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::lock::Held;
+
 use super::error::{DataError, Result};
-use super::lock::{Held, Lock};
 use super::manifest::{DATASET_FILE, FORMAT};
-use super::prepare::{PrepareOptions, PrepareProgress, PrepareSummary, TokenizerSource, prepare_locked};
+use super::prepare::{
+    PrepareOptions, PrepareProgress, PrepareSummary, TokenizerSource, lock, prepare_locked,
+};
 
 /// The vocabulary of the default tokenizer.
 const VOCABULARY: usize = 4096;
@@ -46,7 +49,7 @@ pub fn prepare_standard_library(
     if out.join(DATASET_FILE).is_file() {
         return Ok((out, None));
     }
-    let lock = Lock::take(&out, Held::Wait)?;
+    let lock = lock(&out, Held::Wait)?;
     if out.join(DATASET_FILE).is_file() {
         return Ok((out, None));
     }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-/// Floating point operations of large bf16 matmuls in a cycle of a v6e, 94 % of its peak at 1.75 GHz (V6E part A).
+/// Floating point operations of large bf16 matmuls in a cycle of a v6e, 94 % of its peak at 1.75 GHz.
 pub const FLOPS_PER_CYCLE: f64 = 493e3;
 
 /// Bytes of main memory in a cycle of a v6e.

@@ -16,6 +16,9 @@ pub enum Look {
     Silent,
 }
 
+/// Variables of processes that a notebook starts: Colab's and Jupyter's.
+const NOTEBOOKS: [&str; 2] = ["COLAB_RELEASE_TAG", "JPY_PARENT_PID"];
+
 /// Progress of one run on the screen.
 pub(super) struct Console {
     look: Look,
@@ -31,9 +34,10 @@ impl Look {
         }
     }
 
-    /// A bar if someone watches, lines for files and notebooks.
+    /// A bar if someone watches, lines for files and notebooks, of which some pretend to be terminals.
     pub fn of_stdout() -> Look {
-        if std::io::stdout().is_terminal() && std::io::stderr().is_terminal() {
+        let notebook = NOTEBOOKS.iter().any(|name| std::env::var_os(name).is_some());
+        if std::io::stdout().is_terminal() && std::io::stderr().is_terminal() && !notebook {
             Look::Bar
         } else {
             Look::Lines
@@ -68,6 +72,10 @@ impl Console {
             Look::Lines => say!("{text}"),
             Look::Silent => {}
         }
+    }
+
+    pub(super) fn go_back(&self, step: u64) {
+        self.bar.set_position(step);
     }
 
     pub(super) fn finish(&self) {
@@ -119,7 +127,7 @@ fn short(x: f64) -> String {
 }
 
 /// The two largest units: `59s`, `3m12s`, `26h04m`, `13d02h`.
-fn duration(seconds: f64) -> String {
+pub(crate) fn duration(seconds: f64) -> String {
     if !seconds.is_finite() {
         return "unknown".into();
     }

@@ -3,41 +3,25 @@
 //! Sources: tensorflow/core/lib/io/record_writer.cc (framing, mask), tensorflow/core/util/event.proto and
 //! tensorflow/core/framework/summary.proto (field numbers).
 
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// An event file open for appending.
-pub struct EventWriter {
-    file: File,
+/// The event file in `folder` of a run that is at `step`, and what it begins with. TensorBoard is told to forget what older
+/// files say of later steps.
+pub fn event_file(folder: &Path, step: u64) -> (PathBuf, Vec<u8>) {
+    let now = now();
+    // TensorBoard reads files in the order of their names and finds them by the word `tfevents`.
+    let name = format!("events.out.tfevents.{:010}.{}.{step}", now as u64, std::process::id());
+    let mut head = record(&version_event(now));
+    if step > 0 {
+        head.extend(record(&restart_event(now, step + 1)));
+    }
+    (folder.join(name), head)
 }
 
-impl EventWriter {
-    /// A new file for a run that is at `step`. TensorBoard is told to forget what older files say of later steps.
-    ///
-    /// # Errors
-    /// If the folder or the file cannot be made.
-    pub fn create(folder: &Path, step: u64) -> io::Result<EventWriter> {
-        fs::create_dir_all(folder)?;
-        let now = now();
-        // TensorBoard reads files in the order of their names and finds them by the word `tfevents`.
-        let name = format!("events.out.tfevents.{:010}.{}.{step}", now as u64, std::process::id());
-        let mut file = File::create(folder.join(name))?;
-        file.write_all(&record(&version_event(now)))?;
-        if step > 0 {
-            file.write_all(&record(&restart_event(now, step + 1)))?;
-        }
-        Ok(EventWriter { file })
-    }
-
-    /// Appends scalars of a step.
-    ///
-    /// # Errors
-    /// If writing fails.
-    pub fn scalars(&mut self, step: u64, scalars: &[(&str, f64)]) -> io::Result<()> {
-        self.file.write_all(&record(&scalar_event(now(), step, scalars)))
-    }
+/// The record of scalars of a step.
+pub fn scalars(step: u64, scalars: &[(&str, f64)]) -> Vec<u8> {
+    record(&scalar_event(now(), step, scalars))
 }
 
 fn now() -> f64 {

@@ -1,4 +1,4 @@
-//! The backward pass (SPEC 8.1): the scores are computed again, tile by tile. A task takes a run of a sequence's queries and
+//! The backward pass ([`gradients`](crate::gradients)): the scores are computed again, tile by tile. A task takes a run of a sequence's queries and
 //! all heads of a group, and sums the cotangents of the keys and values it sees for itself; what the runs give is added in
 //! their order, so no result depends on the threads.
 

@@ -1,0 +1,81 @@
+//! Which checkpoints a run keeps, and how many that can be at once.
+
+use super::store::{steps, whole};
+use super::{CheckpointError, Keep, State};
+use crate::config::{Checkpoints, RunConfig, ScheduleKind};
+use crate::schedule::Phase;
+use std::path::{Path, PathBuf};
+
+/// Which checkpoints are kept. The newest one of the stable phase always is: longer training goes on from there, not from
+/// weights whose rate has decayed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// The newest ones.
+    pub keep_last: usize,
+    /// The newest ends of epochs.
+    pub keep_epochs: usize,
+    /// Those of steps that are a multiple of this.
+    pub keep_every: Option<u64>,
+}
+
+impl Retention {
+    /// What a configuration says.
+    pub fn of(config: &Checkpoints) -> Retention {
+        let Checkpoints { keep_last, keep_epochs, keep_every, .. } = *config;
+        Retention { keep_last, keep_epochs, keep_every }
+    }
+}
+
+/// The most checkpoints that lie in a run's folder at once, if it ends at `steps`: those that are kept, the one being written,
+/// and the one being copied to a mirror.
+pub fn most_at_once(run: &RunConfig, steps: u64, epoch_tokens: u64) -> u64 {
+    let config = &run.checkpoint;
+    let kept = Retention::of(config);
+    let by_steps = steps.div_ceil(config.every);
+    let rolling = match config.every_minutes {
+        Some(_) => kept.keep_last as u64,
+        None => by_steps.min(kept.keep_last as u64),
+    };
+    let epochs = (steps * run.batch.tokens() / epoch_tokens.max(1)).min(kept.keep_epochs as u64);
+    let multiples = kept.keep_every.map_or(0, |every| steps / every);
+    // It outlives the rolling ones of the decay, if there is one before the end.
+    let stable = u64::from(run.schedule.kind == ScheduleKind::Wsd && steps > config.every);
+    rolling + epochs + multiples + stable + 1 + u64::from(config.mirror.is_some())
+}
+
+/// Checkpoints of a folder that `retention` does not keep, oldest first, among those that are `ours`. The newest `keep_last`
+/// and `keep_epochs` are counted without those that nothing goes back to: those that were taken among bad steps, and where
+/// the run was asked to stop. What the run has turned back from, which a mirror still holds, goes.
+pub(super) fn superseded(
+    root: &Path,
+    retention: Retention,
+    ours: impl Fn(&State) -> bool,
+) -> Result<Vec<PathBuf>, CheckpointError> {
+    let whole = steps(root)?.into_iter().filter_map(|(_, path)| Some((whole(&path)?, path)));
+    let good: Vec<_> = whole.filter(|(state, _)| ours(state)).collect();
+    let progress = good.iter().map(|(state, _)| &state.progress);
+    let Some(newest) = progress.max_by_key(|progress| progress.age()).cloned() else {
+        return Ok(Vec::new());
+    };
+    let (line, left): (Vec<_>, Vec<_>) =
+        good.into_iter().partition(|(state, _)| newest.continues(&state.progress));
+    let states = || line.iter().rev().map(|(state, _)| state);
+    let sound = || states().filter(|state| state.progress.watch.bad_in_a_row == 0);
+    let regular = || sound().filter(|state| state.keep != Keep::Stop);
+    let stable = |state: &&State| state.phase == Phase::Stable;
+    let stable = regular().find(stable).or_else(|| sound().find(stable)).map(|state| state.progress.step);
+    let oldest_kept = regular().nth(retention.keep_last.max(1) - 1).map(|state| state.progress.step);
+    let ends = regular().filter(|state| matches!(state.keep, Keep::EpochEnd(_)));
+    let epochs: Vec<u64> = ends.take(retention.keep_epochs).map(|state| state.progress.step).collect();
+    let goes = |(state, path): (State, PathBuf)| {
+        let step = state.progress.step;
+        let kept = step == newest.step
+            || Some(step) == stable
+            || state.keep != Keep::Stop
+                && (oldest_kept.is_none_or(|oldest| step >= oldest)
+                    || retention.keep_every.is_some_and(|every| step.is_multiple_of(every))
+                    || epochs.contains(&step));
+        (!kept).then_some(path)
+    };
+    Ok(left.into_iter().map(|(_, path)| path).chain(line.into_iter().filter_map(goes)).collect())
+}
