@@ -12,7 +12,7 @@ fn bench() -> Bench {
 }
 
 fn newest(bench: &Bench, out: &str) -> u64 {
-    latest_good(&bench.path(&format!("{out}/checkpoints"))).unwrap().good.unwrap().state().step
+    latest_good(&bench.path(&format!("{out}/checkpoints"))).unwrap().good.unwrap().state().progress.step
 }
 
 /// Runs a command through a shell that sets something up first.

@@ -30,7 +30,7 @@ fn a_mirror_that_hangs_holds_neither_checkpoints_nor_a_signal_up() {
     started.signal(&["-TERM"]);
     started.wait_for("copying    run/checkpoints/step_00000004, 0 %");
     // All is saved by now; what is left is the wait.
-    let newest = latest_good(&bench.path("run/checkpoints")).unwrap().good.unwrap().state().step;
+    let newest = latest_good(&bench.path("run/checkpoints")).unwrap().good.unwrap().state().progress.step;
     started.signal(&["-TERM"]);
     let (code, said, _) = started.end();
     assert_eq!(code, Some(75), "{said}");
@@ -54,7 +54,7 @@ fn a_mirror_that_hangs_holds_neither_checkpoints_nor_a_signal_up() {
     let _ = fs::remove_dir_all(bench.path("drive"));
     let said = bench.succeed("run", &args);
     let copied = latest_good(&bench.path("drive")).unwrap().good.unwrap();
-    assert_eq!(copied.state().step, newest + 4, "{said}");
+    assert_eq!(copied.state().progress.step, newest + 4, "{said}");
     assert!(bench.path("drive/records/metrics.jsonl").exists());
 }
 

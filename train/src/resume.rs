@@ -458,11 +458,19 @@ fn unused(folder: &Path) -> PathBuf {
 /// Says in folder and mirror whose they are, and writes the settings down: what they are now, and since when.
 pub(crate) fn claim(out: &Path, world: &World, beginning: &Beginning, resolved: &Resolved) -> Result<()> {
     let disk = &*world.disk;
-    for folder in [Some(out), resolved.run.checkpoint.mirror.as_deref()].into_iter().flatten() {
+    let write = |folder: &Path| -> Result<()> {
         if Identity::read(folder)?.as_ref() != Some(&beginning.identity) {
             let path = folder.join(identity::FILE);
             beginning.identity.write(disk, folder).with_context(|| format!("writing {}", path.display()))?;
         }
+        Ok(())
+    };
+    write(out)?;
+    // Best effort, as all that goes to a mirror; its copies say whose they are, too.
+    if let Some(mirror) = &resolved.run.checkpoint.mirror
+        && let Err(error) = write(mirror)
+    {
+        world.look.say(format_args!("mirror   its owner is not written down: {error:#}"));
     }
     let text = resolved.to_toml();
     let since = beginning.settings.last().map_or(0, |era| era.from);
