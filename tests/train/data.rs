@@ -383,7 +383,7 @@ fn whole_rows_come_in_file_order_or_in_a_permutation_that_changes_with_the_epoch
     write_parquet(&dir.path().join("rows.parquet"), &groups);
     let dataset = open(dir.path());
     let read = |order: Order| -> Vec<i32> {
-        let options = rows(Packing::None, order, 0.5);
+        let options = rows(Packing::None, order, 0.0);
         let mut loader = Loader::start(dataset.clone(), options, Position::default()).expect("start");
         (0..600).map(|_| loader.next_batch(1, 1).expect("row").ids[0] / 16).collect()
     };
@@ -590,7 +590,7 @@ fn a_damaged_row_group_is_left_out_and_moves_no_other() {
     assert!(before.len() > 3 && before.keys().eq(after.keys()));
     let changed = before.iter().filter(|(window, rows)| after[window] != **rows).count();
     assert_eq!(changed, 1, "every row of every other window is at its place");
-    let said: Vec<String> = loader.damage().collect();
+    let said: Vec<String> = loader.notes().collect();
     assert!(said.len() == 1 && said[0].contains("part-1.parquet, row group 0"), "{said:?}");
     let strict = RowOptions { max_bad_row_groups: 0, ..options.clone() };
     let mut loader = Loader::start(dataset, strict, Position::default()).expect("start");

@@ -6,4 +6,5 @@ mod checkpoint;
 mod data;
 mod fuzzed;
 mod mirror;
+mod rows;
 mod step;

@@ -63,7 +63,7 @@ pub struct Data {
     pub path: Option<PathBuf>,
     /// Another order of documents in each epoch, or that of the files.
     pub shuffle: Order,
-    /// Part of the documents that become fill-in-the-middle examples.
+    /// Part of the documents' pieces, each what one row has of a document, that become fill-in-the-middle examples.
     pub fim_rate: f64,
     /// Part of those in suffix-prefix-middle order.
     pub fim_spm: f64,

@@ -370,7 +370,7 @@ impl Session {
                 *clock = Clock::start(self.next, Instant::now());
             }
             let ready = self.loader.ready(self.run.batch.rows(), PATIENCE);
-            self.loader.damage().for_each(|said| recorder.say(&said));
+            self.loader.notes().for_each(|said| recorder.say(&said));
             if self.stop.requested() || ready.is_err() {
                 self.read(in_flight.take(), recorder, clock)?;
                 if self.unsaved {

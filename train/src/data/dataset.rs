@@ -172,6 +172,11 @@ impl Dataset {
     pub(super) fn complete_rows(&self) -> Option<&Path> {
         self.shards.iter().find(|s| s.has_labels()).map(|s| s.path.as_path())
     }
+
+    /// A file whose rows say more of their tokens than the ids.
+    pub(super) fn rows_of_training(&self) -> Option<&Path> {
+        self.shards.iter().find(|s| s.has_labels() || s.has_segments()).map(|s| s.path.as_path())
+    }
 }
 
 fn check_format(folder: &Path, info: &DatasetInfo, vocabulary: usize) -> Result<()> {

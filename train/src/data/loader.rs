@@ -58,7 +58,7 @@ pub struct Loader {
     seq: usize,
     position: Position,
     bad_row_groups: Arc<AtomicUsize>,
-    damage: Receiver<String>,
+    notes: Receiver<String>,
     /// Rows to pass over in the first block.
     skip: u64,
 }
@@ -82,7 +82,7 @@ impl Loader {
         let begin = Position { rows: position.rows.saturating_sub(position.row), ..position };
         let mut feed = Feed::new(dataset, Part::Train, options, begin)?;
         let bad_row_groups = feed.bad_row_groups();
-        let damage = feed.report_damage();
+        let notes = feed.notes();
         let (sender, blocks) = sync_channel(BLOCKS_AHEAD);
         let work = move || {
             loop {
@@ -107,7 +107,7 @@ impl Loader {
             seq,
             position,
             bad_row_groups,
-            damage,
+            notes,
             skip: position.row,
         })
     }
@@ -154,9 +154,10 @@ impl Loader {
         self.bad_row_groups.load(Ordering::Relaxed)
     }
 
-    /// What was found damaged and left out since the last call, a sentence each.
-    pub fn damage(&self) -> impl Iterator<Item = String> {
-        self.damage.try_iter()
+    /// What a person should know of the rows made since the last call, a sentence each: what was found damaged and left out,
+    /// and what FIM does with them.
+    pub fn notes(&self) -> impl Iterator<Item = String> {
+        self.notes.try_iter()
     }
 
     /// Copies the next row and returns where it was.
@@ -224,7 +225,7 @@ impl Dataset {
         let packing = if options.packing == Packing::None { Packing::None } else { Packing::Sequential };
         let options = RowOptions { packing, order: Order::Files, fim_rate: 0.0, ..options.clone() };
         let mut feed = Feed::new(self.clone(), Part::Validation, options, Position::default())?;
-        let damage = feed.report_damage();
+        let notes = feed.notes();
         let size = shape.rows() * shape.seq;
         let (mut ids, mut segments) = (Vec::new(), Vec::new());
         while ids.len() < batches * size {
@@ -235,7 +236,7 @@ impl Dataset {
                 break;
             }
         }
-        damage.try_iter().for_each(|said| esay!("warning: validation: {said}"));
+        notes.try_iter().for_each(|said| esay!("warning: validation: {said}"));
         let length = ids.len().next_multiple_of(size).min(batches * size);
         ids.resize(length, self.pad());
         segments.resize(length, PADDING);
