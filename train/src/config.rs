@@ -275,9 +275,9 @@ pub enum RunConfigError {
     Model(model::ConfigError),
     /// Not one step's worth of data.
     #[error(
-        "the data has {tokens} tokens over all epochs, but one step takes {per_step}; lower batch.micro, batch.accumulation or batch.seq, or prepare more data"
+        "the data has {rows} rows ({tokens} tokens) over all epochs, but one step takes {per_step}; lower batch.micro, batch.accumulation or batch.seq, prepare more data, or set steps to go through it more often"
     )]
-    TooLittleData { tokens: u64, per_step: u64 },
+    TooLittleData { rows: u64, tokens: u64, per_step: u64 },
 }
 
 impl From<model::ConfigError> for RunConfigError {

@@ -9,11 +9,11 @@ use crate::cli::Cli;
 use crate::clock::Clock;
 use crate::config::{Resolved, RunConfig, ScheduleKind};
 use crate::data::{
-    Batch, DataError, Dataset, Loader, Position, PrepareProgress, TOKENIZER_FILE, prepare_standard_library,
+    Batch, DataError, Dataset, EpochSize, Loader, Position, PrepareProgress, TOKENIZER_FILE, prepare_standard_library,
 };
 use crate::device::{CodeGeneration, Device, Preparation};
 use crate::forecast::{Forecast, group};
-use crate::metrics::{self, BadStep, Look, LossSums, Recorder, peak};
+use crate::metrics::{self, BadStep, Held, Look, LossSums, Recorder, peak};
 use crate::replay::{self, replay};
 use crate::resume::{CHECKPOINTS, check_same_data, going_on, hashes, longer, resume_point, start_state};
 use crate::scaling::{Facts, Plan, plan};
@@ -99,7 +99,7 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
     let rows = run.data.rows(run.batch.seq, run.seed);
     let size = dataset.epoch_size(&rows);
     let parameters = ParamCounts::of(&run.model).total() as u64;
-    let mut plan = plan(&mut resolved, Facts { parameters, train_tokens: size.tokens })?;
+    let mut plan = plan(&mut resolved, Facts { parameters, epoch: size })?;
     let mut run = resolved.run.clone();
 
     say!(
@@ -108,12 +108,7 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
         run.model.num_hidden_layers,
         run.model.hidden_size
     );
-    say!(
-        "data     {}: {} documents, {} tokens an epoch",
-        folder.display(),
-        group(size.documents),
-        group(size.tokens)
-    );
+    say!("data     {}: {size}", folder.display());
     for note in dataset.tokenizer().iter().flat_map(|tokenizer| tokenizer.notes()) {
         say!("data     tokenizer.json: {note}");
     }
@@ -194,7 +189,7 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
     let (store, mirror) = folders.expect("taken above, for a run that writes");
     let length = tokenizer.as_ref().map_or(0, |bytes| bytes.len() as u64);
     let optimizer = optimizer_tensors(&specs(&run.model), run.optimizer.first_moment.dtype());
-    let most = most_at_once(&run, plan.steps, size.tokens);
+    let most = most_at_once(&run, plan.steps, size.rows);
     store.check_room_for_all(most, checkpoint_bytes(&run.model, &optimizer, length))?;
     fetch_records(mirror.as_ref(), found.as_ref(), &cli.out);
     write_config(&cli.out, &resolved)?;
@@ -205,6 +200,7 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
         next: at.step,
         watch: at.watch,
         losses: LossSums::default(),
+        held: Held::default(),
         state,
         tokenizer,
         saver: Saver::new(store, Retention::of(&run.checkpoint), mirror),
@@ -263,18 +259,18 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
 /// What the run would take, on one screen. There is nothing to save: a signal ends it at once, in the compiler too.
 fn forecast(cli: &Cli, mut resolved: Resolved) -> Result<Outcome> {
     let run = &resolved.run;
-    let train_tokens = match cli.tokens {
-        Some(tokens) => tokens,
+    let epoch = match cli.tokens {
+        Some(tokens) => EpochSize::of_tokens(tokens, run.batch.seq),
         None => {
             let folder = data_folder(run, &Stop::manual())?;
             let dataset = Dataset::open(&folder, run.model.num_tokens, run.data.validation_fraction)
                 .with_context(|| format!("opening the data in {}; or give --tokens", folder.display()))?;
-            dataset.epoch_size(&run.data.rows(run.batch.seq, run.seed)).tokens
+            dataset.epoch_size(&run.data.rows(run.batch.seq, run.seed))
         }
     };
     let parameters = ParamCounts::of(&run.model).total() as u64;
-    let plan = plan(&mut resolved, Facts { parameters, train_tokens })?;
-    let forecast = Forecast::of(&resolved.run, plan.steps, train_tokens)?;
+    let plan = plan(&mut resolved, Facts { parameters, epoch })?;
+    let forecast = Forecast::of(&resolved.run, plan.steps, epoch)?;
     match cli.json {
         true => say!("{}", serde_json::to_string_pretty(&forecast)?),
         false => {
@@ -305,6 +301,7 @@ struct Session {
     watch: Watch,
     /// Of the steps since the last record.
     losses: LossSums,
+    held: Held,
     /// The position behind the newest step whose metrics were read.
     read_to: Position,
     /// The step of the checkpoint that the state came from.
@@ -324,6 +321,9 @@ struct InFlight {
     largest_norm: f32,
     /// Steps done, this one included.
     done: u64,
+    /// Tokens seen with it.
+    tokens_seen: u64,
+    held: Held,
     position: Position,
     position_after: Position,
 }
@@ -422,21 +422,30 @@ impl Session {
         let inputs = StepInputs { learning_rate, largest_norm, step: self.next, seed: self.run.seed };
         let metrics = self.state.step(&self.device, &self.step, batch, inputs)?;
         self.next += 1;
-        self.tokens_seen += self.run.batch.tokens();
+        let held = Held::of(batch);
+        self.tokens_seen += held.targets;
         self.unsaved = true;
-        let (position, position_after) = (batch.position, batch.position_after);
-        Ok(InFlight { metrics, learning_rate, largest_norm, done: self.next, position, position_after })
+        Ok(InFlight {
+            metrics,
+            learning_rate,
+            largest_norm,
+            done: self.next,
+            tokens_seen: self.tokens_seen,
+            held,
+            position: batch.position,
+            position_after: batch.position_after,
+        })
     }
 
     /// Reads a step's metrics, watches for steps without an update, and records every `log.every`-th step.
     fn read(&mut self, step: Option<InFlight>, recorder: &mut Recorder, clock: &mut Clock) -> Result<()> {
-        let Some(InFlight { metrics, learning_rate, largest_norm, done, position, position_after }) = step
-        else {
-            return Ok(());
-        };
+        let Some(step) = step else { return Ok(()) };
+        let InFlight { metrics, learning_rate, largest_norm, done, tokens_seen, held, position, position_after } =
+            step;
         let [loss, next, second, gradient_norm, applied, targets, second_targets] = metrics.read()?;
         clock.read(done, self.next, Instant::now());
         self.read_to = position_after;
+        self.held.add(held);
         if applied == 0.0 {
             self.watch.thrown_away();
             let largest_norm = f64::from(largest_norm);
@@ -454,8 +463,9 @@ impl Session {
         }
         if done.is_multiple_of(self.run.log.every) || done == self.plan.steps {
             let (loss, mtp_loss) = self.losses.take();
-            let tokens_per_second = clock.steps_per_second() * self.run.batch.tokens() as f64;
-            let left = (self.plan.steps - done) as f64 * self.run.batch.tokens() as f64;
+            let steps_per_second = clock.steps_per_second();
+            let held = std::mem::take(&mut self.held);
+            let tokens_per_second = steps_per_second * held.targets_a_step();
             let flops = flops_per_token(&self.run.model, self.run.batch.seq);
             let peak = peak::peak_flops(self.device.kind(), self.run.model.dtype);
             recorder.train(metrics::Train {
@@ -464,11 +474,12 @@ impl Session {
                 mtp_loss: (self.run.model.mtp_num_tokens > 0).then_some(mtp_loss),
                 learning_rate,
                 gradient_norm,
-                tokens_seen: self.tokens_seen - (self.next - done) * self.run.batch.tokens(),
+                tokens_seen,
                 tokens_per_second,
+                padding: held.share_of_padding(),
                 mfu: peak::mfu(tokens_per_second, flops, peak, 1),
                 skipped: self.watch.skipped,
-                eta_seconds: left / tokens_per_second,
+                eta_seconds: (self.plan.steps - done) as f64 / steps_per_second,
             });
         }
         Ok(())
@@ -534,6 +545,7 @@ impl Session {
         self.watch = from.state.watch;
         self.watch.skipped = skipped;
         self.losses = LossSums::default();
+        self.held = Held::default();
         self.failed_at = self.failed_at.max(last);
         let rows = self.run.data.rows(self.run.batch.seq, self.run.seed);
         self.loader = Loader::start(Arc::clone(&self.dataset), rows, self.read_to)?;

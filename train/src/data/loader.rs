@@ -1,6 +1,7 @@
 //! Batches for training and validation.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::BatchShape;
 use program::esay;
+use crate::forecast::group;
 
 use super::config::{Order, RowOptions};
 use super::dataset::{Dataset, Part};
@@ -35,16 +37,58 @@ pub struct Batch {
     pub position_after: Position,
 }
 
+impl Batch {
+    /// Tokens that are predicted from those before them in the same document: all but the first of each piece of a row.
+    pub fn targets(&self) -> u64 {
+        let of_row = |row: &[i32]| row.windows(2).filter(|pair| pair[0] == pair[1] && pair[0] >= 0).count();
+        self.segments.chunks(self.shape.seq).map(of_row).sum::<usize>() as u64
+    }
+
+    /// Places that hold no token.
+    pub fn padding(&self) -> u64 {
+        self.segments.iter().filter(|segment| **segment < 0).count() as u64
+    }
+}
+
 /// How much there is in one epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EpochSize {
-    /// Documents, exactly.
-    pub documents: u64,
+    /// Documents, exactly; none for data that are not here.
+    pub documents: Option<u64>,
     /// Training tokens: exact without FIM and with documents that do not end in an end-of-text token already; otherwise an
-    /// upper estimate, because a cut document takes three marks and a few tokens at the cuts more.
+    /// upper estimate, because a rearranged piece has four marks and a few tokens at the cuts more.
     pub tokens: u64,
-    /// Rows: at most one row a block more than there are, because the number of blocks depends on the shuffle.
+    /// Rows: exact with [`Packing::None`]; otherwise at most one row a block more than there are, because the number of blocks
+    /// depends on the shuffle.
     pub rows: u64,
+    /// Places of a row.
+    pub seq: usize,
+}
+
+impl EpochSize {
+    /// So many tokens of data that are not here, in rows without padding.
+    pub fn of_tokens(tokens: u64, seq: usize) -> Self {
+        Self { documents: None, tokens, rows: tokens.div_ceil(seq as u64), seq }
+    }
+
+    /// Part of the places in its rows that holds no token.
+    pub fn padding(&self) -> f64 {
+        let places = self.rows as f64 * self.seq as f64;
+        if places > 0.0 { (1.0 - self.tokens as f64 / places).max(0.0) } else { 0.0 }
+    }
+}
+
+impl fmt::Display for EpochSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(documents) = self.documents {
+            write!(f, "{} documents, ", group(documents))?;
+        }
+        write!(f, "{} tokens an epoch in {} rows of {}", group(self.tokens), group(self.rows), self.seq)?;
+        match 100.0 * self.padding() {
+            percent if percent >= 1.0 => write!(f, ", {percent:.1} % padding"),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Rows made by a background thread, in an order that is a pure function of the options.
@@ -202,14 +246,16 @@ impl Dataset {
         let documents: u64 = chunks.iter().map(|c| c.len()).sum();
         let stored: u64 = chunks.iter().map(|c| c.tokens).sum();
         if options.packing == Packing::None {
-            return EpochSize { documents, tokens: stored, rows: documents };
+            return EpochSize { documents: Some(documents), tokens: stored, rows: documents, seq: options.seq };
         }
-        let marks = 6.0 * options.fim_rate * documents as f64;
+        let pieces = documents + stored / options.seq as u64;
+        let marks = 6.0 * options.fim_rate * pieces as f64;
         let tokens = stored + documents + marks as u64;
         // Two neighbouring windows hold more than one window's tokens together.
         let windows = 2 * tokens / options.window_tokens + 1;
         let blocks = tokens / options.block_tokens() + windows;
-        EpochSize { documents, tokens, rows: tokens / options.seq as u64 + blocks }
+        let rows = tokens / options.seq as u64 + blocks;
+        EpochSize { documents: Some(documents), tokens, rows, seq: options.seq }
     }
 
     /// The first rows of the validation split, in file order, without FIM: up to `batches` batches, the last one filled with
