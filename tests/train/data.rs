@@ -486,7 +486,16 @@ fn the_last_rows_are_held_out_where_there_is_no_validation_split() {
     let options = rows(Packing::Sequential, Order::Files, 0.0);
     assert_eq!(dataset.epoch_size(&options).documents, Some(380));
     let held = dataset.validation(&options, 1, 1, 1000).expect("rows");
-    assert_eq!(held[0].ids[0], documents[380][0]);
+    let mut found: Vec<i32> = held
+        .iter()
+        .flat_map(|row| row.ids.iter().zip(&row.segments))
+        .filter(|(id, segment)| **segment != PADDING && **id != EOS)
+        .map(|(id, _)| *id)
+        .collect();
+    found.sort_unstable();
+    assert_eq!(found, documents[380..].concat());
+    let said = dataset.held_out();
+    assert_eq!(said, "the last 20 of 400 documents (data.validation_fraction = 0.05)");
 }
 
 // Bad input.

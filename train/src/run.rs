@@ -9,7 +9,8 @@ use crate::cli::Cli;
 use crate::clock::Clock;
 use crate::config::{Resolved, RunConfig, ScheduleKind};
 use crate::data::{
-    Batch, DataError, Dataset, EpochSize, Loader, Position, PrepareProgress, TOKENIZER_FILE, prepare_standard_library,
+    Batch, DataError, Dataset, EpochSize, Loader, Position, PrepareProgress, TOKENIZER_FILE,
+    prepare_standard_library,
 };
 use crate::device::{CodeGeneration, Device, Preparation};
 use crate::forecast::{Forecast, group};
@@ -440,8 +441,16 @@ impl Session {
     /// Reads a step's metrics, watches for steps without an update, and records every `log.every`-th step.
     fn read(&mut self, step: Option<InFlight>, recorder: &mut Recorder, clock: &mut Clock) -> Result<()> {
         let Some(step) = step else { return Ok(()) };
-        let InFlight { metrics, learning_rate, largest_norm, done, tokens_seen, held, position, position_after } =
-            step;
+        let InFlight {
+            metrics,
+            learning_rate,
+            largest_norm,
+            done,
+            tokens_seen,
+            held,
+            position,
+            position_after,
+        } = step;
         let [loss, next, second, gradient_norm, applied, targets, second_targets] = metrics.read()?;
         clock.read(done, self.next, Instant::now());
         self.read_to = position_after;

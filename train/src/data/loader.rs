@@ -22,6 +22,9 @@ use super::position::Position;
 /// Finished blocks that wait for the consumer: about 8 MiB each.
 const BLOCKS_AHEAD: usize = 2;
 
+/// Documents to validate on are drawn from row groups with at most so many tokens: 256 MiB in memory.
+const VALIDATION_TOKENS: u64 = 1 << 26;
+
 /// The rows of one step, `[accumulation, micro, seq]` in row-major order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
@@ -246,7 +249,12 @@ impl Dataset {
         let documents: u64 = chunks.iter().map(|c| c.len()).sum();
         let stored: u64 = chunks.iter().map(|c| c.tokens).sum();
         if options.packing == Packing::None {
-            return EpochSize { documents: Some(documents), tokens: stored, rows: documents, seq: options.seq };
+            return EpochSize {
+                documents: Some(documents),
+                tokens: stored,
+                rows: documents,
+                seq: options.seq,
+            };
         }
         let pieces = documents + stored / options.seq as u64;
         let marks = 6.0 * options.fim_rate * pieces as f64;
@@ -258,8 +266,15 @@ impl Dataset {
         EpochSize { documents: Some(documents), tokens, rows, seq: options.seq }
     }
 
-    /// The first rows of the validation split, in file order, without FIM: up to `batches` batches, the last one filled with
-    /// padding. They are the same at every call.
+    /// Rows of the validation split without FIM: up to `batches` batches, the last one filled with padding, of documents drawn
+    /// from all of it. They are the same for every run on these data: the draws follow from the data alone. None if no row
+    /// has a target.
+    ///
+    /// Row groups are drawn first, up to 2^26 tokens of them, and then documents from these, so that a large split need not be
+    /// read whole.
+    ///
+    /// # Errors
+    /// If the split cannot be read.
     pub fn validation(
         self: &Arc<Self>,
         options: &RowOptions,
@@ -269,13 +284,25 @@ impl Dataset {
     ) -> Result<Vec<Batch>> {
         let shape = BatchShape { accumulation, micro, seq: options.seq };
         let packing = if options.packing == Packing::None { Packing::None } else { Packing::Sequential };
-        let options = RowOptions { packing, order: Order::Files, fim_rate: 0.0, ..options.clone() };
+        let options = RowOptions {
+            packing,
+            order: Order::Shuffled,
+            seed: self.mark(),
+            fim_rate: 0.0,
+            window_tokens: VALIDATION_TOKENS,
+            ..options.clone()
+        };
         let mut feed = Feed::new(self.clone(), Part::Validation, options, Position::default())?;
         let notes = feed.notes();
         let size = shape.rows() * shape.seq;
         let (mut ids, mut segments) = (Vec::new(), Vec::new());
         while ids.len() < batches * size {
-            let block = feed.next_block()?;
+            let block = match feed.next_block() {
+                Ok(block) => block,
+                // Empty documents.
+                Err(DataError::NoRows { .. }) => break,
+                Err(error) => return Err(error),
+            };
             ids.extend(block.rows.ids);
             segments.extend(block.rows.segments);
             if block.next.epoch > 0 {
@@ -293,6 +320,8 @@ impl Dataset {
             position: Position::default(),
             position_after: Position::default(),
         };
-        Ok(ids.chunks(size).zip(segments.chunks(size)).map(batch).collect())
+        let all = ids.chunks(size).zip(segments.chunks(size)).map(batch);
+        // The program counts no fewer than one target.
+        Ok(all.filter(|batch| batch.targets() > 0).collect())
     }
 }

@@ -117,7 +117,12 @@ impl Document {
     }
 
     /// The next piece, for a row with `room` free places, of which there is one.
-    fn take(&mut self, room: usize, fim: Option<&Fim>, tally: &mut Tally) -> Result<Cow<'_, [i32]>, DataError> {
+    fn take(
+        &mut self,
+        room: usize,
+        fim: Option<&Fim>,
+        tally: &mut Tally,
+    ) -> Result<Cow<'_, [i32]>, DataError> {
         let id = PieceId { document: self.number, piece: self.pieces };
         self.pieces += 1;
         tally.pieces += 1;

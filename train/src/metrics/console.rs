@@ -171,7 +171,10 @@ mod tests {
             ..train
         };
         let text = line(&train, 600);
-        assert!(text.ends_with("| 51.9k tok/s | MFU 41.2 % | ETA unknown | 96 % padding | 2 skipped"), "{text}");
+        assert!(
+            text.ends_with("| 51.9k tok/s | MFU 41.2 % | ETA unknown | 96 % padding | 2 skipped"),
+            "{text}"
+        );
         assert!(text.starts_with("step 120/600 | loss 4.1234, second head 5.5000 | "), "{text}");
     }
 
