@@ -8,4 +8,5 @@ mod data;
 mod decide;
 mod fuzzed;
 mod mirror;
+mod rows;
 mod step;

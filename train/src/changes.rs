@@ -98,6 +98,7 @@ fn kind(key: &str, old: &RunConfig, new: &RunConfig, identity: &Identity, step: 
 mod tests {
     use super::*;
     use crate::config::{KEYS, Override, resolve};
+    use crate::data::EpochSize;
     use crate::identity::{Parent, RunId};
     use crate::scaling::{Facts, plan};
     use model::Preset;
@@ -105,7 +106,8 @@ mod tests {
     fn run(set: &[&str]) -> RunConfig {
         let set: Vec<_> = set.iter().map(|text| Override::parse(text).unwrap()).collect();
         let mut resolved = resolve(Preset::Tiny, None, &set).unwrap();
-        plan(&mut resolved, Facts { parameters: 1_000_000, train_tokens: 1 << 24 }).unwrap();
+        plan(&mut resolved, Facts { parameters: 1_000_000, epoch: EpochSize::of_tokens(1 << 24, 128) })
+            .unwrap();
         resolved.run
     }
 

@@ -63,7 +63,7 @@ pub struct Data {
     pub path: Option<PathBuf>,
     /// Another order of documents in each epoch, or that of the files.
     pub shuffle: Order,
-    /// Part of the documents that become fill-in-the-middle examples.
+    /// Part of the documents' pieces, each what one row has of a document, that become fill-in-the-middle examples.
     pub fim_rate: f64,
     /// Part of those in suffix-prefix-middle order.
     pub fim_spm: f64,
@@ -275,9 +275,9 @@ pub enum RunConfigError {
     Model(model::ConfigError),
     /// Not one step's worth of data.
     #[error(
-        "the data has {tokens} tokens over all epochs, but one step takes {per_step}; lower batch.micro, batch.accumulation or batch.seq, or prepare more data"
+        "the data has {rows} rows ({tokens} tokens) over all epochs, but one step takes {per_step}; lower batch.micro, batch.accumulation or batch.seq, prepare more data, or set steps to go through it more often"
     )]
-    TooLittleData { tokens: u64, per_step: u64 },
+    TooLittleData { rows: u64, tokens: u64, per_step: u64 },
 }
 
 impl From<model::ConfigError> for RunConfigError {

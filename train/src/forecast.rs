@@ -7,6 +7,7 @@
 use crate::atomic::{self, RealDisk};
 use crate::checkpoint::{checkpoint_bytes, most_at_once};
 use crate::config::{BatchShape, RunConfig};
+use crate::data::EpochSize;
 use crate::inspect::hlo::Hlo;
 use crate::inspect::work::Work;
 use crate::inspect::{Compiler, Place};
@@ -51,8 +52,12 @@ pub struct Forecast {
     pub speed: Option<Speed>,
     /// Optimiser steps of the run.
     pub steps: u64,
-    /// Tokens of one epoch.
+    /// Tokens of one epoch, without padding.
     pub epoch_tokens: u64,
+    /// Rows of one epoch.
+    pub epoch_rows: u64,
+    /// Part of the places in these rows that holds no token.
+    pub padding: f64,
     /// What is written.
     pub disk: Disk,
 }
@@ -154,7 +159,7 @@ impl Forecast {
     /// # Errors
     /// If the plugin cannot be had, there is no such device, or the program does not compile for another reason than
     /// its size.
-    pub fn of(run: &RunConfig, steps: u64, epoch_tokens: u64) -> Result<Forecast> {
+    pub fn of(run: &RunConfig, steps: u64, epoch: EpochSize) -> Result<Forecast> {
         let place: Place = run.platform.parse()?;
         let compiler = Compiler::open(&place)?;
         let device_memory = compiler.device_memory()?;
@@ -177,7 +182,7 @@ impl Forecast {
                     gradients,
                     activations: figures.total.saturating_sub(figures.state + gradients),
                 };
-                (Some(memory), None, speed(&compiler, run, figures)?)
+                (Some(memory), None, speed(&compiler, run, figures, epoch.padding())?)
             }
             Verdict::TooLarge(reason) => (None, Some(reason.clone()), None),
         };
@@ -196,14 +201,17 @@ impl Forecast {
             },
             speed,
             steps,
-            epoch_tokens,
-            disk: disk(run, steps, epoch_tokens),
+            epoch_tokens: epoch.tokens,
+            epoch_rows: epoch.rows,
+            padding: epoch.padding(),
+            disk: disk(run, steps, epoch.rows),
         })
     }
 
-    /// Hours for a number of tokens: at best, at worst.
-    fn hours(&self, tokens: u64) -> Option<(f64, f64)> {
-        let hours = |speed: f64| tokens as f64 / speed / 3600.0;
+    /// Hours for a number of rows: at best, at worst.
+    fn hours(&self, rows: u64) -> Option<(f64, f64)> {
+        let tokens = rows as f64 * self.batch.seq as f64 * (1.0 - self.padding);
+        let hours = |speed: f64| tokens / speed / 3600.0;
         self.speed.as_ref().map(|speed| (hours(speed.high), hours(speed.low)))
     }
 }
@@ -345,12 +353,13 @@ fn verdict(compiler: &Compiler, run: &RunConfig) -> Result<Verdict> {
 }
 
 /// Tokens a second of a step, as a range; none for a device that nothing is known of.
-fn speed(compiler: &Compiler, run: &RunConfig, figures: &Figures) -> Result<Option<Speed>> {
+fn speed(compiler: &Compiler, run: &RunConfig, figures: &Figures, padding: f64) -> Result<Option<Speed>> {
     let step = step_of(run);
     let (_, forms) = compiler.lower(&step, run.kernels.choice())?;
     let work = Work::of(&step);
     let flops = work.flops();
-    let tokens = run.batch.tokens() as f64;
+    // Padding is computed like any token, and is none.
+    let tokens = run.batch.tokens() as f64 * (1.0 - padding);
     let kind = compiler.device_kind()?;
     let peak = peak_flops(&kind, run.model.dtype);
     Ok(match (compiler.target(), peak, figures.cycles) {
@@ -408,7 +417,7 @@ fn speed(compiler: &Compiler, run: &RunConfig, figures: &Figures) -> Result<Opti
         }
         (_, Some(peak), _) => {
             let (low, high) = GPU_SHARES;
-            let at = |share: f64| peak * share / flops_per_token(&run.model, run.batch.seq);
+            let at = |share: f64| peak * share * (1.0 - padding) / flops_per_token(&run.model, run.batch.seq);
             let because = |share: f64| {
                 format!(
                     "{:.0} % of the {:.0} TFLOP/s peak; public trainers report 20-50 %",
@@ -454,13 +463,13 @@ fn cpu_flops() -> Result<f64> {
     Ok(best)
 }
 
-fn disk(run: &RunConfig, steps: u64, epoch_tokens: u64) -> Disk {
+fn disk(run: &RunConfig, steps: u64, epoch_rows: u64) -> Disk {
     let checkpoint = checkpoint_bytes(
         &run.model,
         &optimizer_tensors(&specs(&run.model), run.optimizer.first_moment.dtype()),
         0,
     );
-    let checkpoints = most_at_once(run, steps, epoch_tokens);
+    let checkpoints = most_at_once(run, steps, epoch_rows);
     Disk { checkpoint, checkpoints, needed: checkpoints * checkpoint + checkpoint / 5 }
 }
 
@@ -486,13 +495,16 @@ impl fmt::Display for Forecast {
         )?;
         let BatchShape { micro, accumulation, seq } = self.batch;
         let tokens = self.batch.tokens();
-        let epochs = (self.steps * tokens) as f64 / self.epoch_tokens.max(1) as f64;
+        let rows = self.steps * self.batch.rows() as u64;
+        let epochs = rows as f64 / self.epoch_rows.max(1) as f64;
         writeln!(
             f,
-            "steps        {} of {accumulation} x {micro} rows of {seq} = {} tokens: {epochs:.2} epochs of {} tokens",
+            "steps        {} of {accumulation} x {micro} rows of {seq} = {} places: {epochs:.2} epochs of {} rows, {} tokens, {:.1} % padding",
             group(self.steps),
             group(tokens),
-            group(self.epoch_tokens)
+            group(self.epoch_rows),
+            group(self.epoch_tokens),
+            100.0 * self.padding
         )?;
         let of = self.device_memory.map_or(String::new(), |bytes| format!(" with {}", size(bytes)));
         writeln!(f, "device       {} ({}){of}", self.device, self.platform)?;
@@ -529,7 +541,7 @@ impl fmt::Display for Forecast {
             writeln!(f, "  at most    {high_because}")?;
             writeln!(f, "  at least   {low_because}")?;
         }
-        if let (Some(epoch), Some(run)) = (self.hours(self.epoch_tokens), self.hours(self.steps * tokens)) {
+        if let (Some(epoch), Some(run)) = (self.hours(self.epoch_rows), self.hours(rows)) {
             let range = |(from, to): (f64, f64)| format!("{} to {}", hours(from), hours(to));
             writeln!(f, "time         {} an epoch, {} the run", range(epoch), range(run))?;
         }

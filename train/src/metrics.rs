@@ -11,7 +11,8 @@ pub use console::{Look, line};
 pub use plot::{Curves, loss_svg};
 
 use crate::atomic::{self, RealDisk};
-use crate::data::Position;
+use crate::data::{Batch, Position};
+use crate::resume::SETTINGS;
 use appended::Appended;
 use console::Console;
 use serde::{Deserialize, Serialize};
@@ -48,11 +49,15 @@ pub struct Train {
     /// Global norm of the step's gradient before clipping.
     #[serde(deserialize_with = "nan_from_null")]
     pub gradient_norm: f64,
-    /// Tokens trained on so far, repetitions included.
+    /// Tokens predicted so far, repetitions included: the targets of the next token's loss. Padding is none, nor is the first
+    /// token of a piece of a document.
     pub tokens_seen: u64,
-    /// Tokens a second since about the record before; saving and evaluating do not count.
+    /// Of these a second since about the record before; saving and evaluating do not count.
     pub tokens_per_second: f64,
-    /// Part of the device's peak, if the peak is known.
+    /// Part of the places in the rows since the record before that held no token.
+    #[serde(default)]
+    pub padding: f64,
+    /// Part of the device's peak that went into these tokens, if the peak is known.
     pub mfu: Option<f64>,
     /// Steps so far whose update was left out because it was not finite.
     pub skipped: u64,
@@ -94,6 +99,41 @@ impl LossSums {
     pub(crate) fn take(&mut self) -> (f64, f64) {
         let LossSums { next, targets, second, second_targets } = std::mem::take(self);
         (next / targets, second / second_targets)
+    }
+}
+
+/// What rows of several steps held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) steps: u64,
+    pub(crate) places: u64,
+    pub(crate) padding: u64,
+    pub(crate) targets: u64,
+}
+
+impl Held {
+    /// One step's rows.
+    pub(crate) fn of(batch: &Batch) -> Held {
+        let places = batch.ids.len() as u64;
+        Held { steps: 1, places, padding: batch.padding(), targets: batch.targets() }
+    }
+
+    /// Adds another step's.
+    pub(crate) fn add(&mut self, more: Held) {
+        self.steps += more.steps;
+        self.places += more.places;
+        self.padding += more.padding;
+        self.targets += more.targets;
+    }
+
+    /// Targets of a step, on average.
+    pub(crate) fn targets_a_step(&self) -> f64 {
+        self.targets as f64 / self.steps.max(1) as f64
+    }
+
+    /// Part of the places without a token.
+    pub(crate) fn share_of_padding(&self) -> f64 {
+        self.padding as f64 / self.places.max(1) as f64
     }
 }
 
@@ -140,13 +180,14 @@ pub(crate) const EVENTS: &str = "tensorboard";
 /// Names of the records of a run's folder, its configuration among them, in that folder; not all need be there.
 ///
 /// # Errors
-/// If the folder of events is there and cannot be listed.
+/// If the folder of events or of settings is there and cannot be listed.
 pub(crate) fn record_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut names: Vec<PathBuf> = [LINES, BAD_STEPS, PLOT, crate::config::FILE].map(PathBuf::from).into();
-    let events = folder.join(EVENTS);
-    if events.is_dir() {
-        for entry in fs::read_dir(events)? {
-            names.push(Path::new(EVENTS).join(entry?.file_name()));
+    for inner in [EVENTS, SETTINGS] {
+        if folder.join(inner).is_dir() {
+            for entry in fs::read_dir(folder.join(inner))? {
+                names.push(Path::new(inner).join(entry?.file_name()));
+            }
         }
     }
     Ok(names)
@@ -211,6 +252,7 @@ impl Recorder {
             ("train/learning_rate", train.learning_rate),
             ("train/gradient_norm", train.gradient_norm),
             ("speed/tokens_per_second", train.tokens_per_second),
+            ("data/padding", train.padding),
         ];
         scalars.extend(train.mtp_loss.map(|loss| ("train/mtp_loss", loss)));
         scalars.extend(train.mfu.map(|mfu| ("speed/mfu", mfu)));
@@ -350,6 +392,7 @@ fn nan_from_null<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<f6
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::BatchShape;
     use std::io::Write;
 
     fn train(step: u64, loss: f64) -> Train {
@@ -361,6 +404,7 @@ mod tests {
             gradient_norm: 0.5,
             tokens_seen: step * 2048,
             tokens_per_second: 6100.0,
+            padding: 0.25,
             mfu: None,
             skipped: 0,
             eta_seconds: 60.0,
@@ -455,6 +499,18 @@ mod tests {
         fs::remove_file(&path).unwrap();
         assert!(file.append(b"five ").unwrap().ends_with("was removed and is begun anew"));
         assert_eq!(fs::read_to_string(&path).unwrap(), "head five ");
+    }
+
+    #[test]
+    fn padding_is_no_token() {
+        let shape = BatchShape { accumulation: 1, micro: 2, seq: 4 };
+        let (position, position_after) = Default::default();
+        let segments = vec![0, 0, 0, -1, 0, 1, 1, 2];
+        let batch = Batch { shape, ids: vec![5; 8], segments, position, position_after };
+        let mut held = Held::of(&batch);
+        assert_eq!(held, Held { steps: 1, places: 8, padding: 1, targets: 3 });
+        held.add(held);
+        assert_eq!((held.targets_a_step(), held.share_of_padding()), (3.0, 0.125));
     }
 
     #[test]

@@ -29,7 +29,7 @@ use std::path::{Path, PathBuf};
 pub(crate) const CHECKPOINTS: &str = "checkpoints";
 
 /// The folder of a run's settings: one file for each time that they changed, named by the first step they hold for.
-const SETTINGS: &str = "configs";
+pub(crate) const SETTINGS: &str = "configs";
 
 /// A command that does nothing, and one that would do.
 #[derive(Debug)]

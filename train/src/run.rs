@@ -19,7 +19,7 @@ use crate::data::{
 };
 use crate::forecast::{Forecast, group};
 use crate::machine::{Accelerator, Machine};
-use crate::metrics::{Look, LossSums, Recorder};
+use crate::metrics::{Held, Look, LossSums, Recorder};
 use crate::replay::{self, replay};
 use crate::resume::{Beginning, CHECKPOINTS, Weights, claim, going_on, longer};
 use crate::scaling::{Facts, Plan, plan};
@@ -189,7 +189,7 @@ impl Scene {
         let dataset = Arc::new(dataset);
         let size = dataset.epoch_size(&run.data.rows(run.batch.seq, run.seed));
         let parameters = ParamCounts::of(&run.model).total() as u64;
-        let plan = plan(&mut resolved, Facts { parameters, train_tokens: size.tokens })?;
+        let plan = plan(&mut resolved, Facts { parameters, epoch: size })?;
         Ok(Scene { resolved, folder, dataset, plan, size, parameters })
     }
 
@@ -207,12 +207,7 @@ impl Scene {
             run.model.num_hidden_layers,
             run.model.hidden_size
         ));
-        look.say(format_args!(
-            "data     {}: {} documents, {} tokens an epoch",
-            self.folder.display(),
-            group(size.documents),
-            group(size.tokens)
-        ));
+        look.say(format_args!("data     {}: {size}", self.folder.display()));
         for note in self.dataset.tokenizer().iter().flat_map(|tokenizer| tokenizer.notes()) {
             look.say(format_args!("data     tokenizer.json: {note}"));
         }
@@ -270,7 +265,7 @@ fn prepare<'w, M: Machine>(
     let tokenizer = tokenizer_bytes(&scene.folder)?;
     let optimizer = optimizer_tensors(&specs(&run.model), run.optimizer.first_moment.dtype());
     let length = tokenizer.as_ref().map_or(0, |bytes| bytes.len() as u64);
-    let most = most_at_once(&run, scene.plan.steps, scene.size.tokens);
+    let most = most_at_once(&run, scene.plan.steps, scene.size.rows);
     store.check_room_for_all(most, checkpoint_bytes(&run.model, &optimizer, length))?;
     claim(&cli.out, world, &beginning, &scene.resolved)?;
     let (mine, copy) = match &beginning.from {
@@ -307,6 +302,7 @@ fn prepare<'w, M: Machine>(
         saver,
         read: (progress.step, progress.data),
         losses: LossSums::default(),
+        held: Held::default(),
         unsaved: false,
         progress,
     })
@@ -360,18 +356,18 @@ fn last_words<M: Machine>(
 /// What the run would take, on one screen. There is nothing to save: a signal ends it at once, in the compiler too.
 fn forecast(cli: &Cli, mut resolved: Resolved) -> Result<Outcome> {
     let run = &resolved.run;
-    let train_tokens = match cli.tokens {
-        Some(tokens) => tokens,
+    let epoch = match cli.tokens {
+        Some(tokens) => EpochSize::of_tokens(tokens, run.batch.seq),
         None => {
             let folder = data_folder(run, &Stop::manual())?;
             let dataset = Dataset::open(&folder, run.model.num_tokens, run.data.validation_fraction)
                 .with_context(|| format!("opening the data in {}; or give --tokens", folder.display()))?;
-            dataset.epoch_size(&run.data.rows(run.batch.seq, run.seed)).tokens
+            dataset.epoch_size(&run.data.rows(run.batch.seq, run.seed))
         }
     };
     let parameters = ParamCounts::of(&run.model).total() as u64;
-    let plan = plan(&mut resolved, Facts { parameters, train_tokens })?;
-    let forecast = Forecast::of(&resolved.run, plan.steps, train_tokens)?;
+    let plan = plan(&mut resolved, Facts { parameters, epoch })?;
+    let forecast = Forecast::of(&resolved.run, plan.steps, epoch)?;
     match cli.json {
         true => say!("{}", serde_json::to_string_pretty(&forecast)?),
         false => {

@@ -1,6 +1,7 @@
 //! Values that follow from the size of the model and of the data, each with its reason.
 
 use crate::config::{Resolved, RunConfig, RunConfigError, ScheduleKind, Source};
+use crate::data::EpochSize;
 use crate::schedule::{Decay, Schedule};
 use std::fmt;
 
@@ -9,8 +10,8 @@ use std::fmt;
 pub struct Facts {
     /// Parameters of the model.
     pub parameters: u64,
-    /// Tokens of the training split, once through.
-    pub train_tokens: u64,
+    /// The training split, once through.
+    pub epoch: EpochSize,
 }
 
 /// One value that was chosen and why.
@@ -34,6 +35,9 @@ pub struct Plan {
     /// What was chosen automatically; values that a person set are not in it.
     pub decisions: Vec<Decision>,
 }
+
+/// No run has more steps: the program counts its updates in 31 bits.
+pub const MOST_STEPS: u64 = i32::MAX as u64;
 
 /// Learning rate for a number of parameters: `3e-4 sqrt(1.5e9 / N)` within [1e-4, 1e-3], the original
 /// implementation's rule. A heuristic: sweep around it before a long run.
@@ -110,20 +114,26 @@ pub fn schedule_of(run: &RunConfig) -> Option<Schedule> {
 }
 
 fn steps_of_data(run: &RunConfig, facts: Facts) -> Result<Decision, RunConfigError> {
-    let per_step = run.batch.tokens();
-    let steps = facts.train_tokens * u64::from(run.data.epochs) / per_step;
+    let (EpochSize { rows, tokens, .. }, epochs) = (facts.epoch, u64::from(run.data.epochs));
+    let per_step = run.batch.rows() as u64;
+    let steps = rows.saturating_mul(epochs) / per_step;
     if steps == 0 {
-        return Err(RunConfigError::TooLittleData {
-            tokens: facts.train_tokens * u64::from(run.data.epochs),
-            per_step,
+        return Err(RunConfigError::TooLittleData { rows: rows * epochs, tokens: tokens * epochs, per_step });
+    }
+    if steps > MOST_STEPS {
+        return Err(RunConfigError::Value {
+            key: "data.epochs".into(),
+            found: epochs.to_string(),
+            wanted: format!("so few that the run has at most {MOST_STEPS} steps, not {steps}"),
+            source_of: Source::Auto("steps follow from the epochs".into()),
         });
     }
     Ok(Decision {
         key: "steps",
         value: steps.to_string(),
         reason: format!(
-            "{} tokens x {} epochs / {per_step} tokens a step ({} x {} sequences of {})",
-            facts.train_tokens, run.data.epochs, run.batch.accumulation, run.batch.micro, run.batch.seq
+            "{rows} rows of {} x {epochs} epochs / {per_step} rows a step ({} x {})",
+            run.batch.seq, run.batch.accumulation, run.batch.micro
         ),
     })
 }
@@ -143,7 +153,7 @@ mod tests {
     #[test]
     fn the_mission_scales_as_the_spec_says() {
         let mut resolved = resolve(Preset::OneB, None, &[]).unwrap();
-        let facts = Facts { parameters: 1_075_147_776, train_tokens: 24_000_000_000 };
+        let facts = Facts { parameters: 1_075_147_776, epoch: EpochSize::of_tokens(24_000_000_000, 2048) };
         let plan = plan(&mut resolved, facts).unwrap();
         assert_eq!(plan.steps, 732_421);
         assert_eq!(plan.schedule.peak, 3.54e-4);
@@ -154,11 +164,22 @@ mod tests {
             reasons,
             [
                 "optimizer.learning_rate = 3.54e-4: 3e-4 * sqrt(1.5e9 / 1075147776 parameters), within [1e-4, 1e-3]",
-                "steps = 732421: 24000000000 tokens x 4 epochs / 131072 tokens a step (8 x 8 sequences of 2048)",
+                "steps = 732421: 11718750 rows of 2048 x 4 epochs / 64 rows a step (8 x 8)",
                 "schedule.warmup_steps = 2000: a twentieth of 732421 steps, at most 2000",
             ]
         );
         assert!(resolved.to_toml().contains("learning_rate = 0.000354 # auto: 3e-4 * sqrt"));
+    }
+
+    /// Short documents, each in a row of its own: epochs are counted by rows, of which padding is the larger part.
+    #[test]
+    fn epochs_are_counted_by_rows() {
+        let mut resolved = resolve(Preset::OneB, None, &[]).unwrap();
+        resolved.run.batch = crate::config::BatchShape { accumulation: 1, micro: 5, seq: 1024 };
+        let epoch = EpochSize { documents: Some(395), tokens: 395 * 46, rows: 395, seq: 1024 };
+        assert_eq!(plan(&mut resolved, Facts { parameters: 1, epoch }).unwrap().steps, 4 * 395 / 5);
+        let said = epoch.to_string();
+        assert_eq!(said, "395 documents, 18,170 tokens an epoch in 395 rows of 1024, 95.5 % padding");
     }
 
     #[test]
@@ -169,11 +190,12 @@ mod tests {
     #[test]
     fn too_little_data_and_too_long_a_warmup_are_refused() {
         let mut resolved = resolve(Preset::OneB, None, &[]).unwrap();
-        let error = plan(&mut resolved, Facts { parameters: 1, train_tokens: 1000 }).unwrap_err().to_string();
-        assert!(error.contains("4000 tokens") && error.contains("131072"), "{error}");
+        let facts = Facts { parameters: 1, epoch: EpochSize::of_tokens(1000, 2048) };
+        let error = plan(&mut resolved, facts).unwrap_err().to_string();
+        assert!(error.contains("4 rows (4000 tokens)") && error.contains("takes 64"), "{error}");
         resolved.run.steps = Some(10);
         resolved.run.schedule.warmup_steps = Some(11);
-        let error = plan(&mut resolved, Facts { parameters: 1, train_tokens: 1000 }).unwrap_err().to_string();
+        let error = plan(&mut resolved, facts).unwrap_err().to_string();
         assert!(error.contains("`schedule.warmup_steps` is 11, but must be at most the 10 steps"), "{error}");
     }
 }

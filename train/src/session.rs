@@ -9,7 +9,7 @@ use crate::config::RunConfig;
 use crate::data::{Batch, Dataset, Loader, Position};
 use crate::identity::Identity;
 use crate::machine::Machine;
-use crate::metrics::{self, BadStep, LossSums, Recorder, peak};
+use crate::metrics::{self, BadStep, Held, LossSums, Recorder, peak};
 use crate::run::{Outcome, World};
 use crate::scaling::Plan;
 use crate::state::StepInputs;
@@ -41,6 +41,7 @@ pub(crate) struct Session<'w, M: Machine> {
     pub(crate) read: (u64, Position),
     /// Of the steps since the last record.
     pub(crate) losses: LossSums,
+    pub(crate) held: Held,
     /// Whether steps were launched since the state was loaded or saved.
     pub(crate) unsaved: bool,
 }
@@ -63,6 +64,9 @@ struct InFlight<P> {
     largest_norm: f32,
     /// Steps done, this one included.
     done: u64,
+    /// Tokens seen with it.
+    tokens_seen: u64,
+    held: Held,
     position: Position,
     position_after: Position,
 }
@@ -117,7 +121,7 @@ impl<M: Machine> Session<'_, M> {
                 speed.clock = Clock::start(self.progress.step, Instant::now());
             }
             let ready = self.loader.ready(rows, PATIENCE);
-            self.loader.damage().for_each(|said| recorder.say(&said));
+            self.loader.notes().for_each(|said| recorder.say(&said));
             if self.world.stop.requested() || ready.is_err() {
                 self.read(in_flight.take(), recorder, speed)?;
                 if self.unsaved {
@@ -187,11 +191,20 @@ impl<M: Machine> Session<'_, M> {
         let inputs = StepInputs { learning_rate, largest_norm, step, seed: run.seed };
         let metrics = self.machine.step(batch, inputs)?;
         self.progress.step += 1;
-        self.progress.tokens_seen += run.batch.tokens();
+        let held = Held::of(batch);
+        self.progress.tokens_seen += held.targets;
         self.progress.data = self.loader.position();
         self.unsaved = true;
-        let (position, position_after) = (batch.position, batch.position_after);
-        Ok(InFlight { metrics, learning_rate, largest_norm, done: step + 1, position, position_after })
+        Ok(InFlight {
+            metrics,
+            learning_rate,
+            largest_norm,
+            done: step + 1,
+            tokens_seen: self.progress.tokens_seen,
+            held,
+            position: batch.position,
+            position_after: batch.position_after,
+        })
     }
 
     /// Reads a step's metrics, watches for steps without an update, and records every `log.every`-th step.
@@ -201,14 +214,22 @@ impl<M: Machine> Session<'_, M> {
         recorder: &mut Recorder,
         speed: &mut Speed,
     ) -> Result<()> {
-        let Some(InFlight { metrics, learning_rate, largest_norm, done, position, position_after }) = step
-        else {
-            return Ok(());
-        };
+        let Some(step) = step else { return Ok(()) };
+        let InFlight {
+            metrics,
+            learning_rate,
+            largest_norm,
+            done,
+            tokens_seen,
+            held,
+            position,
+            position_after,
+        } = step;
         let [loss, next, second, gradient_norm, applied, targets, second_targets] =
             self.machine.read(metrics)?;
         speed.clock.read(done, self.progress.step, Instant::now());
         self.read = (done, position_after);
+        self.held.add(held);
         if applied == 0.0 {
             self.progress.watch.thrown_away();
             let largest_norm = f64::from(largest_norm);
@@ -224,19 +245,21 @@ impl<M: Machine> Session<'_, M> {
         let (run, steps) = (&self.about.run, self.about.plan.steps);
         if done.is_multiple_of(run.log.every) || done == steps {
             let (loss, mtp_loss) = self.losses.take();
-            let tokens_per_second = speed.clock.steps_per_second() * run.batch.tokens() as f64;
-            let left = (steps - done) as f64 * run.batch.tokens() as f64;
+            let steps_per_second = speed.clock.steps_per_second();
+            let held = std::mem::take(&mut self.held);
+            let tokens_per_second = steps_per_second * held.targets_a_step();
             recorder.train(metrics::Train {
                 step: done,
                 loss,
                 mtp_loss: (run.model.mtp_num_tokens > 0).then_some(mtp_loss),
                 learning_rate,
                 gradient_norm,
-                tokens_seen: self.progress.tokens_seen - (self.progress.step - done) * run.batch.tokens(),
+                tokens_seen,
                 tokens_per_second,
+                padding: held.share_of_padding(),
                 mfu: peak::mfu(tokens_per_second, speed.flops_per_token, speed.peak, 1),
                 skipped: self.progress.watch.skipped,
-                eta_seconds: left / tokens_per_second,
+                eta_seconds: (steps - done) as f64 / steps_per_second,
             });
         }
         Ok(())
@@ -284,7 +307,7 @@ impl<M: Machine> Session<'_, M> {
         self.saver.store().set_aside(from.state.progress.step)?;
         self.machine.load(&from.params, Some(&from.optimizer))?;
         self.progress = self.progress.gone_back(from.state.progress, self.read);
-        self.losses = LossSums::default();
+        (self.losses, self.held) = (LossSums::default(), Held::default());
         let rows = self.about.run.data.rows(self.about.run.batch.seq, self.about.run.seed);
         self.loader = Loader::start(Arc::clone(&self.about.dataset), rows, self.read.1)?;
         recorder.go_back(self.progress.step);

@@ -3,12 +3,14 @@
 use crate::config::RunConfig;
 use crate::data::{Batch, Dataset};
 use crate::device::{CodeGeneration, Device};
+use crate::forecast::group;
 use crate::signals::Stop;
 use crate::state::DeviceState;
 use crate::step::validation_program;
 use anyhow::Result;
 use engine::pjrt::Arg;
 use engine::{Compiled, Host};
+use program::say;
 use std::sync::Arc;
 
 /// Held-out rows and the program that measures them; compiled at first use.
@@ -27,6 +29,16 @@ impl Validator {
             }
             false => Vec::new(),
         };
+        let targets: u64 = batches.iter().map(Batch::targets).sum();
+        say!("held out {}", dataset.held_out());
+        match targets {
+            0 if run.validation.batches == 0 => say!("         validation.batches = 0: nothing is evaluated"),
+            0 => say!("         there is no token to predict: nothing is evaluated"),
+            _ => say!(
+                "         evaluated on {} tokens, drawn from all of them by the data alone: the same in every run",
+                group(targets)
+            ),
+        }
         Ok(Validator { run: run.clone(), batches, program: None })
     }
 

@@ -26,9 +26,9 @@ impl Retention {
     }
 }
 
-/// The most checkpoints that lie in a run's folder at once, if it ends at `steps`: those that are kept, the one being written,
-/// and the one being copied to a mirror.
-pub fn most_at_once(run: &RunConfig, steps: u64, epoch_tokens: u64) -> u64 {
+/// The most checkpoints that lie in a run's folder at once, if it ends at `steps`: those that are kept, the one that a
+/// stop left, the one being written, and the one being copied to a mirror.
+pub fn most_at_once(run: &RunConfig, steps: u64, epoch_rows: u64) -> u64 {
     let config = &run.checkpoint;
     let kept = Retention::of(config);
     let by_steps = steps.div_ceil(config.every);
@@ -36,11 +36,11 @@ pub fn most_at_once(run: &RunConfig, steps: u64, epoch_tokens: u64) -> u64 {
         Some(_) => kept.keep_last as u64,
         None => by_steps.min(kept.keep_last as u64),
     };
-    let epochs = (steps * run.batch.tokens() / epoch_tokens.max(1)).min(kept.keep_epochs as u64);
+    let epochs = (steps * run.batch.rows() as u64 / epoch_rows.max(1)).min(kept.keep_epochs as u64);
     let multiples = kept.keep_every.map_or(0, |every| steps / every);
     // It outlives the rolling ones of the decay, if there is one before the end.
     let stable = u64::from(run.schedule.kind == ScheduleKind::Wsd && steps > config.every);
-    rolling + epochs + multiples + stable + 1 + u64::from(config.mirror.is_some())
+    rolling + epochs + multiples + stable + 2 + u64::from(config.mirror.is_some())
 }
 
 /// Checkpoints of a folder that `retention` does not keep, oldest first, among those that are `ours`. The newest `keep_last`

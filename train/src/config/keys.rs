@@ -83,7 +83,7 @@ pub const KEYS: &[Key] = &[
     open("model.rope_scaling.attention_factor", Kind::Real, "factor on cosine and sine"),
     open("data.path", Kind::Text, "folder of Parquet shards; auto: the Python standard library"),
     key("data.shuffle", Kind::Switch, "shuffle documents every epoch"),
-    key("data.fim_rate", Kind::Real, "part of the documents for fill-in-the-middle"),
+    key("data.fim_rate", Kind::Real, "part of the documents' pieces, one a row, for fill-in-the-middle"),
     key("data.fim_spm", Kind::Real, "part of those in suffix-prefix-middle order"),
     key("data.packing", Kind::Text, "best-fit, sequential or none"),
     key("data.validation_fraction", Kind::Real, "part of the files held out"),

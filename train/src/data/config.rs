@@ -33,11 +33,12 @@ impl From<Order> for bool {
 pub struct RowOptions {
     /// Tokens a row.
     pub seq: usize,
-    /// How documents become rows. With [`Packing::None`] there is no FIM: rows stand as they are.
+    /// How documents become rows.
     pub packing: Packing,
     /// Their order.
     pub order: Order,
-    /// The share of documents rearranged for fill in the middle.
+    /// The share of the documents' pieces, each what one row has of a document, rearranged for fill in the middle. With
+    /// [`Packing::None`] those that have room for the marks; rows that bring segments or labels stand as they are.
     pub fim_rate: f64,
     /// The share of those in the order suffix, prefix, middle.
     pub fim_spm_rate: f64,

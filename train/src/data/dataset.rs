@@ -72,6 +72,7 @@ pub struct Dataset {
     pad: i32,
     vocabulary: usize,
     mark: u64,
+    validation_fraction: f64,
 }
 
 impl Dataset {
@@ -107,7 +108,19 @@ impl Dataset {
         let shards = train_shards.into_iter().chain(validation_shards).collect();
         let tokenizer = tokenizer.map(Arc::new);
         let folder = folder.to_owned();
-        Ok(Self { folder, info, tokenizer, shards, train, validation, end_of_text, pad, vocabulary, mark })
+        Ok(Self {
+            folder,
+            info,
+            tokenizer,
+            shards,
+            train,
+            validation,
+            end_of_text,
+            pad,
+            vocabulary,
+            mark,
+            validation_fraction,
+        })
     }
 
     /// The folder.
@@ -138,6 +151,25 @@ impl Dataset {
     /// Whether there are rows to validate on.
     pub fn has_validation(&self) -> bool {
         !self.validation.is_empty()
+    }
+
+    /// Where the held-out rows come from, and what `data.validation_fraction` has to do with it.
+    pub fn held_out(&self) -> String {
+        let count = |chunks: &[Chunk]| chunks.iter().map(Chunk::len).sum::<u64>();
+        let (held, all) = (count(&self.validation), count(&self.validation) + count(&self.train));
+        let fraction = self.validation_fraction;
+        if self.validation.first().is_some_and(|chunk| self.train.iter().all(|c| c.shard != chunk.shard)) {
+            let by = self.info.as_ref().map_or("files of its own".to_owned(), |info| {
+                format!("prepare-data --validation-fraction {}", info.recipe.validation_fraction)
+            });
+            return format!(
+                "{held} documents held out by {by}; data.validation_fraction = {fraction} does nothing here"
+            );
+        }
+        match held {
+            0 => format!("nothing of {all} documents (data.validation_fraction = {fraction})"),
+            _ => format!("the last {held} of {all} documents (data.validation_fraction = {fraction})"),
+        }
     }
 
     /// One more than the largest id that rows may hold.
@@ -171,6 +203,11 @@ impl Dataset {
     /// A file whose rows are complete training rows.
     pub(super) fn complete_rows(&self) -> Option<&Path> {
         self.shards.iter().find(|s| s.has_labels()).map(|s| s.path.as_path())
+    }
+
+    /// A file whose rows say more of their tokens than the ids.
+    pub(super) fn rows_of_training(&self) -> Option<&Path> {
+        self.shards.iter().find(|s| s.has_labels() || s.has_segments()).map(|s| s.path.as_path())
     }
 }
 

@@ -4,11 +4,12 @@
 //! * Consecutive chunks form **windows** of at most `window_tokens` tokens. A window is held in memory and its documents are
 //!   permuted as a whole: a data set that fits one window is shuffled completely, a larger one in two levels. A complete
 //!   permutation of a large one would read every document from another place of the disk.
-//! * The documents of a window are cut into **blocks** of about a sixteenth of that. FIM and packing happen within a block
+//! * The documents of a window are cut into **blocks** of about a sixteenth of that. Packing and FIM happen within a block
 //!   and see nothing else, so any block can be made again from the seed alone: a position is (epoch, window, block, row).
 //!   The price is one row a block that is padded, about 0.1 % of the tokens.
 //!
-//! Every draw is numbered by what it is about (chunk, document, row), so a damaged row group that is left out moves no other.
+//! Every draw is numbered by what it is about (chunk, document, piece, row), so a damaged row group that is left out moves no
+//! other.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -19,15 +20,17 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use super::config::{Order, RowOptions};
 use super::dataset::{Chunk, Dataset, Part};
 use super::error::{DataError, Result};
-use super::fim::{self, Draws, Marks};
-use super::pack::{self, PackedRows, Packing};
+use super::fim::{Fim, Marks, Piece, PieceId};
+use super::pack::{self, Document, PackedRows, Packing, Tally};
 use super::parallel::{cores, in_parallel};
 use super::position::Position;
 use super::random::{Purpose, Stream};
 use super::shard::{ReadError, Rows};
 
-/// Changes whenever the order of rows does, so that a position of another order is refused.
+/// Changes whenever the order of rows does, so that a position of another order is refused. Rows without FIM are those of
+/// version 1 still.
 const ORDER_VERSION: u64 = 1;
+const FIM_ORDER_VERSION: u64 = 2;
 
 /// Packed rows and where they lie.
 pub(super) struct Block {
@@ -50,7 +53,9 @@ pub(super) struct Feed {
     open: Option<Window>,
     bad: HashSet<(usize, usize)>,
     bad_count: Arc<AtomicUsize>,
-    damage: Option<Sender<String>>,
+    notes: Option<Sender<String>>,
+    /// Whether it was said what FIM does with the rows.
+    said_fim: bool,
     /// Rows made since the epoch began, if it was begun here.
     rows_of_epoch: Option<usize>,
 }
@@ -83,7 +88,7 @@ impl Feed {
         {
             return Err(DataError::CompleteRows(path.to_owned()));
         }
-        let marks = match options.fim_rate > 0.0 && options.packing != Packing::None {
+        let marks = match rearranges(&dataset, &options) {
             false => None,
             true => match dataset.tokenizer() {
                 Some(tokenizer) => Some(Marks::of(tokenizer)?),
@@ -107,7 +112,8 @@ impl Feed {
             open: None,
             bad: HashSet::new(),
             bad_count: Arc::default(),
-            damage: None,
+            notes: None,
+            said_fim: false,
             rows_of_epoch: (position.window == 0 && position.block == 0).then_some(0),
         };
         feed.windows = feed.windows_of_epoch();
@@ -119,11 +125,16 @@ impl Feed {
         self.bad_count.clone()
     }
 
-    /// Where the damaged row groups that are left out from now on are named.
-    pub(super) fn report_damage(&mut self) -> Receiver<String> {
+    /// Where it is said from now on what a person should know: row groups that are damaged and left out, and what FIM does.
+    pub(super) fn notes(&mut self) -> Receiver<String> {
         let (sender, receiver) = channel();
-        self.damage = Some(sender);
+        self.notes = Some(sender);
         receiver
+    }
+
+    fn say(&self, note: String) {
+        // A loader that is gone does not listen.
+        let _ = self.notes.as_ref().map(|listener| listener.send(note));
     }
 
     /// The next block; there is always one, epoch after epoch.
@@ -149,6 +160,9 @@ impl Feed {
             self.position.rows += count;
             self.rows_of_epoch = self.rows_of_epoch.map(|n| n + rows.ids.len());
             if count > 0 {
+                if !std::mem::replace(&mut self.said_fim, true) && self.options.fim_rate > 0.0 {
+                    self.say(self.said_of_fim(rows.tally));
+                }
                 return Ok(Block { rows, start, next: self.position });
             }
         }
@@ -243,8 +257,7 @@ impl Feed {
                 "{}, row group {group} is damaged ({reason}) and left out; {count} of at most {limit}",
                 path.display()
             );
-            // A loader that is gone does not listen.
-            let _ = self.damage.as_ref().map(|listener| listener.send(said));
+            self.say(said);
             return Ok(());
         }
         Err(DataError::BadRowGroup { path, group: chunk.group, reason, count, limit })
@@ -253,10 +266,14 @@ impl Feed {
     fn make(&self, window: &Window, range: Range<usize>) -> Result<PackedRows> {
         let (seq, pad) = (self.options.seq, self.dataset.pad());
         let rows = &window.order[range];
+        let fim = self.marks.zip(self.dataset.tokenizer()).map(|(marks, tokenizer)| {
+            Fim::new(&self.options, self.position.epoch, marks, self.dataset.end_of_text(), tokenizer)
+        });
+        let fim = fim.as_ref();
         let mut packed = match self.options.packing {
-            Packing::None => return self.as_they_stand(window, rows),
-            Packing::Sequential => pack::sequential(&self.documents(window, rows)?, seq, pad),
-            Packing::BestFit => pack::best_fit(&self.documents(window, rows)?, seq, pad),
+            Packing::None => return self.as_they_stand(window, rows, fim),
+            Packing::Sequential => pack::sequential(self.documents(window, rows, fim)?, seq, pad, fim)?,
+            Packing::BestFit => pack::best_fit(self.documents(window, rows, fim)?, seq, pad, fim)?,
         };
         if self.options.packing == Packing::BestFit && self.options.order == Order::Shuffled {
             // Best fit takes long documents early; batches should not drift from long to short ones.
@@ -265,7 +282,7 @@ impl Feed {
         Ok(packed)
     }
 
-    fn as_they_stand(&self, window: &Window, rows: &[usize]) -> Result<PackedRows> {
+    fn as_they_stand(&self, window: &Window, rows: &[usize], fim: Option<&Fim>) -> Result<PackedRows> {
         let seq = self.options.seq;
         let mut packed = PackedRows::default();
         for &index in rows {
@@ -273,44 +290,99 @@ impl Feed {
             if range.len() > seq {
                 return Err(DataError::RowLength { split, row, found: range.len(), seq });
             }
-            let column = |c: &'_ Option<Vec<i32>>| c.as_ref().map(|c| c[range.clone()].to_vec());
-            let (segments, labels) = (column(&window.rows.segments), column(&window.rows.labels));
-            let ids = &window.rows.ids[range.clone()];
-            let segments =
-                pack::whole_row(ids, segments.as_deref(), labels.as_deref(), self.dataset.end_of_text())
-                    .map_err(|reason| DataError::RowColumns { split, row, reason })?;
             let end = packed.ids.len() + seq;
-            packed.ids.extend_from_slice(ids);
+            if let Some(fim) = fim {
+                self.rearrange(row, &window.rows.ids[range], fim, &mut packed)?;
+            } else {
+                let column = |c: &'_ Option<Vec<i32>>| c.as_ref().map(|c| c[range.clone()].to_vec());
+                let (segments, labels) = (column(&window.rows.segments), column(&window.rows.labels));
+                let ids = &window.rows.ids[range.clone()];
+                let end_of_text = self.dataset.end_of_text();
+                let segments = pack::whole_row(ids, segments.as_deref(), labels.as_deref(), end_of_text)
+                    .map_err(|reason| DataError::RowColumns { split, row, reason })?;
+                packed.ids.extend_from_slice(ids);
+                packed.segments.extend(segments);
+            }
             packed.ids.resize(end, self.dataset.pad());
-            packed.segments.extend(segments);
             packed.segments.resize(end, pack::PADDING);
         }
         Ok(packed)
     }
 
-    /// The documents of a block, rearranged where FIM is drawn, each ended by exactly one end of text.
-    fn documents(&self, window: &Window, rows: &[usize]) -> Result<Vec<Vec<i32>>> {
-        let draws = Draws::new(self.options.seed, self.position.epoch);
+    /// One Parquet row as a training row whose documents are rearranged where that is drawn and the row has room for the marks.
+    fn rearrange(&self, row: u64, ids: &[i32], fim: &Fim, packed: &mut PackedRows) -> Result<()> {
+        let end_of_text = self.dataset.end_of_text();
+        let mut spare = self.options.seq - ids.len();
+        for (number, document) in ids.split_inclusive(|id| *id == end_of_text).enumerate() {
+            let text = document.strip_suffix(&[end_of_text]).unwrap_or(document);
+            let room = document.len() + spare;
+            let piece = match text.is_empty() {
+                true => Piece::Plain,
+                false => fim.piece(text, PieceId { document: row, piece: number as u64 }, room)?,
+            };
+            let tally = &mut packed.tally;
+            let ids = match &piece {
+                Piece::Rearranged { ids, taken } if *taken == text.len() => {
+                    tally.rearranged += 1;
+                    tally.rearranged_tokens += ids.len() as u64;
+                    ids
+                }
+                Piece::Rearranged { .. } | Piece::NoRoom => {
+                    tally.no_room += 1;
+                    document
+                }
+                Piece::NotText => {
+                    tally.not_text += 1;
+                    document
+                }
+                Piece::Plain => document,
+            };
+            spare = room - ids.len();
+            tally.pieces += 1;
+            tally.tokens += ids.len() as u64;
+            packed.ids.extend_from_slice(ids);
+            packed.segments.resize(packed.ids.len(), number as i32);
+        }
+        Ok(())
+    }
+
+    /// The documents of a block, those that fit a row rearranged already where that is drawn.
+    fn documents(&self, window: &Window, rows: &[usize], fim: Option<&Fim>) -> Result<Vec<Document>> {
         let end = self.dataset.end_of_text();
-        let one = |&index: &usize| -> Result<Vec<i32>> {
+        let one = |&index: &usize| -> Result<Document> {
             let ids = &window.rows.ids[window.rows.range(index)];
             let ids = ids.strip_suffix(&[end]).unwrap_or(ids);
-            let number = window.numbers[index];
-            let form = draws.form(number, self.options.fim_rate, self.options.fim_spm_rate);
-            let rearranged = match (form, self.marks, self.dataset.tokenizer()) {
-                (Some(form), Some(marks), Some(tokenizer)) if !ids.is_empty() => {
-                    fim::rearrange(ids, number, form, draws, marks, tokenizer)?
-                }
-                _ => None,
-            };
-            let mut document = rearranged.unwrap_or_else(|| ids.to_vec());
-            if !document.is_empty() {
-                document.push(end);
-            }
-            Ok(document)
+            Document::new(window.numbers[index], ids, end, self.options.seq, fim)
         };
-        let threads = if self.marks.is_some() { cores() } else { 1 };
+        let threads = if fim.is_some() { cores() } else { 1 };
         in_parallel(rows, threads, one).into_iter().collect()
+    }
+
+    /// What FIM does with the rows, from those of a block.
+    fn said_of_fim(&self, tally: Tally) -> String {
+        let rate = self.options.fim_rate;
+        if self.marks.is_none() {
+            let path = self.dataset.rows_of_training().unwrap_or(self.dataset.folder());
+            return format!(
+                "fim      data.fim_rate = {rate} does nothing: with data.packing = \"none\" rows that bring their segments or \
+                 labels ({}) stand as they are",
+                path.display()
+            );
+        }
+        let percent = |part: u64, all: u64| 100.0 * part as f64 / all.max(1) as f64;
+        let mut said = format!(
+            "fim      {:.1} % of the pieces ({:.1} % of the tokens) are rearranged, each whole in one row (data.fim_rate = \
+             {rate}; counted in the first {} tokens)",
+            percent(tally.rearranged, tally.pieces),
+            percent(tally.rearranged_tokens, tally.tokens),
+            tally.tokens
+        );
+        for (count, why) in [(tally.no_room, "have no room for the marks"), (tally.not_text, "are no text")] {
+            if count > 0 {
+                said += &format!("; {:.1} % {why}", percent(count, tally.pieces));
+            }
+        }
+        said
     }
 
     fn shuffle_rows(&self, packed: &PackedRows) -> PackedRows {
@@ -320,7 +392,7 @@ impl Feed {
         self.stream(Purpose::Rows).shuffle(&mut order, |row| block | row as u64);
         let gather =
             |column: &[i32]| order.iter().flat_map(|&row| &column[row * seq..][..seq]).copied().collect();
-        PackedRows { ids: gather(&packed.ids), segments: gather(&packed.segments) }
+        PackedRows { ids: gather(&packed.ids), segments: gather(&packed.segments), tally: packed.tally }
     }
 }
 
@@ -358,12 +430,19 @@ impl Dataset {
     }
 }
 
+/// Whether pieces of documents are rearranged for fill-in-the-middle; rows that stand as they are given are not.
+fn rearranges(dataset: &Dataset, options: &RowOptions) -> bool {
+    let stand = options.packing == Packing::None && dataset.rows_of_training().is_some();
+    options.fim_rate > 0.0 && !stand
+}
+
 /// What a position depends on besides its own integers.
 fn mark(dataset: &Dataset, part: Part, options: &RowOptions) -> u64 {
+    let version = if rearranges(dataset, options) { FIM_ORDER_VERSION } else { ORDER_VERSION };
     let rows: u64 = dataset.chunks(part).iter().map(Chunk::len).sum();
     let mut hasher = blake3::Hasher::new();
     let numbers = [
-        ORDER_VERSION,
+        version,
         options.window_tokens,
         dataset.mark(),
         rows,

@@ -1,6 +1,7 @@
 //! Batches for training and validation.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
@@ -8,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::config::BatchShape;
+use crate::forecast::group;
 use program::esay;
 
 use super::config::{Order, RowOptions};
@@ -19,6 +21,9 @@ use super::position::Position;
 
 /// Finished blocks that wait for the consumer: about 8 MiB each.
 const BLOCKS_AHEAD: usize = 2;
+
+/// Documents to validate on are drawn from row groups with at most so many tokens: 256 MiB in memory.
+const VALIDATION_TOKENS: u64 = 1 << 26;
 
 /// The rows of one step, `[accumulation, micro, seq]` in row-major order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,16 +40,58 @@ pub struct Batch {
     pub position_after: Position,
 }
 
+impl Batch {
+    /// Tokens that are predicted from those before them in the same document: all but the first of each piece of a row.
+    pub fn targets(&self) -> u64 {
+        let of_row = |row: &[i32]| row.windows(2).filter(|pair| pair[0] == pair[1] && pair[0] >= 0).count();
+        self.segments.chunks(self.shape.seq).map(of_row).sum::<usize>() as u64
+    }
+
+    /// Places that hold no token.
+    pub fn padding(&self) -> u64 {
+        self.segments.iter().filter(|segment| **segment < 0).count() as u64
+    }
+}
+
 /// How much there is in one epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EpochSize {
-    /// Documents, exactly.
-    pub documents: u64,
+    /// Documents, exactly; none for data that are not here.
+    pub documents: Option<u64>,
     /// Training tokens: exact without FIM and with documents that do not end in an end-of-text token already; otherwise an
-    /// upper estimate, because a cut document takes three marks and a few tokens at the cuts more.
+    /// upper estimate, because a rearranged piece has four marks and a few tokens at the cuts more.
     pub tokens: u64,
-    /// Rows: at most one row a block more than there are, because the number of blocks depends on the shuffle.
+    /// Rows: exact with [`Packing::None`]; otherwise at most one row a block more than there are, because the number of blocks
+    /// depends on the shuffle.
     pub rows: u64,
+    /// Places of a row.
+    pub seq: usize,
+}
+
+impl EpochSize {
+    /// So many tokens of data that are not here, in rows without padding.
+    pub fn of_tokens(tokens: u64, seq: usize) -> Self {
+        Self { documents: None, tokens, rows: tokens.div_ceil(seq as u64), seq }
+    }
+
+    /// Part of the places in its rows that holds no token.
+    pub fn padding(&self) -> f64 {
+        let places = self.rows as f64 * self.seq as f64;
+        if places > 0.0 { (1.0 - self.tokens as f64 / places).max(0.0) } else { 0.0 }
+    }
+}
+
+impl fmt::Display for EpochSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(documents) = self.documents {
+            write!(f, "{} documents, ", group(documents))?;
+        }
+        write!(f, "{} tokens an epoch in {} rows of {}", group(self.tokens), group(self.rows), self.seq)?;
+        match 100.0 * self.padding() {
+            percent if percent >= 1.0 => write!(f, ", {percent:.1} % padding"),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Rows made by a background thread, in an order that is a pure function of the options.
@@ -58,7 +105,7 @@ pub struct Loader {
     seq: usize,
     position: Position,
     bad_row_groups: Arc<AtomicUsize>,
-    damage: Receiver<String>,
+    notes: Receiver<String>,
     /// Rows to pass over in the first block.
     skip: u64,
 }
@@ -82,7 +129,7 @@ impl Loader {
         let begin = Position { rows: position.rows.saturating_sub(position.row), ..position };
         let mut feed = Feed::new(dataset, Part::Train, options, begin)?;
         let bad_row_groups = feed.bad_row_groups();
-        let damage = feed.report_damage();
+        let notes = feed.notes();
         let (sender, blocks) = sync_channel(BLOCKS_AHEAD);
         let work = move || {
             loop {
@@ -107,7 +154,7 @@ impl Loader {
             seq,
             position,
             bad_row_groups,
-            damage,
+            notes,
             skip: position.row,
         })
     }
@@ -154,9 +201,10 @@ impl Loader {
         self.bad_row_groups.load(Ordering::Relaxed)
     }
 
-    /// What was found damaged and left out since the last call, a sentence each.
-    pub fn damage(&self) -> impl Iterator<Item = String> {
-        self.damage.try_iter()
+    /// What a person should know of the rows made since the last call, a sentence each: what was found damaged and left out,
+    /// and what FIM does with them.
+    pub fn notes(&self) -> impl Iterator<Item = String> {
+        self.notes.try_iter()
     }
 
     /// Copies the next row and returns where it was.
@@ -201,18 +249,32 @@ impl Dataset {
         let documents: u64 = chunks.iter().map(|c| c.len()).sum();
         let stored: u64 = chunks.iter().map(|c| c.tokens).sum();
         if options.packing == Packing::None {
-            return EpochSize { documents, tokens: stored, rows: documents };
+            return EpochSize {
+                documents: Some(documents),
+                tokens: stored,
+                rows: documents,
+                seq: options.seq,
+            };
         }
-        let marks = 6.0 * options.fim_rate * documents as f64;
+        let pieces = documents + stored / options.seq as u64;
+        let marks = 6.0 * options.fim_rate * pieces as f64;
         let tokens = stored + documents + marks as u64;
         // Two neighbouring windows hold more than one window's tokens together.
         let windows = 2 * tokens / options.window_tokens + 1;
         let blocks = tokens / options.block_tokens() + windows;
-        EpochSize { documents, tokens, rows: tokens / options.seq as u64 + blocks }
+        let rows = tokens / options.seq as u64 + blocks;
+        EpochSize { documents: Some(documents), tokens, rows, seq: options.seq }
     }
 
-    /// The first rows of the validation split, in file order, without FIM: up to `batches` batches, the last one filled with
-    /// padding. They are the same at every call.
+    /// Rows of the validation split without FIM: up to `batches` batches, the last one filled with padding, of documents drawn
+    /// from all of it. They are the same for every run on these data: the draws follow from the data alone. None if no row
+    /// has a target.
+    ///
+    /// Row groups are drawn first, up to 2^26 tokens of them, and then documents from these, so that a large split need not be
+    /// read whole.
+    ///
+    /// # Errors
+    /// If the split cannot be read.
     pub fn validation(
         self: &Arc<Self>,
         options: &RowOptions,
@@ -222,20 +284,32 @@ impl Dataset {
     ) -> Result<Vec<Batch>> {
         let shape = BatchShape { accumulation, micro, seq: options.seq };
         let packing = if options.packing == Packing::None { Packing::None } else { Packing::Sequential };
-        let options = RowOptions { packing, order: Order::Files, fim_rate: 0.0, ..options.clone() };
+        let options = RowOptions {
+            packing,
+            order: Order::Shuffled,
+            seed: self.mark(),
+            fim_rate: 0.0,
+            window_tokens: VALIDATION_TOKENS,
+            ..options.clone()
+        };
         let mut feed = Feed::new(self.clone(), Part::Validation, options, Position::default())?;
-        let damage = feed.report_damage();
+        let notes = feed.notes();
         let size = shape.rows() * shape.seq;
         let (mut ids, mut segments) = (Vec::new(), Vec::new());
         while ids.len() < batches * size {
-            let block = feed.next_block()?;
+            let block = match feed.next_block() {
+                Ok(block) => block,
+                // Empty documents.
+                Err(DataError::NoRows { .. }) => break,
+                Err(error) => return Err(error),
+            };
             ids.extend(block.rows.ids);
             segments.extend(block.rows.segments);
             if block.next.epoch > 0 {
                 break;
             }
         }
-        damage.try_iter().for_each(|said| esay!("warning: validation: {said}"));
+        notes.try_iter().for_each(|said| esay!("warning: validation: {said}"));
         let length = ids.len().next_multiple_of(size).min(batches * size);
         ids.resize(length, self.pad());
         segments.resize(length, PADDING);
@@ -246,6 +320,8 @@ impl Dataset {
             position: Position::default(),
             position_after: Position::default(),
         };
-        Ok(ids.chunks(size).zip(segments.chunks(size)).map(batch).collect())
+        let all = ids.chunks(size).zip(segments.chunks(size)).map(batch);
+        // The program counts no fewer than one target.
+        Ok(all.filter(|batch| batch.targets() > 0).collect())
     }
 }

@@ -3,12 +3,18 @@
 //! A row has `seq` ids and as many segments. Segments count the pieces of documents in the row from 0; positions after the
 //! last piece hold the pad id and segment -1, which is in no loss. A document comes with its end-of-text token, which is
 //! trained like any other. A document that does not fit is split, and its tail begins the next row, so only the last row of a
-//! block is padded.
+//! block is padded. With FIM the pieces are rearranged as they are cut, so that each lies whole in one row; such a piece may
+//! leave a place or two at the end of its row, where a character would not fit whole, and these are padded.
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
+use std::ops::AddAssign;
 
 use serde::{Deserialize, Serialize};
+
+use super::error::DataError;
+use super::fim::{Fim, MARKS, Piece, PieceId};
 
 /// The segment of padding.
 pub const PADDING: i32 = -1;
@@ -32,18 +38,132 @@ pub enum Packing {
 pub(super) struct PackedRows {
     pub(super) ids: Vec<i32>,
     pub(super) segments: Vec<i32>,
+    pub(super) tally: Tally,
+}
+
+/// What became of the pieces of documents.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Tally {
+    /// All of them.
+    pub(super) pieces: u64,
+    /// Their tokens.
+    pub(super) tokens: u64,
+    /// Those that were rearranged for FIM, each whole in one row.
+    pub(super) rearranged: u64,
+    /// Their tokens.
+    pub(super) rearranged_tokens: u64,
+    /// Those that were drawn for it and had no room for the marks.
+    pub(super) no_room: u64,
+    /// Those that were drawn for it and are no text.
+    pub(super) not_text: u64,
+}
+
+impl AddAssign for Tally {
+    fn add_assign(&mut self, more: Self) {
+        self.pieces += more.pieces;
+        self.tokens += more.tokens;
+        self.rearranged += more.rearranged;
+        self.rearranged_tokens += more.rearranged_tokens;
+        self.no_room += more.no_room;
+        self.not_text += more.not_text;
+    }
+}
+
+/// A document on its way into rows.
+pub(super) struct Document {
+    /// Its number in the split.
+    number: u64,
+    /// Its tokens, the end of the text last; none for an empty one.
+    ids: Vec<i32>,
+    /// How many of them are in rows.
+    at: usize,
+    /// In how many pieces.
+    pieces: u64,
+    /// All of it, rearranged, if it was drawn and fits a row.
+    whole: Option<Vec<i32>>,
+}
+
+impl Document {
+    /// A document of which nothing is in a row. ids: without the end of the text.
+    pub(super) fn new(
+        number: u64,
+        ids: &[i32],
+        end_of_text: i32,
+        seq: usize,
+        fim: Option<&Fim>,
+    ) -> Result<Self, DataError> {
+        if ids.is_empty() {
+            return Ok(Self { number, ids: Vec::new(), at: 0, pieces: 0, whole: None });
+        }
+        let whole = match fim {
+            Some(fim) if ids.len() + MARKS <= seq => {
+                match fim.piece(ids, PieceId { document: number, piece: 0 }, seq)? {
+                    Piece::Rearranged { ids: whole, taken } if taken == ids.len() => Some(whole),
+                    _ => None,
+                }
+            }
+            _ => None,
+        };
+        Ok(Self { number, ids: [ids, &[end_of_text]].concat(), at: 0, pieces: 0, whole })
+    }
+
+    /// Places that it takes in a row, as long as it is whole.
+    fn length(&self) -> usize {
+        self.whole.as_ref().map_or(self.ids.len(), Vec::len)
+    }
+
+    fn is_done(&self) -> bool {
+        self.at == self.ids.len()
+    }
+
+    /// The next piece, for a row with `room` free places, of which there is one.
+    fn take(
+        &mut self,
+        room: usize,
+        fim: Option<&Fim>,
+        tally: &mut Tally,
+    ) -> Result<Cow<'_, [i32]>, DataError> {
+        let id = PieceId { document: self.number, piece: self.pieces };
+        self.pieces += 1;
+        tally.pieces += 1;
+        let start = self.at;
+        let text = &self.ids[start..self.ids.len() - 1];
+        let piece = match (self.whole.take(), fim) {
+            (Some(ids), _) if ids.len() <= room => Piece::Rearranged { ids, taken: text.len() },
+            (_, Some(fim)) if !text.is_empty() => fim.piece(text, id, room)?,
+            _ => Piece::Plain,
+        };
+        match piece {
+            Piece::Rearranged { ids, taken } => {
+                // Behind the last of its text there is only its end, which the piece has.
+                self.at = if taken == text.len() { self.ids.len() } else { start + taken };
+                tally.rearranged += 1;
+                tally.rearranged_tokens += ids.len() as u64;
+                tally.tokens += ids.len() as u64;
+                return Ok(ids.into());
+            }
+            Piece::Plain => {}
+            Piece::NoRoom => tally.no_room += 1,
+            Piece::NotText => tally.not_text += 1,
+        }
+        self.at = self.ids.len().min(start + room);
+        tally.tokens += (self.at - start) as u64;
+        Ok(self.ids[start..self.at].into())
+    }
 }
 
 /// Rows being filled.
-struct Filler {
+struct Filler<'a> {
     rows: PackedRows,
     seq: usize,
+    pad: i32,
     segment: i32,
+    fim: Option<&'a Fim<'a>>,
 }
 
-impl Filler {
-    fn new(seq: usize) -> Self {
-        Self { rows: PackedRows::default(), seq, segment: 0 }
+impl<'a> Filler<'a> {
+    fn new(seq: usize, pad: i32, fim: Option<&'a Fim<'a>>) -> Self {
+        Self { rows: PackedRows::default(), seq, pad, segment: 0, fim }
     }
 
     /// The free places of the current row; `seq` for a new one.
@@ -51,71 +171,85 @@ impl Filler {
         self.seq - self.rows.ids.len() % self.seq
     }
 
-    /// Puts as much of `piece` into the current row as fits and returns the rest.
-    fn push<'a>(&mut self, piece: &'a [i32]) -> &'a [i32] {
-        if self.rows.ids.len().is_multiple_of(self.seq) {
+    /// Puts as much of a document into the current row as fits; what is left of it begins the next row.
+    fn push(&mut self, document: &mut Document) -> Result<(), DataError> {
+        if self.room() == self.seq {
             self.segment = 0;
         }
-        let (head, tail) = piece.split_at(piece.len().min(self.room()));
-        self.rows.ids.extend_from_slice(head);
+        let room = self.room();
+        let piece = document.take(room, self.fim, &mut self.rows.tally)?;
+        self.rows.ids.extend_from_slice(&piece);
         self.rows.segments.resize(self.rows.ids.len(), self.segment);
         self.segment += 1;
-        tail
+        if !document.is_done() {
+            self.end_row();
+        }
+        Ok(())
     }
 
-    fn finish(mut self, pad: i32) -> PackedRows {
+    fn end_row(&mut self) {
         let length = self.rows.ids.len().next_multiple_of(self.seq);
-        self.rows.ids.resize(length, pad);
+        self.rows.ids.resize(length, self.pad);
         self.rows.segments.resize(length, PADDING);
+    }
+
+    fn finish(mut self) -> PackedRows {
+        self.end_row();
         self.rows
     }
 }
 
 /// Packs documents one after the other.
-pub(super) fn sequential(documents: &[Vec<i32>], seq: usize, pad: i32) -> PackedRows {
-    let mut filler = Filler::new(seq);
-    for document in documents {
-        let mut rest = document.as_slice();
-        while !rest.is_empty() {
-            rest = filler.push(rest);
+pub(super) fn sequential(
+    documents: Vec<Document>,
+    seq: usize,
+    pad: i32,
+    fim: Option<&Fim>,
+) -> Result<PackedRows, DataError> {
+    let mut filler = Filler::new(seq, pad, fim);
+    for mut document in documents {
+        while !document.is_done() {
+            filler.push(&mut document)?;
         }
     }
-    filler.finish(pad)
+    Ok(filler.finish())
 }
 
 /// Packs documents so that few are split.
-pub(super) fn best_fit(documents: &[Vec<i32>], seq: usize, pad: i32) -> PackedRows {
-    let mut filler = Filler::new(seq);
+pub(super) fn best_fit(
+    mut documents: Vec<Document>,
+    seq: usize,
+    pad: i32,
+    fim: Option<&Fim>,
+) -> Result<PackedRows, DataError> {
+    let mut filler = Filler::new(seq, pad, fim);
     // Equal lengths are taken in order, hence the reversed index: the search looks from the end.
     let mut waiting: BTreeSet<(usize, Reverse<usize>)> = documents
         .iter()
         .enumerate()
-        .filter(|(_, d)| !d.is_empty())
-        .map(|(i, d)| (d.len(), Reverse(i)))
+        .filter(|(_, d)| !d.is_done())
+        .map(|(i, d)| (d.length(), Reverse(i)))
         .collect();
     let mut next = 0;
-    let mut tail: &[i32] = &[];
-    while !(tail.is_empty() && waiting.is_empty()) {
-        if !tail.is_empty() {
-            tail = filler.push(tail);
-            continue;
-        }
+    while let Some(longest) = waiting.last() {
         let room = filler.room();
         let chosen = if room == seq {
             // Rows begin with the next document in order, so that the order of lengths stays random.
-            while !waiting.contains(&(documents[next].len(), Reverse(next))) {
+            while !waiting.contains(&(documents[next].length(), Reverse(next))) {
                 next += 1;
             }
-            (documents[next].len(), Reverse(next))
+            (documents[next].length(), Reverse(next))
         } else {
             // Nothing fits: the longest is split, because it loses least, and may not fit any row anyway.
-            let fits = waiting.range(..=(room, Reverse(0))).next_back().or_else(|| waiting.last());
-            *fits.expect("checked above")
+            *waiting.range(..=(room, Reverse(0))).next_back().unwrap_or(longest)
         };
         waiting.remove(&chosen);
-        tail = filler.push(&documents[chosen.1.0]);
+        let document = &mut documents[chosen.1.0];
+        while !document.is_done() {
+            filler.push(document)?;
+        }
     }
-    filler.finish(pad)
+    Ok(filler.finish())
 }
 
 /// One Parquet row as a training row: its own segments, or those that its end-of-text tokens and masked labels imply.
@@ -198,6 +332,20 @@ mod tests {
         })
     }
 
+    fn packed(
+        pack: impl FnOnce(Vec<Document>, usize, i32, Option<&Fim>) -> Result<PackedRows, DataError>,
+        documents: &[Vec<i32>],
+        seq: usize,
+    ) -> PackedRows {
+        let document = |ids: &Vec<i32>| Document::new(0, &ids[..ids.len() - 1], EOS, seq, None).unwrap();
+        // A document of nothing but its end is an empty one elsewhere.
+        let document = |ids: &Vec<i32>| match ids.len() {
+            1 => Document { ids: ids.clone(), ..document(ids) },
+            _ => document(ids),
+        };
+        pack(documents.iter().map(document).collect(), seq, PAD, None).unwrap()
+    }
+
     /// Checks the segments and returns the pieces of all rows in order.
     fn pieces(rows: &PackedRows, seq: usize) -> Vec<Vec<i32>> {
         assert_eq!(rows.ids.len(), rows.segments.len());
@@ -235,17 +383,17 @@ mod tests {
     proptest! {
         #[test]
         fn sequential_keeps_every_token_in_order(documents in documents(), seq in 1..50usize) {
-            let rows = sequential(&documents, seq, PAD);
+            let rows = packed(sequential, &documents, seq);
             prop_assert_eq!(join(&pieces(&rows, seq)), documents);
         }
 
         #[test]
         fn best_fit_keeps_every_document_whole_or_split_in_order(documents in documents(), seq in 1..50usize) {
-            let rows = best_fit(&documents, seq, PAD);
+            let rows = packed(best_fit, &documents, seq);
             let (mut found, mut wanted) = (join(&pieces(&rows, seq)), documents.clone());
             let tokens: usize = wanted.iter().map(Vec::len).sum();
             prop_assert_eq!(rows.ids.len(), tokens.next_multiple_of(seq));
-            prop_assert!(pieces(&rows, seq).len() <= pieces(&sequential(&documents, seq, PAD), seq).len() + rows.ids.len() / seq);
+            prop_assert!(pieces(&rows, seq).len() <= pieces(&packed(sequential, &documents, seq), seq).len() + rows.ids.len() / seq);
             found.sort();
             wanted.sort();
             prop_assert_eq!(found, wanted);
@@ -255,7 +403,7 @@ mod tests {
     #[test]
     fn best_fit_splits_only_when_nothing_fits() {
         let documents = [vec![1, 1, EOS], vec![2, 2, 2, EOS], vec![3, EOS]];
-        let rows = best_fit(&documents, 5, PAD);
+        let rows = packed(best_fit, &documents, 5);
         assert_eq!(rows.ids, [1, 1, EOS, 3, EOS, 2, 2, 2, EOS, PAD]);
         assert_eq!(rows.segments, [0, 0, 0, 1, 1, 0, 0, 0, 0, PADDING]);
     }

@@ -198,6 +198,12 @@ pub(super) fn prepare_locked(
     tell(progress, PrepareProgress::Found { files: sources.len(), bytes })?;
     let earlier = Earlier::read(&options.out)?;
     let (tokenizer, end_of_text, recipe) = obtain_tokenizer(options, &sources, bytes, &earlier, progress)?;
+    if !earlier.complete {
+        // Before the first shard, so that a folder with some of them is never taken for a whole one.
+        let (train, validation) = (earlier.train.clone(), earlier.validation.clone());
+        let begun = Progress { recipe: recipe.clone(), train, validation };
+        manifest::write(&options.out.join(PROGRESS_FILE), &begun)?;
+    }
     let split = |name, split| SplitWork::new(name, split, &options.out, options.threads);
     let splits = [split("train", earlier.train), split("validation", earlier.validation)];
     let kept_shards = splits.iter().map(SplitWork::kept).sum();
@@ -270,6 +276,10 @@ impl Earlier {
             return Ok(Self::default());
         };
         let Progress { recipe, train, validation } = progress;
+        // Begun and no more: nothing is made that other options would spoil.
+        if train.shards.is_empty() && validation.shards.is_empty() {
+            return Ok(Self::default());
+        }
         Ok(Self { recipe: Some(recipe), complete: false, train, validation })
     }
 

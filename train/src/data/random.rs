@@ -11,7 +11,7 @@ pub(super) enum Purpose {
     Documents,
     /// The order of packed rows in a block.
     Rows,
-    /// Which documents are rearranged, and in which form.
+    /// Which pieces of documents are rearranged, and in which form.
     FimForm,
     /// Where they are cut.
     FimCuts,

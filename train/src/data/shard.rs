@@ -107,6 +107,11 @@ impl Shard {
         self.present[2]
     }
 
+    /// Whether rows say which document each token belongs to.
+    pub(super) fn has_segments(&self) -> bool {
+        self.present[1]
+    }
+
     /// The size of the file.
     pub(super) fn size(&self) -> u64 {
         self.bytes.len() as u64

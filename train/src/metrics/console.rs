@@ -87,8 +87,13 @@ impl Console {
 pub fn line(train: &Train, steps: u64) -> String {
     let mfu = train.mfu.map_or("unknown".into(), |mfu| format!("{:.1} %", 100.0 * mfu));
     let skipped = if train.skipped > 0 { format!(" | {} skipped", train.skipped) } else { String::new() };
+    // What packing leaves is not worth the room.
+    let padding = match 100.0 * train.padding {
+        percent if percent >= 1.0 => format!(" | {percent:.0} % padding"),
+        _ => String::new(),
+    };
     format!(
-        "step {}/{steps} | {} | lr {:.2e} | grad {:.3} | {} tok/s | MFU {mfu} | ETA {}{skipped}",
+        "step {}/{steps} | {} | lr {:.2e} | grad {:.3} | {} tok/s | MFU {mfu} | ETA {}{padding}{skipped}",
         train.step,
         losses(train.loss, train.mtp_loss),
         train.learning_rate,
@@ -154,6 +159,7 @@ mod tests {
             gradient_norm: 0.5234,
             tokens_seen: 0,
             tokens_per_second: 6100.0,
+            padding: 0.003,
             mfu: None,
             skipped: 0,
             eta_seconds: 192.4,
@@ -165,13 +171,17 @@ mod tests {
         let train = Train {
             mtp_loss: Some(5.5),
             mfu: Some(0.4123),
+            padding: 0.955,
             skipped: 2,
             eta_seconds: f64::INFINITY,
             tokens_per_second: 51_900.0,
             ..train
         };
         let text = line(&train, 600);
-        assert!(text.ends_with("| 51.9k tok/s | MFU 41.2 % | ETA unknown | 2 skipped"), "{text}");
+        assert!(
+            text.ends_with("| 51.9k tok/s | MFU 41.2 % | ETA unknown | 96 % padding | 2 skipped"),
+            "{text}"
+        );
         assert!(text.starts_with("step 120/600 | loss 4.1234, second head 5.5000 | "), "{text}");
     }
 
