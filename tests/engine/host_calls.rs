@@ -1,7 +1,7 @@
 //! Functions of this process that compiled programs call: the interface itself, and the native kernels of the CPU
 //! against the exact value of their references.
 
-use engine::pjrt::{Client, Code};
+use engine::pjrt::{Client, Code, Plugin};
 use engine::plugin::Platform;
 use engine::{
     Array, DType, Frame, Host, HostCall, HostFunction, Kernel, KernelChoice, Program, Rounding, Target, Type,
@@ -19,7 +19,7 @@ use tests::{Random, panic_of, property};
 
 fn client() -> &'static Client {
     static CLIENT: OnceLock<Client> = OnceLock::new();
-    CLIENT.get_or_init(|| Client::new(&Platform::Cpu.load().unwrap(), &[]).unwrap())
+    CLIENT.get_or_init(|| Client::new(&Plugin::of(&Platform::Cpu).unwrap(), &[]).unwrap())
 }
 
 /// `attributes[0] x` in pieces, and how many elements of the mask are true.

@@ -1,7 +1,7 @@
 //! The whole model against `golden/tiny_model`, which another implementation computed in f64: log-probabilities of both
 //! heads, losses, every gradient by name, and the weights after three optimiser steps. f32 on the CPU plugin.
 
-use engine::pjrt::Client;
+use engine::pjrt::{Client, Plugin};
 use engine::plugin::Platform;
 use engine::{Compiled, DType, Host, KernelChoice, Program, Target, Type, passes};
 use model::folded::unfold_gradients;
@@ -54,7 +54,7 @@ fn batch(expected: &Value, step: usize, shape: &[usize]) -> [Host; 2] {
 
 fn compile(program: &Program) -> Compiled {
     let (program, _) = passes::lower(program, Target::Cpu, KernelChoice::Auto);
-    program.compile(&Client::new(&Platform::Cpu.load().unwrap(), &[]).unwrap()).unwrap()
+    program.compile(&Client::new(&Plugin::of(&Platform::Cpu).unwrap(), &[]).unwrap()).unwrap()
 }
 
 #[test]

@@ -285,7 +285,7 @@ fn the_first_command_needs_nothing() {
     fs::create_dir(&cache).unwrap();
     // What was fetched is not fetched again.
     for fetched in ["wheels", "unpacked"] {
-        let from = engine::plugin::cache_folder().unwrap().join(fetched);
+        let from = fetch::wheel::cache_folder().unwrap().join(fetched);
         std::os::unix::fs::symlink(from, cache.join(fetched)).unwrap();
     }
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_trainer"));

@@ -76,7 +76,7 @@ fn a_missing_plugin_is_a_problem_only_if_it_is_wanted() {
 #[test]
 fn a_package_with_another_hash_and_a_changed_library_are_found() {
     let cache = TempDir::new().unwrap();
-    let library = engine::plugin::Platform::Cpu.library().unwrap();
+    let library = fetch::platform::Platform::Cpu.library().unwrap();
     let unpacked = cache.path().join("unpacked").join(library.parent().unwrap().file_name().unwrap());
     fs::create_dir_all(&unpacked).unwrap();
     fs::write(unpacked.join(library.file_name().unwrap()), "cut off").unwrap();
@@ -84,7 +84,7 @@ fn a_package_with_another_hash_and_a_changed_library_are_found() {
     let (line, remedy) = finding(&screen, "PROBLEM", "cpu");
     assert!(!healthy && line.contains("was changed") && remedy.starts_with("delete "), "{screen}");
 
-    let original = engine::plugin::cache_folder().unwrap().join("wheels");
+    let original = fetch::wheel::cache_folder().unwrap().join("wheels");
     let wheels = cache.path().join("wheels");
     fs::create_dir_all(&wheels).unwrap();
     let mut names = fs::read_dir(original).unwrap().map(|entry| entry.unwrap().file_name());

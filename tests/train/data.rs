@@ -12,6 +12,7 @@ use arrow_array::{ArrayRef, RecordBatch, StringArray};
 use parquet::arrow::ArrowWriter;
 use proptest::prelude::*;
 use tempfile::TempDir;
+use tests::property;
 use tests::sources::{go, jsonl, preparation as options, program};
 use train::data::{
     BadLines, Batch, DataError, Dataset, Loader, Order, PADDING, Packing, Position, PrepareProgress,
@@ -598,15 +599,12 @@ fn a_damaged_row_group_is_left_out_and_moves_no_other() {
     assert!(error.contains("part-1.parquet, row group 0"), "{error}");
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
-
-    /// Whatever bytes a file holds, reading it ends in rows or in an error.
-    #[test]
-    fn damaged_files_never_bring_the_loader_down(
-        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
-        cut in prop::option::weighted(0.1, any::<prop::sample::Index>()),
-    ) {
+/// Whatever bytes a file holds, reading it ends in rows or in an error.
+#[test]
+fn damaged_files_never_bring_the_loader_down() {
+    let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6);
+    let cut = prop::option::weighted(0.1, any::<prop::sample::Index>());
+    property(300, &(changes, cut), |(changes, cut)| {
         let dir = TempDir::new().expect("folder");
         let file = dir.path().join("x.parquet");
         let group = |g: i32| vec![("input_ids", (0..20).map(|i| (0..i).map(|p| g + p).collect()).collect())];
@@ -621,9 +619,11 @@ proptest! {
         }
         fs::write(&file, bytes).expect("write");
         if let Ok(dataset) = Dataset::open(dir.path(), VOCABULARY, 0.0) {
-            let options = RowOptions { max_bad_row_groups: 2, ..rows(Packing::BestFit, Order::Shuffled, 0.0) };
-            let batch = Loader::start(Arc::new(dataset), options, Position::default()).and_then(|mut l| l.next_batch(1, 4));
-            prop_assert!(!matches!(batch, Err(DataError::ThreadGone)));
+            let options =
+                RowOptions { max_bad_row_groups: 2, ..rows(Packing::BestFit, Order::Shuffled, 0.0) };
+            let batch = Loader::start(Arc::new(dataset), options, Position::default())
+                .and_then(|mut l| l.next_batch(1, 4));
+            assert!(!matches!(batch, Err(DataError::ThreadGone)));
         }
-    }
+    });
 }

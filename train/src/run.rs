@@ -24,7 +24,7 @@ use crate::step::step_of;
 use crate::validation::Validator;
 use crate::watch::Watch;
 use crate::{config, sample};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use engine::Compiled;
 use engine::plugin::cache_folder;
 use model::counts::{ParamCounts, flops_per_token};
@@ -93,8 +93,7 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
     let root = cli.out.join(CHECKPOINTS);
     let writes = !cli.dry_run && cli.replay.is_none();
     let folders = writes.then(|| own_folders(cli, run, &root)).transpose()?;
-    let dataset = Dataset::open(&folder, run.model.num_tokens, run.data.validation_fraction)
-        .with_context(|| format!("opening the data in {}", folder.display()))?;
+    let dataset = open_data(&folder, run)?;
     let dataset = Arc::new(dataset);
     let rows = run.data.rows(run.batch.seq, run.seed);
     let size = dataset.epoch_size(&rows);
@@ -260,6 +259,17 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
     Ok(outcome)
 }
 
+fn open_data(folder: &Path, run: &RunConfig) -> Result<Dataset> {
+    let data = &run.data;
+    Dataset::open_ended_by(
+        data.end_of_text.as_deref(),
+        folder,
+        run.model.num_tokens,
+        data.validation_fraction,
+    )
+    .with_context(|| format!("opening the data in {}", folder.display()))
+}
+
 /// What the run would take, on one screen. There is nothing to save: a signal ends it at once, in the compiler too.
 fn forecast(cli: &Cli, mut resolved: Resolved) -> Result<Outcome> {
     let run = &resolved.run;
@@ -267,8 +277,7 @@ fn forecast(cli: &Cli, mut resolved: Resolved) -> Result<Outcome> {
         Some(tokens) => tokens,
         None => {
             let folder = data_folder(run, &Stop::manual())?;
-            let dataset = Dataset::open(&folder, run.model.num_tokens, run.data.validation_fraction)
-                .with_context(|| format!("opening the data in {}; or give --tokens", folder.display()))?;
+            let dataset = open_data(&folder, run).map_err(|error| anyhow!("{error:#}; or give --tokens"))?;
             dataset.epoch_size(&run.data.rows(run.batch.seq, run.seed)).tokens
         }
     };

@@ -249,11 +249,15 @@ pub fn latest_good(root: &Path) -> Result<Latest, CheckpointError> {
 /// # Errors
 /// If the folder cannot be listed.
 pub fn latest_before(root: &Path, before: u64) -> Result<Latest, CheckpointError> {
+    let found = if root.exists() { steps(root)? } else { Vec::new() };
+    let newest_first = found.into_iter().rev().filter(|(step, _)| *step < before);
+    Ok(first_good(newest_first.map(|(_, path)| path)))
+}
+
+/// The first of these folders that is a checkpoint whose every byte is right, and why those before it are not.
+pub fn first_good(folders: impl IntoIterator<Item = PathBuf>) -> Latest {
     let mut latest = Latest::default();
-    if !root.exists() {
-        return Ok(latest);
-    }
-    for (_, path) in steps(root)?.into_iter().rev().filter(|(step, _)| *step < before) {
+    for path in folders {
         match verify(&path) {
             Ok(good) => {
                 latest.good = Some(good);
@@ -262,7 +266,7 @@ pub fn latest_before(root: &Path, before: u64) -> Result<Latest, CheckpointError
             Err(error) => latest.refused.push((path, error)),
         }
     }
-    Ok(latest)
+    latest
 }
 
 /// The newest good checkpoint of the stable phase, which a run of more steps can go on from.
