@@ -1,4 +1,4 @@
-//! Inputs of people that once went wrong, a function for each: what the programs made of them, and what is right. Files that
+//! Inputs that people have, and that are easily read wrongly: a function for each. Files that
 //! others wrote lie in `golden/cases/<function>/`; where a few lines make the input, there are none.
 
 use crate::evaluation::{Bench as Evaluation, says as said};
@@ -581,7 +581,7 @@ fn safetensors_shapes() {
     }
 }
 
-/// Near their limit, temperature and top-p take the most probable token each time, as 0 does; they once never ended.
+/// Near their limit, temperature and top-p take the most probable token each time, as 0 does: no loop waits for a share that is below every number.
 #[test]
 fn tiny_temperature() {
     let bench = Training::new(env!("CARGO_BIN_EXE_trainer"));

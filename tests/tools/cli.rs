@@ -1,17 +1,11 @@
 //! What a person is told: one message that names the thing and the remedy, exit code 1, nothing half-written.
 
+use crate::evaluation::says;
 use std::fs;
 use tests::trainer::{Bench, files};
 
 fn bench() -> Bench {
     Bench::new(env!("CARGO_BIN_EXE_trainer"))
-}
-
-#[track_caller]
-fn says(message: &str, parts: &[&str]) {
-    for part in parts {
-        assert!(message.contains(part), "no `{part}` in: {message}");
-    }
 }
 
 #[test]

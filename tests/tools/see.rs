@@ -43,6 +43,20 @@ fn a_healthy_machine_has_no_problem() {
     assert_eq!(screen.lines().filter(|line| line.starts_with("ok       disk")).count(), 2);
 }
 
+/// Where the header or the plugin cannot be had, `doctor` still says so.
+#[test]
+fn doctor_is_built_without_what_it_looks_for() {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args(["tree", "--offline", "--package", "doctor", "--edges", "normal,build", "--prefix", "none"])
+        .output()
+        .unwrap();
+    let tree = String::from_utf8(output.stdout).unwrap();
+    let needs = |name: &str| tree.lines().any(|line| line.split(' ').next() == Some(name));
+    assert!(needs("fetch") && needs("eval-humaneval"), "{tree}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(!["engine", "pjrt-sys", "bindgen"].into_iter().any(needs), "{tree}");
+}
+
 #[test]
 fn files_of_the_working_folder_are_not_run() {
     let decoys = tests::Decoys::new();

@@ -12,8 +12,8 @@ use arrow_array::{ArrayRef, RecordBatch, StringArray};
 use parquet::arrow::ArrowWriter;
 use proptest::prelude::*;
 use tempfile::TempDir;
-use tests::{golden, property};
 use tests::sources::{go, jsonl, preparation as options, program};
+use tests::{golden, property};
 use train::data::{
     BadLines, Batch, DataError, Dataset, Loader, Order, PADDING, Packing, Position, PrepareProgress,
     RowOptions, TokenizerSource, prepare, prepare_standard_library,
