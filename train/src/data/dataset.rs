@@ -232,7 +232,7 @@ impl Found<'_> {
     /// The ids of the end of text and of padding: as asked for, from `dataset.json`, from the tokenizer, or Qwen's if the
     /// vocabulary has them.
     fn special_ids(&self, asked: Option<&str>) -> Result<(i32, i32)> {
-        let asked = asked.map(|token| Ok((token, self.id(token)?))).transpose()?;
+        let asked = asked.map(|token| self.id(token).map(|id| (token, id))).transpose()?;
         if let Some(info) = self.info {
             return match asked {
                 Some((token, id)) if id != info.end_of_text => Err(DataError::OtherEndOfText {
