@@ -4,16 +4,11 @@
 //! system's, or comes out of a wheel as well. That wheel has no C headers of its own, so bindgen always sees
 //! the four stubs below and never the system's headers: the same output everywhere.
 
-#[path = "engine/src/python.rs"]
-mod python;
-#[path = "engine/src/wheel.rs"]
-mod wheel;
-
+use fetch::wheel::{self, Wheel};
 use std::error::Error;
 use std::path::PathBuf;
 use std::process::{self, Command};
 use std::{env, fs, panic};
-use wheel::Wheel;
 
 /// What `pjrt_c_api.h` uses of the C library, for a 64-bit target.
 const STUBS: [(&str, &str); 4] = [
@@ -30,10 +25,8 @@ const STUBS: [(&str, &str); 4] = [
 ];
 
 fn main() {
-    // Cargo resolves these against the folder of the package.
-    for path in ["../../build.rs", "../src/python.rs", "../src/wheel.rs"] {
-        println!("cargo:rerun-if-changed={path}");
-    }
+    // Cargo resolves it against the folder of the package.
+    println!("cargo:rerun-if-changed=../../build.rs");
     for name in ["PJRT_HEADER", "PYTHONLM_CACHE", "LIBCLANG_PATH"] {
         println!("cargo:rerun-if-env-changed={name}");
     }

@@ -1,7 +1,7 @@
 //! A network of two layers learns a sine: built, differentiated, compiled and trained on the spot.
 //! Run it with `cargo run --example tour -p engine`.
 
-use engine::pjrt::{Arg, Client, Topology};
+use engine::pjrt::{Arg, Client, Plugin, Topology};
 use engine::plugin::Platform;
 use engine::{Host, Locations, Program, Type, grad};
 
@@ -21,10 +21,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("{}", step.text(Locations::Omit));
 
     // The same text compiles for the CPU at hand, and for a TPU that is not.
-    let cpu = Client::new(&Platform::Cpu.load()?, &[])?;
+    let cpu = Client::new(&Plugin::of(&Platform::Cpu)?, &[])?;
     let compiled = step.compile(&cpu)?;
     println!("memory on {:>8}: {}", cpu.platform_name()?, compiled.loaded().memory_use()?);
-    let v6e = Topology::new(&Platform::Tpu.load()?, "v6e:1x1", &[])?;
+    let v6e = Topology::new(&Plugin::of(&Platform::Tpu)?, "v6e:1x1", &[])?;
     println!("memory on v6e:1x1: {}", step.compile_for(&v6e, &step.options())?.memory_use()?);
 
     // Training: the weights are moved into each step and come back from it.

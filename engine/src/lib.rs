@@ -35,8 +35,7 @@
 //! | `eval.rs` | [`evaluate`]: what a program means, in `f64`; slow, and the oracle of the tests |
 //! | `compiled.rs` | [`Compiled`]: a program on its devices |
 //! | `pjrt/` | the plugin, its clients and topologies, executables, buffers, the cache on disk, calls from programs back into this process; all `unsafe` is here |
-//! | `plugin.rs`, `wheel.rs` | which plugin for which platform, pinned, fetched and verified |
-//! | `python.rs` | the one way in which Python is started |
+//! | `plugin.rs` | a platform's plugin, opened; the crate `fetch` knows which one that is, fetches and verifies it |
 //!
 //! Loops and calls ([`Builder::scan`], [`Builder::call`], [`Builder::cond`], [`Builder::while_loop`]) take a closure
 //! that builds their body in a function of its own. The borrow checker and [`Builder::capture`] see to it that no value
@@ -77,12 +76,10 @@ pub mod passes;
 pub mod pjrt;
 pub mod plugin;
 mod program;
-pub mod python;
 pub mod random;
 mod stacks;
 mod text;
 mod types;
-mod wheel;
 
 pub use compiled::{Compiled, faithful};
 pub use eval::{Array, Rounding, evaluate};

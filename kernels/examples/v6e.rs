@@ -16,7 +16,7 @@
 //! found out without flags: under those of the profile it often refuses, for want of vector memory, what it takes otherwise,
 //! but only after everything has been written.
 
-use engine::pjrt::{CompileOptions, Topology};
+use engine::pjrt::{CompileOptions, Plugin, Topology};
 use engine::plugin::Platform;
 use engine::{DType, KernelChoice, Program, Target, Type, grad, passes};
 use kernels::{CachedAttention, DiffAttention, HeadNorm, Keys, ROWS, SwiGlu, Tiling, rotate};
@@ -188,7 +188,7 @@ fn main() -> ExitCode {
 fn compile(case: Case) {
     let (program, choice) = program(case);
     let (program, _) = passes::lower(&program, Target::TpuV6e, choice);
-    let plugin = Platform::Tpu.load().unwrap_or_else(|error| panic!("{error}"));
+    let plugin = Plugin::of(&Platform::Tpu).unwrap_or_else(|error| panic!("{error}"));
     let topology = Topology::new(&plugin, "v6e:1x1", &[]).unwrap_or_else(|error| panic!("{error}"));
     program.compile_for(&topology, &CompileOptions::single()).unwrap_or_else(|error| panic!("{error}"));
 }

@@ -190,3 +190,22 @@ fn every_file_is_compiled() {
     }
     assert!(compiled > 20, "{compiled}");
 }
+
+/// The library's own macro draws other cases in each run, and no seed is said.
+#[test]
+fn random_cases_are_drawn_in_one_way() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let mut open =
+        ["engine", "kernels", "model", "train", "tools", "tests"].map(|name| root.join(name)).to_vec();
+    let mut files = 0;
+    while let Some(path) = open.pop() {
+        if path.is_dir() && !path.ends_with("target") {
+            open.extend(fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = fs::read_to_string(&path).unwrap();
+            assert!(!text.contains(concat!("proptest", "! {")), "{}: use `property`", path.display());
+            files += 1;
+        }
+    }
+    assert!(files > 100, "{files}");
+}

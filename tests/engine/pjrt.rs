@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 fn client() -> Client {
-    Client::new(&Platform::Cpu.load().unwrap(), &[]).unwrap()
+    Client::new(&Plugin::of(&Platform::Cpu).unwrap(), &[]).unwrap()
 }
 
 fn compile(client: &Client, text: &str) -> Loaded {
@@ -186,7 +186,7 @@ fn a_loop_updates_a_donated_stack_in_place() {
     let memory = compile(&client(), text).memory_use().unwrap();
     assert_eq!(memory.aliased, 64 * 1024 * 4);
     assert!(memory.temporaries < 16 * 1024, "{memory}");
-    let tpu = Topology::new(&Platform::Tpu.load().unwrap(), "v6e:1x1", &[]).unwrap();
+    let tpu = Topology::new(&Plugin::of(&Platform::Tpu).unwrap(), "v6e:1x1", &[]).unwrap();
     let memory = tpu.compile(text, &CompileOptions::single()).unwrap().memory_use().unwrap();
     assert_eq!(memory.aliased, 64 * 1024 * 4);
     assert!(memory.temporaries < 16 * 1024, "{memory}");
@@ -531,7 +531,7 @@ const void *GetPjrtApi(void) {{ return &api; }}"
 
 #[test]
 fn programs_compile_for_v6e_without_a_tpu() {
-    let plugin = Platform::Tpu.load().unwrap();
+    let plugin = Plugin::of(&Platform::Tpu).unwrap();
     let topology = Topology::new(&plugin, "v6e:1x1", &[]).unwrap();
     assert_eq!(topology.devices().unwrap()[0].kind, "TPU v6 lite");
     let program = topology.compile(DONATING, &CompileOptions::single()).unwrap();

@@ -10,6 +10,7 @@ use engine::{Backward, CustomCall, KernelChoice, Lowering, ShapeError, Target, T
 use half::{bf16, f16};
 use std::path::Path;
 use std::{env, fs, thread};
+use tests::close::F32;
 use tests::{Mlp, cpu, mlp_step, numbers, residual_mlp};
 
 /// Compares with the file, or rewrites it.
@@ -51,7 +52,8 @@ fn golden_program(name: &str, program: &Program) {
         let found = program.compile(client).unwrap().call(&hosts).unwrap();
         for ((found, wanted), port) in found.iter().zip(&wanted).zip(program.outputs()) {
             for (found, wanted) in found.to_f64().into_iter().zip(wanted.to_host().to_f64()) {
-                let close = (found - wanted).abs() <= 1e-4 * (1.0 + wanted.abs());
+                // Sums of tens of terms, and functions that XLA approximates, through a few layers.
+                let close = (found - wanted).abs() <= 64.0 * F32 * (1.0 + wanted.abs());
                 let same = found == wanted || found.is_nan() && wanted.is_nan();
                 assert!(close || same, "{name}, {}: {found}, wanted {wanted}", port.name);
             }

@@ -9,9 +9,15 @@ use model::{
     Attention, Batch, Config, Dropout, Params, Preset, Remat, Yarn, fold, initial_params, specs,
     token_log_probs,
 };
+use tests::close::F32;
 use tests::{close, cpu, lowered, numbers, small_config, uneven_params};
 use train::config::BatchShape;
 use train::step::{AdamW, Metric, step_program, validation_program};
+
+/// As where the model is compared with another implementation, in `parity.rs`: losses, and gradients, which are sums of
+/// terms that partly cancel.
+const OUTPUTS: f64 = 16.0 * F32;
+const GRADIENTS: f64 = 64.0 * F32;
 
 fn config() -> Config {
     small_config(64)
@@ -186,7 +192,8 @@ fn the_end_of_a_document_is_a_target() {
     let results = compile(&program).call(&args).unwrap();
     for head in [0, 1] {
         let wanted = sums[head].0 / f64::from(sums[head].1);
-        assert!((results[head].to_f64()[0] / wanted - 1.0).abs() < 1e-5, "head {head}: {results:?} {wanted}");
+        let mean = results[head].to_f64();
+        close::assert_close(&format!("head {head}"), &mean, &[wanted], OUTPUTS);
     }
     assert_eq!(results[2].to_f64(), [16.0]);
 }
@@ -259,9 +266,9 @@ fn micro_batches_do_not_matter() {
         let cut = run(micro, 0);
         for metric in [Metric::Loss, Metric::Main, Metric::Mtp, Metric::GradientNorm, Metric::Targets] {
             let (found, wanted) = (cut.metric(metric), at_once.metric(metric));
-            assert!((found / wanted - 1.0).abs() < 1e-5, "{metric:?}: {found} and {wanted}");
+            close::assert_close(&format!("{metric:?}"), &[found], &[wanted], OUTPUTS);
         }
-        close::assert_small(&format!("{micro} rows at a time"), worst(&cut, &at_once), 64.0 * 2f64.powi(-24));
+        close::assert_small(&format!("{micro} rows at a time"), worst(&cut, &at_once), GRADIENTS);
     }
     assert!(worst(&run(8, 1), &at_once) > 1e-4, "another step drops other elements");
 }
@@ -272,7 +279,8 @@ fn what_is_computed_again_is_the_same() {
     let [full, lean, selective] =
         [Remat::Full, Remat::Lean, Remat::Selective].map(|remat| step(&config, 8, remat, 1e-2, f32::MAX, 0));
     for other in [&lean, &selective] {
-        close::assert_small("remat", worst(&full, other), 1e-6);
+        // The same operations in the same order; fused otherwise they may be rounded otherwise, a few of them.
+        close::assert_small("remat", worst(&full, other), 4.0 * F32);
     }
 }
 
@@ -365,9 +373,8 @@ fn gradients_are_finite_differences() {
             let numeric = close::slope(|distance| at(distance as f32)[0]).expect("a smooth loss");
             let [loss, slope] = at(0.0);
             // The constants of forward and backward pass are rounded to f32, each by itself.
-            let rounding = 2f64.powi(-24);
             let what = format!("{:?} {remat:?}", config.attention);
-            close::assert_small(&what, close::error(&[slope], &[numeric]), 4.0 * rounding);
+            close::assert_small(&what, close::error(&[slope], &[numeric]), 4.0 * F32);
             seen.push(loss);
         }
     }

@@ -62,7 +62,7 @@ fn a_signal_while_compiling_ends_at_once_and_leaves_nothing() {
     let bench = bench();
     // A cache without executables, so that there is something to compile.
     let cache = bench.path("cache");
-    let full = engine::plugin::cache_folder().unwrap();
+    let full = fetch::wheel::cache_folder().unwrap();
     fs::create_dir(&cache).unwrap();
     for name in ["unpacked", "wheels"] {
         if full.join(name).exists() {
@@ -75,7 +75,7 @@ fn a_signal_while_compiling_ends_at_once_and_leaves_nothing() {
         started.wait_for("batch    2 x 2 rows");
         std::thread::sleep(Duration::from_millis(300));
         started.signal(&[signal]);
-        let (code, said, _) = started.end();
+        let (code, said) = started.end();
         // Had it waited for the compiler, the next line would be there.
         assert!(!said.contains("device "), "compiled too soon for this test: {said}");
         assert_eq!(code, Some(75), "{said}");
@@ -100,14 +100,14 @@ fn a_signal_in_a_validation_does_not_wait_for_its_end() {
     let mut started = bench.start("stopped", &args);
     started.wait_for("\nready ");
     started.signal(&["-TERM"]);
-    let (code, said, _) = started.end();
+    let (code, said) = started.end();
     assert_eq!(code, Some(75), "{said}");
     assert!(said.contains("stopped at step 0") && !said.contains("validation loss"), "{said}");
     let mut started = bench.start("stopped", &args);
     // The next thing behind this line is the validation at step 4.
     started.wait_for("step 4/8");
     started.signal(&["-TERM"]);
-    let (code, said, _) = started.end();
+    let (code, said) = started.end();
     assert_eq!(code, Some(75), "{said}");
     assert!(said.contains("stopped at step 4") && !said.contains("step 4 | validation"), "{said}");
     bench.succeed("stopped", &args);
@@ -128,7 +128,7 @@ fn a_signal_while_waiting_for_data_does_not_wait_for_them() {
     started.wait_for("validation loss");
     clock.wait_for("validation loss");
     started.signal(&["-TERM"]);
-    let (code, said, _) = started.end();
+    let (code, said) = started.end();
     assert!(!clock.said().contains("step 1/4"), "it ended no sooner than its data came");
     clock.signal(&["-KILL"]);
     clock.end();
@@ -145,7 +145,7 @@ fn signals_while_a_checkpoint_is_written() {
         let mut started = bench.start("run", &args);
         started.wait_for("checkpoint run");
         started.signal(signals);
-        let (code, said, _) = started.end();
+        let (code, said) = started.end();
         assert!(codes.map(Some).contains(&code), "{code:?} {said}");
         let found = latest_good(&checkpoints).unwrap();
         assert!(found.good.is_some() && found.refused.is_empty(), "{:?}", found.refused);
@@ -210,7 +210,7 @@ fn a_machine_that_is_gone_goes_on_from_the_mirror() {
     let mut stopped = bench.start("gone", &[&args[..], &["--steps", "24"]].concat());
     stopped.wait_for("copied     ");
     stopped.signal(&["-TERM"]);
-    let (code, said, _) = stopped.end();
+    let (code, said) = stopped.end();
     assert!(code == Some(75) && said.contains("drive/step_000000"), "{said}");
     fs::remove_dir_all(bench.path("gone")).unwrap();
     let found = latest_good(&bench.path("drive")).unwrap().good.unwrap();
@@ -304,7 +304,7 @@ fn bad_steps_are_skipped_replayed_and_gone_back_behind() {
         let mut started = bench.start(&out, &args);
         started.wait_for(&format!("step {at}/100"));
         started.signal(&["-TERM"]);
-        let (code, _, _) = started.end();
+        let (code, _) = started.end();
         if code == Some(75) {
             bench.succeed(&out, &args);
         }
@@ -360,7 +360,7 @@ fn checkpoints_take_one_copy_of_the_state() {
         // Before the last checkpoint.
         started.wait_for("step 8/8");
         let peak = started.peak().unwrap();
-        let (code, said, _) = started.end();
+        let (code, said) = started.end();
         assert_eq!(code, Some(0), "{said}");
         peak
     };
@@ -393,7 +393,7 @@ fn memory_stays_flat_over_thousands_of_steps() {
     let early = started.resident().unwrap();
     started.wait_for("step 3900/4000");
     let late = started.resident().unwrap();
-    let (code, said, _) = started.end();
+    let (code, said) = started.end();
     assert_eq!(code, Some(0), "{said}");
     let mib = |bytes: u64| bytes as f64 / 1048576.0;
     println!("{:.1} MiB after 1000 steps, {:.1} MiB after 3900", mib(early), mib(late));

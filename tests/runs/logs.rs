@@ -75,7 +75,7 @@ fn an_error_after_the_first_step_saves_first() {
     started.wait_for("ready ");
     // In the way of the first checkpoint.
     fs::write(bench.path("run/checkpoints/step_00000500.tmp"), "").unwrap();
-    let (code, said, _) = started.end();
+    let (code, said) = started.end();
     assert_eq!(code, Some(1), "{said}");
     let newest = newest(&bench, "run");
     assert!(
@@ -93,7 +93,7 @@ fn a_terminal_that_is_gone_stops_a_run_that_is_saved() {
     started.wait_for("step 2/");
     // Shells and the system both send it.
     started.signal(&["-HUP", "-HUP", "-HUP"]);
-    let (code, said, _) = started.end();
+    let (code, said) = started.end();
     assert_eq!(code, Some(75), "{said}");
     assert!(said.contains(&format!("stopped at step {};", newest(&bench, "run"))), "{said}");
 

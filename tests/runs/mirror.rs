@@ -32,7 +32,7 @@ fn a_mirror_that_hangs_holds_neither_checkpoints_nor_a_signal_up() {
     // All is saved by now; what is left is the wait.
     let newest = latest_good(&bench.path("run/checkpoints")).unwrap().good.unwrap().state().progress.step;
     started.signal(&["-TERM"]);
-    let (code, said, _) = started.end();
+    let (code, said) = started.end();
     assert_eq!(code, Some(75), "{said}");
     assert!(said.contains(&format!("stopped at step {newest};")), "{said}");
     let left = [
@@ -49,7 +49,7 @@ fn a_mirror_that_hangs_holds_neither_checkpoints_nor_a_signal_up() {
     let mut started = bench.start("run", &args);
     started.wait_for("copying    run/checkpoints/step_");
     started.signal(&["-INT"]);
-    let (code, said, _) = started.end();
+    let (code, said) = started.end();
     assert_eq!(code, Some(75), "{mirror} {said}");
     let _ = fs::remove_dir_all(bench.path("drive"));
     let said = bench.succeed("run", &args);

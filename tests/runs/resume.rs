@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
-use tests::close::error;
+use tests::close::{F32, error};
 use tests::trainer::{Bench, files};
 use train::checkpoint::latest_good;
 
@@ -95,7 +95,8 @@ fn every_boundary_can_be_gone_on_from() {
         assert_eq!(bench.course(&out, 20), bench.course("whole", 20));
     }
 
-    // Other micro-batches: the same rows, sums in another order. Stated: weights agree to 1e-4 of the largest one.
+    // Other micro-batches: the same rows, sums in another order. A weight of 1 is rounded in each of 12 steps, and what the
+    // gradients' rounding changes of steps of 4e-3 is as much again.
     let from = ["--resume", "whole/checkpoints/step_00000008"];
     for (micro, accumulation) in [(4, 1), (1, 4)] {
         let out = format!("micro_{micro}");
@@ -105,7 +106,7 @@ fn every_boundary_can_be_gone_on_from() {
         println!(
             "{accumulation} x {micro} rows instead of 2 x 2 from step 8 on: weights differ by {difference:.1e}"
         );
-        assert!(difference < 1e-4, "{difference:e}");
+        assert!(difference < 2.0 * 12.0 * F32, "{difference:e}");
         assert_eq!(bench.state(&out, 20)["data"], bench.state("whole", 20)["data"]);
     }
 
@@ -120,7 +121,7 @@ fn stop(bench: &Bench, out: &str, args: &[&str], behind: &str) -> String {
     let mut started = bench.start(out, args);
     started.wait_for(behind);
     started.signal(&["-TERM"]);
-    let (code, said, _) = started.end();
+    let (code, said) = started.end();
     assert_eq!(code, Some(75), "{said}");
     assert!(said.contains("the same command goes on from there"), "{said}");
     said

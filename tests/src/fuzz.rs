@@ -7,9 +7,15 @@ use crate::{Random, cpu, golden};
 use arrow_array::builder::{Int32Builder, ListBuilder};
 use arrow_array::{ArrayRef, RecordBatch};
 use engine::{DType, Host, Locations, Program, Tensor, Type};
+use eval_humaneval::problems::Problems;
+use eval_humaneval::samples::Sample;
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use model::{Config, Preset};
 use parquet::arrow::ArrowWriter;
+use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -42,6 +48,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "printer", seeds: programs, run: printer },
     Target { name: "tokenizer", seeds: tokenizers, run: tokenizer },
     Target { name: "source", seeds: sources, run: source },
+    Target { name: "problems", seeds: problem_files, run: problems },
+    Target { name: "samples", seeds: sample_files, run: samples },
 ];
 
 /// An input that a target did not survive.
@@ -401,6 +409,66 @@ fn source(folder: &Path, input: &[u8]) {
         assert!(summary.info.train.documents > 0);
         Dataset::open(&summary.out, VOCABULARY, 0.0).unwrap();
     }
+}
+
+// problems and samples of eval-humaneval
+
+const PROBLEMS: &str = concat!(
+    r#"{"task_id": "T/0", "prompt": "def f(x):\n", "canonical_solution": "    return x\n", "#,
+    r#""test": "def check(f):\n    assert f(1) == 1\n", "entry_point": "f"}"#,
+    "\r\n\n",
+    r#"{"task_id": "T/1", "prompt": "def g(x):\n", "test": "def check(g):\n    pass\n", "entry_point": "g"}"#,
+);
+
+fn problem_files() -> Vec<Vec<u8>> {
+    let mbpp = r#"[{"task_id": 601, "text": "Add.", "code": "async def a(): pass\nclass B: pass", "test_setup_code": "x = 1",
+        "test_list": ["assert a", "assert B"], "score": NaN},
+        {"source_file": "x", "task_id": 602, "prompt": "Add.", "test_imports": ["import math"], "test_list": ["assert 1"]}]"#;
+    let mut packed = GzEncoder::new(Vec::new(), Compression::default());
+    packed.write_all(PROBLEMS.as_bytes()).unwrap();
+    vec![PROBLEMS.into(), mbpp.into(), format!("\u{feff}{PROBLEMS}").into(), packed.finish().unwrap()]
+}
+
+/// Problems that are accepted can be told apart, and a program ends with its tests.
+fn problems(folder: &Path, input: &[u8]) {
+    let path = folder.join("problems.jsonl");
+    fs::write(&path, input).unwrap();
+    let Ok(Problems { list, .. }) = Problems::file(&path) else { return };
+    let ids: BTreeSet<&str> = list.iter().map(|problem| problem.id.as_str()).collect();
+    assert!(!list.is_empty() && ids.len() == list.len(), "{ids:?}");
+    for problem in &list {
+        let program = problem.program(&problem.solution("    pass"));
+        assert!(program.starts_with(&problem.prompt) && program.ends_with(&problem.tests), "{program}");
+    }
+}
+
+fn sample_files() -> Vec<Vec<u8>> {
+    let lines = [
+        r#"{"task_id": "T/0", "completion": "```python\n    return x\n```\n", "score": -Infinity}"#,
+        r#"{"task_id": "T/1", "solution": "def g(x):\n    return 'NaN'\n<|endoftext|>"}"#,
+        r#"{"task_id": "T/0", "completion": "\ud800"}"#,
+    ];
+    let generations = r#"[["def f(x): return x", "\ud800"], ["def g(x): return 1", "import os\n"]]"#;
+    let list = format!("[{}]", lines[..2].join(", "));
+    vec![lines.join("\n").into(), list.into(), generations.into(), format!("\u{feff}{generations}").into()]
+}
+
+/// What is accepted belongs to a problem and has a number of its own among the problem's.
+fn samples(folder: &Path, input: &[u8]) {
+    let [path, of] = ["samples.jsonl", "problems.jsonl"].map(|name| folder.join(name));
+    fs::write(&path, input).unwrap();
+    fs::write(&of, PROBLEMS).unwrap();
+    let Ok(given) = eval_humaneval::samples::read(&path, &Problems::file(&of).unwrap(), 2) else { return };
+    let mut counts = [0; 2];
+    for Sample { key: (problem, number), line, .. } in &given.samples {
+        assert_eq!(*number, counts[*problem]);
+        counts[*problem] += 1;
+        if let Some(judged) = line.get("judged") {
+            let text = line.get("completion").or(line.get("solution")).unwrap();
+            assert!(text.as_str().unwrap().contains(judged.as_str().unwrap()), "{line:?}");
+        }
+    }
+    assert!(!given.samples.is_empty() && given.cleaned <= given.samples.len() && given.bad_lines.len() <= 2);
 }
 
 // StableHLO

@@ -1,6 +1,6 @@
 //! Programs and small tools that several tests use.
 
-use engine::pjrt::Topology;
+use engine::pjrt::{Plugin, Topology};
 use engine::plugin::Platform;
 use engine::{Host, Program, Save, ScanOptions, Tensor, Type, grad};
 use model::{Config, Params, Preset, initial_params};
@@ -13,7 +13,7 @@ pub fn golden(name: &str) -> PathBuf {
 
 /// TPU v6e devices that are not there: `v6e:1x1`, `v6e:2x2`.
 pub fn tpu(name: &str) -> Topology {
-    Topology::new(&Platform::Tpu.load().unwrap(), name, &[]).unwrap()
+    Topology::new(&Plugin::of(&Platform::Tpu).unwrap(), name, &[]).unwrap()
 }
 
 /// Numbers between -1 and 1, other ones for another `seed`.

@@ -189,11 +189,10 @@ impl Started {
         assert!(Command::new("sh").args(["-c", &line.join("; ")]).status().unwrap().success());
     }
 
-    /// Waits for its end: exit code, what it printed, and how long that took.
-    pub fn end(mut self) -> (Option<i32>, String, Duration) {
-        let start = Instant::now();
+    /// Waits for its end: exit code, and what it printed.
+    pub fn end(mut self) -> (Option<i32>, String) {
         let code = self.child.wait().unwrap().code();
-        (code, self.said(), start.elapsed())
+        (code, self.said())
     }
 
     /// Bytes of main memory that it holds; nothing once it has ended.

@@ -1,17 +1,11 @@
 //! What a person is told: one message that names the thing and the remedy, exit code 1, nothing half-written.
 
+use crate::evaluation::says;
 use std::fs;
 use tests::trainer::{Bench, files};
 
 fn bench() -> Bench {
     Bench::new(env!("CARGO_BIN_EXE_trainer"))
-}
-
-#[track_caller]
-fn says(message: &str, parts: &[&str]) {
-    for part in parts {
-        assert!(message.contains(part), "no `{part}` in: {message}");
-    }
 }
 
 #[test]
@@ -285,7 +279,7 @@ fn the_first_command_needs_nothing() {
     fs::create_dir(&cache).unwrap();
     // What was fetched is not fetched again.
     for fetched in ["wheels", "unpacked"] {
-        let from = engine::plugin::cache_folder().unwrap().join(fetched);
+        let from = fetch::wheel::cache_folder().unwrap().join(fetched);
         std::os::unix::fs::symlink(from, cache.join(fetched)).unwrap();
     }
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_trainer"));

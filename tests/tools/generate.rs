@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
-use tests::close::assert_close;
+use tests::close::{F32, assert_close};
 use tests::golden;
 use tests::trainer::Bench;
 
@@ -251,24 +251,6 @@ fn the_newest_good_checkpoint_is_found() {
     assert!(code == Some(1) && message.contains("runs/empty has no good checkpoint"), "{message}");
 }
 
-/// Near their limit, temperature and top-p take the most probable token each time, as 0 does; before, they never ended.
-#[test]
-fn tiny_temperatures_and_shares_are_greedy() {
-    let common = ["--prompt", "def f", "--max-new-tokens", "8"];
-    let (greedy, _) = generate(&[&common[..], &["--temperature", "0"]].concat(), "");
-    for kernels in ["auto", "portable"] {
-        for flags in [
-            ["--temperature", "1e-38"],
-            ["--temperature", "1e-300"],
-            ["--top-p", "1e-38"],
-            ["--top-p", "1e-300"],
-        ] {
-            let (text, _) = generate(&[&common[..], &flags, &["--kernels", kernels]].concat(), "");
-            assert_eq!(text, greedy, "{flags:?}, {kernels}");
-        }
-    }
-}
-
 /// The shell gives `'\n'` as two characters.
 #[test]
 fn escapes_of_stop_texts() {
@@ -383,12 +365,14 @@ fn scores_of_the_golden_model_are_the_expected_ones() {
         for name in ["logprobs", "mtp_logprobs"] {
             let (found, wanted) = (numbers(&line[name]), numbers(&expected[name][row]));
             // f32, as where the model's own numbers are compared.
-            assert_close(&format!("row {row} {name}"), &found, &wanted, 16.0 * 2f64.powi(-24));
+            assert_close(&format!("row {row} {name}"), &found, &wanted, 16.0 * F32);
         }
     }
     let loss = summary.lines().find_map(|line| line.strip_prefix("loss")).unwrap();
     let loss: f64 = loss.trim().trim_end_matches(" nats").parse().unwrap();
-    assert!((loss - expected["loss"].as_f64().unwrap()).abs() < 1e-4, "{summary}");
+    let wanted = expected["loss"].as_f64().unwrap();
+    // It is printed with six decimals.
+    assert!((loss - wanted).abs() < 16.0 * F32 * wanted + 0.5e-6, "{summary}");
     assert!(summary.contains("unknown: the checkpoint has no tokenizer.json"), "{summary}");
 }
 

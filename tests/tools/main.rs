@@ -1,5 +1,6 @@
 //! The programs for further tasks, as processes.
 
+mod cases;
 mod cli;
 mod evaluation;
 mod generate;

@@ -43,6 +43,20 @@ fn a_healthy_machine_has_no_problem() {
     assert_eq!(screen.lines().filter(|line| line.starts_with("ok       disk")).count(), 2);
 }
 
+/// Where the header or the plugin cannot be had, `doctor` still says so.
+#[test]
+fn doctor_is_built_without_what_it_looks_for() {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args(["tree", "--offline", "--package", "doctor", "--edges", "normal,build", "--prefix", "none"])
+        .output()
+        .unwrap();
+    let tree = String::from_utf8(output.stdout).unwrap();
+    let needs = |name: &str| tree.lines().any(|line| line.split(' ').next() == Some(name));
+    assert!(needs("fetch") && needs("eval-humaneval"), "{tree}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(!["engine", "pjrt-sys", "bindgen"].into_iter().any(needs), "{tree}");
+}
+
 #[test]
 fn files_of_the_working_folder_are_not_run() {
     let decoys = tests::Decoys::new();
@@ -76,7 +90,7 @@ fn a_missing_plugin_is_a_problem_only_if_it_is_wanted() {
 #[test]
 fn a_package_with_another_hash_and_a_changed_library_are_found() {
     let cache = TempDir::new().unwrap();
-    let library = engine::plugin::Platform::Cpu.library().unwrap();
+    let library = fetch::platform::Platform::Cpu.library().unwrap();
     let unpacked = cache.path().join("unpacked").join(library.parent().unwrap().file_name().unwrap());
     fs::create_dir_all(&unpacked).unwrap();
     fs::write(unpacked.join(library.file_name().unwrap()), "cut off").unwrap();
@@ -84,7 +98,7 @@ fn a_package_with_another_hash_and_a_changed_library_are_found() {
     let (line, remedy) = finding(&screen, "PROBLEM", "cpu");
     assert!(!healthy && line.contains("was changed") && remedy.starts_with("delete "), "{screen}");
 
-    let original = engine::plugin::cache_folder().unwrap().join("wheels");
+    let original = fetch::wheel::cache_folder().unwrap().join("wheels");
     let wheels = cache.path().join("wheels");
     fs::create_dir_all(&wheels).unwrap();
     let mut names = fs::read_dir(original).unwrap().map(|entry| entry.unwrap().file_name());

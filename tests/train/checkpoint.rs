@@ -436,7 +436,9 @@ fn a_file_that_was_replaced_is_changed_and_not_damaged() {
     assert!(latest_good(root).unwrap().good.is_none());
     let (_, params) = load_params(&path).unwrap();
     let close = |a: &Host, b: &Host| {
-        a.to_f64().iter().zip(b.to_f64()).all(|(a, b)| (a - b).abs() <= b.abs() / 1024.0 + 1e-7)
+        // f16 rounds to 11 bits, of numbers below 2^-14 to multiples of 2^-24.
+        let rounding = |x: f64| x.abs() * 2f64.powi(-11) + 2f64.powi(-25);
+        a.to_f64().iter().zip(b.to_f64()).all(|(a, b)| (a - b).abs() <= rounding(b))
     };
     assert!(close(&params.embed, &snapshot(1).params.embed));
 

@@ -13,6 +13,7 @@ use parquet::arrow::ArrowWriter;
 use proptest::prelude::*;
 use tempfile::TempDir;
 use tests::sources::{go, jsonl, preparation as options, program};
+use tests::{golden, property};
 use train::data::{
     BadLines, Batch, DataError, Dataset, Loader, Order, PADDING, Packing, Position, PrepareProgress,
     RowOptions, TokenizerSource, prepare, prepare_standard_library,
@@ -500,12 +501,54 @@ fn the_last_rows_are_held_out_where_there_is_no_validation_split() {
 
 // Bad input.
 
+/// Rows that another program made say nothing of the token that ends a document.
+#[test]
+fn the_end_of_documents_can_be_named() {
+    let dir = TempDir::new().expect("folder");
+    write_parquet(&dir.path().join("x.parquet"), &[vec![("input_ids", vec![vec![5, 6, 7]; 50])]]);
+    let open = |token| Dataset::open_ended_by(token, dir.path(), 600, 0.0);
+    let end = |token| open(Some(token)).map(|dataset| dataset.end_of_text());
+    // Without a tokenizer, by its id.
+    assert_eq!(end("7").expect("open"), 7);
+    assert!(message(end("600")).contains("data.end_of_text = 600"));
+    let unknown = message(end("</s>"));
+    assert!(unknown.contains("`</s>`") && unknown.contains("data.end_of_text to its id"), "{unknown}");
+    let llama = golden("cases/tokenizer_other_eos/llama3.json");
+    fs::copy(llama, dir.path().join("tokenizer.json")).expect("copy");
+    let (end_of_text, eot) = (end("<|end_of_text|>").expect("open"), end("<|eot_id|>").expect("open"));
+    assert!(end_of_text != eot && end("7").expect("open") == 7);
+    let unsaid = message(open(None).map(drop));
+    assert!(
+        unsaid.contains("`<|end_of_text|>`") && unsaid.contains("--set data.end_of_text=TOKEN"),
+        "{unsaid}"
+    );
+    // Rows with another end are other rows.
+    let rows = rows(Packing::BestFit, Order::Files, 0.0);
+    let mark = |token| {
+        let dataset = Arc::new(open(Some(token)).expect("open"));
+        let mut loader = Loader::start(dataset, rows.clone(), Position::default()).expect("start");
+        loader.next_batch(1, 1).expect("rows").position_after.mark
+    };
+    assert_ne!(mark("<|end_of_text|>"), mark("<|eot_id|>"));
+
+    // A prepared folder says it itself.
+    let preparation = options(jsonl(dir.path(), 20), dir.path().join("a folder"));
+    prepare(&preparation, &mut go).expect("prepare");
+    let open =
+        |token| Dataset::open_ended_by(Some(token), &preparation.out, 320, 0.0).map(|d| d.end_of_text());
+    assert!(open("<|endoftext|>").is_ok());
+    let other = message(open("<|fim_pad|>"));
+    assert!(other.contains("`<|endoftext|>`") && other.contains("`<|fim_pad|>`"), "{other}");
+}
+
 #[test]
 fn bad_folders_are_named_with_their_remedy() {
     let dir = TempDir::new().expect("folder");
     let fails = |folder: &Path| message(Dataset::open(folder, VOCABULARY, 0.0));
     let absent = fails(&dir.path().join("absent"));
     assert!(absent.contains("does not exist") && absent.contains("prepare-data"), "{absent}");
+    let spaced = fails(&dir.path().join("my data"));
+    assert!(spaced.contains(&format!("--out '{}/my data' --train", dir.path().display())), "{spaced}");
     assert!(fails(dir.path()).contains("holds no training rows"));
 
     let file = dir.path().join("x.parquet");
@@ -607,15 +650,12 @@ fn a_damaged_row_group_is_left_out_and_moves_no_other() {
     assert!(error.contains("part-1.parquet, row group 0"), "{error}");
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
-
-    /// Whatever bytes a file holds, reading it ends in rows or in an error.
-    #[test]
-    fn damaged_files_never_bring_the_loader_down(
-        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
-        cut in prop::option::weighted(0.1, any::<prop::sample::Index>()),
-    ) {
+/// Whatever bytes a file holds, reading it ends in rows or in an error.
+#[test]
+fn damaged_files_never_bring_the_loader_down() {
+    let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6);
+    let cut = prop::option::weighted(0.1, any::<prop::sample::Index>());
+    property(300, &(changes, cut), |(changes, cut)| {
         let dir = TempDir::new().expect("folder");
         let file = dir.path().join("x.parquet");
         let group = |g: i32| vec![("input_ids", (0..20).map(|i| (0..i).map(|p| g + p).collect()).collect())];
@@ -630,9 +670,11 @@ proptest! {
         }
         fs::write(&file, bytes).expect("write");
         if let Ok(dataset) = Dataset::open(dir.path(), VOCABULARY, 0.0) {
-            let options = RowOptions { max_bad_row_groups: 2, ..rows(Packing::BestFit, Order::Shuffled, 0.0) };
-            let batch = Loader::start(Arc::new(dataset), options, Position::default()).and_then(|mut l| l.next_batch(1, 4));
-            prop_assert!(!matches!(batch, Err(DataError::ThreadGone)));
+            let options =
+                RowOptions { max_bad_row_groups: 2, ..rows(Packing::BestFit, Order::Shuffled, 0.0) };
+            let batch = Loader::start(Arc::new(dataset), options, Position::default())
+                .and_then(|mut l| l.next_batch(1, 4));
+            assert!(!matches!(batch, Err(DataError::ThreadGone)));
         }
-    }
+    });
 }

@@ -15,3 +15,16 @@ fn readers_survive_the_corpus_and_a_second_of_mutations() {
         assert!(executions > 0);
     }
 }
+
+#[test]
+fn every_reader_can_be_fuzzed_with_coverage() {
+    let (programs, readme) = (include_str!("../fuzz/Cargo.toml"), include_str!("../../README.md"));
+    for target in TARGETS {
+        let program = format!("[[bin]]\nname = \"{}\"\npath = \"target.rs\"\n", target.name);
+        assert!(
+            programs.contains(&program) && readme.contains(&format!("`{}`", target.name)),
+            "{}",
+            target.name
+        );
+    }
+}

@@ -1,7 +1,6 @@
 //! Training within one process: data, steps, checkpoints. Tests that start other processes are in `runs`: between fork and
 //! exec a child holds whatever is locked here.
 
-mod cases;
 mod checkpoint;
 mod courses;
 mod data;

@@ -5,6 +5,7 @@ use engine::{Array, DType, Host, KernelChoice, Program, Rounding, Target, evalua
 use model::folded::fold_program;
 use model::{Attention, Compute, Config, Remat, specs};
 use proptest::prelude::*;
+use tests::close::{F32, F64};
 use tests::{Random, close, property, run_on_cpu, small_config, uneven_params};
 use train::config::BatchShape;
 use train::step::{AdamW, step_program};
@@ -114,7 +115,8 @@ fn five_steps_on_the_cpu() {
     let wanted = run(&plain(&config, &rows, ADAMW), &config, &rows, 5, |p, args| run_on_cpu(p, args));
     let program = fast(&config, &rows, ADAMW, 2, Target::Cpu);
     let found = run(&program, &config, &rows, 5, |p, args| run_on_cpu(p, args));
-    equal("five steps, 2 rows at a time", &found, &wanted, 1e-5);
+    // Gradients as in `tests/model/parity.rs`, sums over 256 tokens of terms that partly cancel, five steps one behind the other.
+    equal("five steps, 2 rows at a time", &found, &wanted, 128.0 * F32);
 }
 
 /// The very program that a v6e gets, on the host: native attention in stacks, products with ones, pins.
@@ -134,7 +136,9 @@ fn the_step_for_a_tpu() {
     let program = fast(&config, &rows, ADAMW, 1, Target::TpuV6e);
     let text = program.text(engine::Locations::Omit);
     assert_eq!(text.matches("@tpu_custom_call").count(), 2, "forward and backward, each once");
-    equal("the step for a TPU", &run(&program, &config, &rows, 1, exact), &wanted, 1e-5);
+    // All but its attention is exact, which computes in f32: 16 roundings for sums over 256 keys and over 128 columns,
+    // eight such sums one behind the other, forward and backward.
+    equal("the step for a TPU", &run(&program, &config, &rows, 1, exact), &wanted, 128.0 * F32);
 }
 
 /// Without rounding nothing is left of the difference.
@@ -163,7 +167,9 @@ fn steps_of_any_shape() {
         let exact = |program: &Program, args: &[Array]| evaluate(program, args, Rounding::None);
         let wanted = run(&plain(&config, &rows, ADAMW), &config, &rows, 1, exact);
         let found = run(&fast(&config, &rows, ADAMW, micro, Target::Cpu), &config, &rows, 1, exact);
-        equal(&format!("{layers} layers, {accumulation} x {micro} x {seq}"), &found, &wanted, 1e-6);
+        // Some thousand roundings, as eps keeps the optimiser from dividing by what is near 0.
+        let name = format!("{layers} layers, {accumulation} x {micro} x {seq}");
+        equal(&name, &found, &wanted, 8192.0 * F64);
     });
 }
 

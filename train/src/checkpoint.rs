@@ -17,8 +17,8 @@ pub use params::{read_params, write_params};
 pub use retention::{Retention, most_at_once};
 pub use saver::Saver;
 pub use store::{
-    Latest, Saved, Store, architecture, candidates, checkpoint_bytes, latest_before, latest_good, load,
-    load_params, load_weights, newest_stable, newest_step, steps, weight_files, whole,
+    Latest, Saved, Store, architecture, candidates, checkpoint_bytes, first_good, latest_before, latest_good,
+    load, load_params, load_weights, newest_stable, newest_step, steps, weight_files, whole,
 };
 pub use tensors::{TensorFile, write_tensors};
 

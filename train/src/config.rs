@@ -61,6 +61,8 @@ pub struct RunConfig {
 pub struct Data {
     /// Folder of Parquet shards; automatic: the Python standard library, prepared into the cache.
     pub path: Option<PathBuf>,
+    /// The token that ends a document, or its id; automatic: what `dataset.json` says, else `<|endoftext|>`.
+    pub end_of_text: Option<String>,
     /// Another order of documents in each epoch, or that of the files.
     pub shuffle: Order,
     /// Part of the documents' pieces, each what one row has of a document, that become fill-in-the-middle examples.

@@ -3,7 +3,7 @@
 use crate::config::Kernels;
 use anyhow::{Context, Result, bail};
 use engine::passes::{self, Form};
-use engine::pjrt::{Buffer, Client, CompileOptions, ExecutableCache, Lookup, Value};
+use engine::pjrt::{Buffer, Client, CompileOptions, ExecutableCache, Lookup, Plugin, Value};
 use engine::plugin::{Platform, cache_folder};
 use engine::{Compiled, Host, KernelChoice, Program, Target};
 use program::esay;
@@ -116,7 +116,7 @@ impl Device {
     /// If the plugin cannot be had or used, or has no device.
     pub fn open(platform: &str, kernels: Kernels) -> Result<Device> {
         let platform = Platform::choose(Some(platform))?;
-        let client = Client::new(&platform.load()?, &[])?;
+        let client = Client::new(&Plugin::of(&platform)?, &[])?;
         anyhow::ensure!(!client.devices().is_empty(), "platform {platform} has no device on this machine");
         let target = target_of(&client, &platform)?;
         if target == Target::OtherTpu {

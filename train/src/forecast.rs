@@ -16,7 +16,7 @@ use crate::state::optimizer_tensors;
 use crate::step::step_of;
 use anyhow::{Result, ensure};
 use engine::passes::Form;
-use engine::pjrt::{Arg, Client, Code, Error};
+use engine::pjrt::{Arg, Client, Code, Error, Plugin};
 use engine::plugin::{Platform, cache_folder};
 use engine::{Host, Locations, Program, ScanOptions, Target, Type};
 use model::counts::{ParamCounts, flops_per_token};
@@ -448,7 +448,7 @@ fn cpu_flops() -> Result<f64> {
         });
         g.output("y", y[0]);
     });
-    let client = Client::new(&Platform::Cpu.load()?, &[])?;
+    let client = Client::new(&Plugin::of(&Platform::Cpu)?, &[])?;
     let compiled = program.compile(&client)?;
     let x = client.to_device(&Host::zeros(Type::f32([SIDE, SIDE])), &client.devices()[0])?;
     let mut best: f64 = 0.0;

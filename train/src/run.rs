@@ -26,7 +26,7 @@ use crate::scaling::{Facts, Plan, plan};
 use crate::session::{About, Session};
 use crate::signals::{INTERRUPTED, Stop};
 use crate::state::optimizer_tensors;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use engine::plugin::cache_folder;
 use model::counts::ParamCounts;
 use model::params::specs;
@@ -184,9 +184,7 @@ pub(crate) struct Scene {
 impl Scene {
     fn of(mut resolved: Resolved, folder: PathBuf) -> Result<Scene> {
         let run = &resolved.run;
-        let dataset = Dataset::open(&folder, run.model.num_tokens, run.data.validation_fraction)
-            .with_context(|| format!("opening the data in {}", folder.display()))?;
-        let dataset = Arc::new(dataset);
+        let dataset = Arc::new(open_data(&folder, run)?);
         let size = dataset.epoch_size(&run.data.rows(run.batch.seq, run.seed));
         let parameters = ParamCounts::of(&run.model).total() as u64;
         let plan = plan(&mut resolved, Facts { parameters, epoch: size })?;
@@ -353,6 +351,17 @@ fn last_words<M: Machine>(
     Ok(next)
 }
 
+fn open_data(folder: &Path, run: &RunConfig) -> Result<Dataset> {
+    let data = &run.data;
+    Dataset::open_ended_by(
+        data.end_of_text.as_deref(),
+        folder,
+        run.model.num_tokens,
+        data.validation_fraction,
+    )
+    .with_context(|| format!("opening the data in {}", folder.display()))
+}
+
 /// What the run would take, on one screen. There is nothing to save: a signal ends it at once, in the compiler too.
 fn forecast(cli: &Cli, mut resolved: Resolved) -> Result<Outcome> {
     let run = &resolved.run;
@@ -360,8 +369,7 @@ fn forecast(cli: &Cli, mut resolved: Resolved) -> Result<Outcome> {
         Some(tokens) => EpochSize::of_tokens(tokens, run.batch.seq),
         None => {
             let folder = data_folder(run, &Stop::manual())?;
-            let dataset = Dataset::open(&folder, run.model.num_tokens, run.data.validation_fraction)
-                .with_context(|| format!("opening the data in {}; or give --tokens", folder.display()))?;
+            let dataset = open_data(&folder, run).map_err(|error| anyhow!("{error:#}; or give --tokens"))?;
             dataset.epoch_size(&run.data.rows(run.batch.seq, run.seed))
         }
     };

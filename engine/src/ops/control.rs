@@ -1,9 +1,10 @@
 //! Calls (with rematerialisation), conditionals, loops of unknown length, and markers that compute nothing.
 
-use super::{Regions, Rules, ShapeError, want};
+use super::{Op, Regions, Rules, ShapeError, want};
 use crate::eval::{Array, Evaluator};
 use crate::grad::{Again, Cotangent, NoGradient, Vjp, linearize};
-use crate::ir::{Body, Builder, Tensor, Value, list};
+use crate::ir::{Body, Builder, Func, Node, Tensor, Value, list};
+use crate::passes::rewrite;
 use crate::text::{Line, Printer};
 use crate::types::{DType, Type};
 use std::collections::HashMap;
@@ -18,6 +19,9 @@ pub enum Save {
     /// Only the values with these names ([`Tensor::named`]); the rest is computed again. Outside of loops it stands
     /// behind an optimisation barrier, so that the compiler cannot merge it with the forward pass. Source: Chen et al.,
     /// arXiv 1604.06174.
+    ///
+    /// A call inside that keeps everything is a part of the call around it: names in it count as if they stood outside. A
+    /// call inside with a policy of its own keeps that policy.
     Only(Vec<String>),
 }
 
@@ -56,11 +60,11 @@ impl Rules for Call {
     fn vjp<'f>(&self, v: &Vjp<'f>) -> Result<Vec<Cotangent<'f>>, NoGradient> {
         let has_ct: Vec<bool> = (0..v.all_results().len()).map(|i| v.ct_if_any(i).is_some()).collect();
         let scratch = Builder::new();
-        let linear = linearize(&scratch, &self.body, &has_ct, v.all_wanted());
-        let again = match &self.save {
-            Save::Everything => Again::Views,
-            Save::Only(names) => Again::AllBut(names),
+        let (body, again) = match &self.save {
+            Save::Everything => (self.body.clone(), Again::Views),
+            Save::Only(names) => (Arc::new(with_plain_calls_inline(&self.body)), Again::AllBut(names)),
         };
+        let linear = linearize(&scratch, &body, &has_ct, v.all_wanted());
         let frontier = linear.frontier(&again);
         let index_of = |value: &Value| linear.params.iter().position(|param| param.value() == *value);
         let residuals: Vec<Value> =
@@ -101,6 +105,32 @@ impl Rules for Call {
     fn eval(&self, evaluator: &Evaluator, x: &[&Array], _: &[Type]) -> Vec<Array> {
         eval_body(evaluator, &self.body, x)
     }
+}
+
+/// The function with the calls that keep everything in their places.
+fn with_plain_calls_inline(func: &Func) -> Func {
+    rewrite(func, &mut |builder, op, operands| match op {
+        Op::Call(Call { body, save: Save::Everything, .. }) => Some(builder.inline(body, operands)),
+        _ => None,
+    })
+}
+
+/// A value with one of these names that a call of the function cannot keep: it stands in a loop or a branch, where it is
+/// not one value, or in a call that has a policy of its own. The name, and the node that it stands in.
+fn out_of_reach<'n>(func: &Func, names: &'n [String]) -> Option<(&'n String, Node)> {
+    let all = |op: &Op| op.bodies().into_iter().find_map(|body| first_named(body, names));
+    func.nodes().iter().find_map(|node| match &node.op {
+        Op::Call(Call { body, save: Save::Everything, .. }) => out_of_reach(body, names),
+        op => Some((all(op)?, node.clone())),
+    })
+}
+
+/// The first of these names that stands in a function or a body in it.
+fn first_named<'n>(func: &Func, names: &'n [String]) -> Option<&'n String> {
+    func.nodes().iter().find_map(|node| match &node.op {
+        Op::Named(named) => names.iter().find(|name| **name == named.name),
+        op => op.bodies().into_iter().find_map(|body| first_named(body, names)),
+    })
 }
 
 pub(crate) fn eval_body(evaluator: &Evaluator, body: &Body, x: &[&Array]) -> Vec<Array> {
@@ -341,6 +371,10 @@ impl Rules for Named {
 impl<'f> Builder<'f> {
     /// A function of its own, applied here: `body(g, operands)` builds it; outer values enter with
     /// [`Builder::capture`]. `save` says what the gradient keeps: this is rematerialisation.
+    ///
+    /// # Panics
+    /// If a value that is to be kept by its name stands where it cannot be: in a loop or a branch, or in a call with a
+    /// policy of its own.
     #[track_caller]
     pub fn call(
         &'f self,
@@ -350,6 +384,15 @@ impl<'f> Builder<'f> {
         body: impl for<'g> FnOnce(&'g Builder<'g>, &[Tensor<'g>]) -> Vec<Tensor<'g>>,
     ) -> Vec<Tensor<'f>> {
         let (body, captured) = self.body(operands, body);
+        if let Save::Only(names) = &save
+            && let Some((name, node)) = out_of_reach(&body, names)
+        {
+            panic!(
+                "call {label}: it cannot keep `{name}`, which stands in the {} of {}; name a value outside of that",
+                node.op.name(),
+                node.at
+            );
+        }
         let operands: Vec<Tensor<'f>> = operands.iter().copied().chain(captured).collect();
         self.push(Call { label: label.to_owned(), body: Arc::new(body), save }, &operands)
     }
@@ -358,7 +401,7 @@ impl<'f> Builder<'f> {
         &'f self,
         operands: &[Tensor<'f>],
         body: impl for<'g> FnOnce(&'g Builder<'g>, &[Tensor<'g>]) -> Vec<Tensor<'g>>,
-    ) -> (crate::ir::Func, Vec<Tensor<'f>>) {
+    ) -> (Func, Vec<Tensor<'f>>) {
         let inner = Builder::nested(self);
         let params: Vec<_> = operands.iter().map(|operand| inner.parameter(operand.ty())).collect();
         let results = body(&inner, &params);

@@ -89,7 +89,7 @@ impl Drop for Event {
 #[cfg(test)]
 mod tests {
     use crate::Host;
-    use crate::pjrt::Client;
+    use crate::pjrt::{Client, Plugin};
     use crate::plugin::Platform;
     use std::sync::Arc;
     use std::thread;
@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn work_in_flight_keeps_its_client() {
-        let client = Client::new(&Platform::Cpu.load().unwrap(), &[]).unwrap();
+        let client = Client::new(&Plugin::of(&Platform::Cpu).unwrap(), &[]).unwrap();
         let handle = Arc::downgrade(&client.devices()[0].client);
         let host = Arc::new(Host::new([4], &[1f32, 2.0, 3.0, 4.0]));
         let buffer = client.to_device(&host, &client.devices()[0]).unwrap();
@@ -109,7 +109,7 @@ mod tests {
         drop(ready);
         assert!(handle.upgrade().is_none());
 
-        let client = Client::new(&Platform::Cpu.load().unwrap(), &[]).unwrap();
+        let client = Client::new(&Plugin::of(&Platform::Cpu).unwrap(), &[]).unwrap();
         let handle = Arc::downgrade(&client.devices()[0].client);
         let transfer = {
             let buffer = client.to_device(&host, &client.devices()[0]).unwrap();
@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn lent_memory_comes_back_after_its_client_is_let_go() {
         for _ in 0..20 {
-            let client = Client::new(&Platform::Cpu.load().unwrap(), &[]).unwrap();
+            let client = Client::new(&Plugin::of(&Platform::Cpu).unwrap(), &[]).unwrap();
             let handle = Arc::downgrade(&client.devices()[0].client);
             let host = Arc::new(Host::new([4], &[1f32, 2.0, 3.0, 4.0]));
             let buffer = client.lend_to_device(host.clone(), &client.devices()[0]).unwrap();

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
-use train::checkpoint::{Latest, files, latest_good, steps, verify};
+use train::checkpoint::{Latest, files, first_good, latest_good, steps};
 
 /// The word for the newest checkpoint of all runs.
 const LATEST: &str = "latest";
@@ -64,15 +64,5 @@ fn newest_of_all(runs: &Path) -> Result<Latest> {
         all.extend(found.into_iter().filter_map(|(_, path)| Some((written(&path).ok()?, path))));
     }
     all.sort();
-    let mut latest = Latest::default();
-    for (_, path) in all.into_iter().rev() {
-        match verify(&path) {
-            Ok(good) => {
-                latest.good = Some(good);
-                break;
-            }
-            Err(error) => latest.refused.push((path, error)),
-        }
-    }
-    Ok(latest)
+    Ok(first_good(all.into_iter().rev().map(|(_, path)| path)))
 }

@@ -1,25 +1,26 @@
 //! `doctor`: one screen that says what is here and what is not, each problem with the line that remedies it. The exit
 //! code is 0 if nothing that is wanted is missing, else 1.
 //!
-//! It looks and tries, and changes nothing: no plugin is fetched. A plugin is loaded and used in a process of its own
-//! ([`trial`]), so that one that hangs or crashes is a line on the screen. A sandbox level is what a program in it was
-//! seen to be refused.
+//! It looks and tries, and changes nothing: no plugin is fetched. A sandbox level is what a program in it was seen to be
+//! refused. With the feature `trial` a plugin is loaded and used, in a process of its own, so that one that hangs or
+//! crashes is a line on the screen; without it nothing is built of what may be missing here.
 
 mod machine;
-pub mod trial;
+#[cfg(feature = "trial")]
+mod trial;
 
 use clap::Parser;
-use engine::plugin::{Cached, Error, FetchError, Platform, cache_folder};
 use eval_humaneval::judge::Judge;
 use eval_humaneval::python::Python;
 use eval_humaneval::sandbox::{self, Level, Limits};
+use fetch::platform::{Cached, Error, Platform};
+use fetch::wheel::{self, cache_folder};
 use program::output;
 use std::env;
 use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use trial::{Report, Way};
 
 /// Say what this machine has for training, and what it lacks. Exit code 1 if something that is wanted does not work.
 #[derive(Parser)]
@@ -83,14 +84,19 @@ impl fmt::Display for Finding {
 /// The whole program: the process's command line, screen and exit code.
 pub fn main() -> ExitCode {
     let arguments: Vec<OsString> = env::args_os().collect();
-    if let Some(code) = sandbox::become_child(&arguments).or_else(|| trial::become_child(&arguments)) {
+    let code = sandbox::become_child(&arguments);
+    #[cfg(feature = "trial")]
+    let code = code.or_else(|| trial::become_child(&arguments));
+    if let Some(code) = code {
         return code;
     }
     let findings = examine(&program::arguments());
     let problems = findings.iter().filter(|finding| finding.state == State::Problem).count();
     let mut screen: String = findings.iter().map(|finding| format!("{finding}\n")).collect();
     screen += &match problems {
-        0 => "all that is wanted works\n".to_owned(),
+        0 if cfg!(feature = "trial") => "all that is wanted works\n".to_owned(),
+        0 => "all that is wanted is here; `cargo run -p doctor --features trial` also tries the plugins\n"
+            .to_owned(),
         1 => "1 problem\n".to_owned(),
         several => format!("{several} problems\n"),
     };
@@ -178,7 +184,7 @@ fn plugin(platform: &Platform, bad: State) -> Finding {
             );
             return Finding::bad(bad, &subject, "the plugin is not here yet", remedy);
         }
-        Err(Error::Fetch(FetchError::Hash { wheel, path, found })) => {
+        Err(Error::Fetch(wheel::Error::Hash { wheel, path, found })) => {
             return Finding::bad(
                 State::Problem,
                 &subject,
@@ -190,45 +196,20 @@ fn plugin(platform: &Platform, bad: State) -> Finding {
             return Finding::bad(bad, &subject, error.to_string(), "set PJRT_PLUGIN_PATH to a plugin");
         }
     };
-    let way = match platform {
-        Platform::Tpu if machine::tpus().is_empty() => Way::CompileFor("v6e:1x1".to_owned()),
-        Platform::Cuda if machine::gpus().is_empty() => Way::Load,
-        Platform::Cpu | Platform::Cuda | Platform::Tpu | Platform::Path(_) => Way::Run,
-    };
-    match trial::run(&library, &way) {
-        Ok(report) => usable(&subject, &library, &way, &report, bad),
-        Err(trial::Failure { what, remedy }) => Finding::bad(bad, &subject, what, remedy),
-    }
+    try_plugin(platform, &subject, &library, bad)
 }
 
-/// The StableHLO that the engine prints.
-const STABLEHLO: [i64; 2] = [1, 13];
+#[cfg(feature = "trial")]
+use trial::try_plugin;
 
-fn usable(subject: &str, library: &Path, way: &Way, report: &Report, bad: State) -> Finding {
-    let Report { api: (major, minor), stablehlo, version, devices } = report;
-    let known = |numbers: &[i64]| numbers.iter().map(i64::to_string).collect::<Vec<_>>().join(".");
-    let mut what = format!("PJRT API {major}.{minor}");
-    if let Some(numbers) = stablehlo {
-        what += &format!(", StableHLO {}", known(numbers));
-    }
-    if let Some(version) = version {
-        what += &format!(", {version}");
-    }
-    let kinds: Vec<String> = devices.iter().map(trial::Device::to_string).collect();
-    what += &match way {
-        Way::Run => format!("; computes on {}", kinds.join(", ")),
-        Way::CompileFor(topology) => format!("; no TPU here, compiles for {topology} ({})", kinds.join(", ")),
-        Way::Load => "; loads, but no NVIDIA GPU is here".to_owned(),
-    };
-    what += &format!("; {}", library.display());
-    match stablehlo {
-        Some(numbers) if numbers[..] < STABLEHLO[..] => Finding::bad(
-            bad,
-            subject,
-            format!("{what}: wanted StableHLO {} or newer", known(&STABLEHLO)),
-            "take a newer plugin",
-        ),
-        _ => Finding::good(subject, what),
+#[cfg(not(feature = "trial"))]
+fn try_plugin(_: &Platform, subject: &str, library: &Path, bad: State) -> Finding {
+    match library.metadata() {
+        Ok(data) => Finding::good(subject, format!("{}, {} MiB", library.display(), data.len() >> 20)),
+        Err(error) => {
+            let remedy = "give the path of a PJRT plugin";
+            Finding::bad(bad, subject, format!("{}: {error}", library.display()), remedy)
+        }
     }
 }
 

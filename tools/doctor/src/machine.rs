@@ -1,7 +1,7 @@
 //! What the system says: processors, memory, device files, who holds them, Python, folders.
 
 use crate::{Finding, State};
-use engine::python;
+use fetch::python;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,9 @@
 //! Trying a plugin in a process of its own: this program, started anew with a mark as its first argument.
 
+use crate::{Finding, State, machine};
 use engine::pjrt::{Arg, Client, CompileOptions, Error, Plugin, Topology, Value};
 use engine::{Frame, Host, HostCall, HostFunction, Program, Type};
+use fetch::platform::Platform;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::fmt;
@@ -12,7 +14,7 @@ use std::time::{Duration, Instant};
 
 /// What is asked of a plugin.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Way {
+enum Way {
     /// To compute on its first device.
     Run,
     /// To compile for devices that are not there.
@@ -23,26 +25,26 @@ pub enum Way {
 
 /// What a plugin did and said.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Report {
+struct Report {
     /// Its version of the PJRT API.
-    pub api: (i32, i32),
+    api: (i32, i32),
     /// The newest StableHLO that it reads.
-    pub stablehlo: Option<Vec<i64>>,
+    stablehlo: Option<Vec<i64>>,
     /// The platform's own version.
-    pub version: Option<String>,
+    version: Option<String>,
     /// Its devices, or those of the topology.
-    pub devices: Vec<Device>,
+    devices: Vec<Device>,
 }
 
 /// A kind of device.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Device {
+struct Device {
     /// The plugin's name for it.
-    pub kind: String,
+    kind: String,
     /// How many there are.
-    pub count: usize,
+    count: usize,
     /// Bytes of memory of each, if the plugin says.
-    pub memory: Option<i64>,
+    memory: Option<i64>,
 }
 
 impl fmt::Display for Device {
@@ -57,11 +59,55 @@ impl fmt::Display for Device {
 
 /// Why a plugin is of no use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Failure {
+struct Failure {
     /// What happened.
-    pub what: String,
+    what: String,
     /// What to do.
-    pub remedy: String,
+    remedy: String,
+}
+
+/// Tries a plugin; `bad` is what a failure means.
+pub(crate) fn try_plugin(platform: &Platform, subject: &str, library: &Path, bad: State) -> Finding {
+    let way = match platform {
+        Platform::Tpu if machine::tpus().is_empty() => Way::CompileFor("v6e:1x1".to_owned()),
+        Platform::Cuda if machine::gpus().is_empty() => Way::Load,
+        Platform::Cpu | Platform::Cuda | Platform::Tpu | Platform::Path(_) => Way::Run,
+    };
+    match run(library, &way) {
+        Ok(report) => usable(subject, library, &way, &report, bad),
+        Err(Failure { what, remedy }) => Finding::bad(bad, subject, what, remedy),
+    }
+}
+
+/// The StableHLO that the engine prints.
+const STABLEHLO: [i64; 2] = [1, 13];
+
+fn usable(subject: &str, library: &Path, way: &Way, report: &Report, bad: State) -> Finding {
+    let Report { api: (major, minor), stablehlo, version, devices } = report;
+    let known = |numbers: &[i64]| numbers.iter().map(i64::to_string).collect::<Vec<_>>().join(".");
+    let mut what = format!("PJRT API {major}.{minor}");
+    if let Some(numbers) = stablehlo {
+        what += &format!(", StableHLO {}", known(numbers));
+    }
+    if let Some(version) = version {
+        what += &format!(", {version}");
+    }
+    let kinds: Vec<String> = devices.iter().map(Device::to_string).collect();
+    what += &match way {
+        Way::Run => format!("; computes on {}", kinds.join(", ")),
+        Way::CompileFor(topology) => format!("; no TPU here, compiles for {topology} ({})", kinds.join(", ")),
+        Way::Load => "; loads, but no NVIDIA GPU is here".to_owned(),
+    };
+    what += &format!("; {}", library.display());
+    match stablehlo {
+        Some(numbers) if numbers[..] < STABLEHLO[..] => Finding::bad(
+            bad,
+            subject,
+            format!("{what}: wanted StableHLO {} or newer", known(&STABLEHLO)),
+            "take a newer plugin",
+        ),
+        _ => Finding::good(subject, what),
+    }
 }
 
 /// The first argument of a process that tries a plugin.
@@ -74,7 +120,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 ///
 /// # Errors
 /// What the plugin said, or how its process ended.
-pub fn run(library: &Path, way: &Way) -> Result<Report, Failure> {
+fn run(library: &Path, way: &Way) -> Result<Report, Failure> {
     let failed = |what: String| Failure {
         what,
         remedy: "run again with TF_CPP_MIN_LOG_LEVEL=0 to see the plugin's own log; or take another plugin"
@@ -116,7 +162,7 @@ pub fn run(library: &Path, way: &Way) -> Result<Report, Failure> {
 }
 
 /// If this process was started by [`run`]: tries the plugin. Call it before all else.
-pub fn become_child(arguments: &[OsString]) -> Option<ExitCode> {
+pub(crate) fn become_child(arguments: &[OsString]) -> Option<ExitCode> {
     let [_, mark, library, way] = arguments else { return None };
     if mark != MARK {
         return None;

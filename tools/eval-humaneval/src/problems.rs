@@ -3,7 +3,7 @@
 use crate::json::parse;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
-use engine::plugin::{Wheel, cache_folder};
+use fetch::wheel::{Wheel, cache_folder};
 use flate2::read::MultiGzDecoder;
 use serde::Deserialize;
 use serde_json::{Map, Value};

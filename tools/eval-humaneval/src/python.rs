@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, anyhow, bail};
+use fetch::python;
 use serde::Deserialize;
 
 /// An interpreter, and what it must be able to read.
@@ -84,12 +85,11 @@ impl Python {
         // Which one it is may be up to the environment, as with version managers. What it then says about itself is
         // not: a library that is preloaded or found by the environment would make readable what judged programs, whose
         // environment is empty, have no use for. From the root, so that no file of the working folder is imported.
-        let mut ask = Command::new(&program);
-        let name = answer(&program, ask.args(["-I", "-S", "-B", "-c", NAME]).current_dir("/"))?;
+        let mut ask = python::command(&program);
+        let name = answer(&program, ask.args(["-S", "-B", "-c", NAME]).current_dir("/"))?;
         let executable = PathBuf::from(OsString::from_vec(name));
-        let mut ask = Command::new(&executable);
-        let found =
-            answer(&executable, ask.args(["-I", "-B", "-c", INTRODUCE]).current_dir("/").env_clear())?;
+        let mut ask = python::command(&executable);
+        let found = answer(&executable, ask.args(["-B", "-c", INTRODUCE]).current_dir("/").env_clear())?;
         let python: Python = serde_json::from_slice(&found)
             .with_context(|| format!("asking {} about itself", executable.display()))?;
         let mut numbers = python.version.split('.').map(|part| part.parse().unwrap_or(0));

@@ -280,11 +280,14 @@ pub fn latest_good(root: &Path) -> Result<Latest, CheckpointError> {
 /// # Errors
 /// If the folder cannot be listed.
 pub fn latest_before(root: &Path, before: u64) -> Result<Latest, CheckpointError> {
+    let newest_first = candidates(root)?.into_iter().map(|(path, _)| path);
+    Ok(first_good(newest_first.filter(|path| own_step(path).is_some_and(|step| step < before))))
+}
+
+/// The first of these folders that is a checkpoint whose every byte is right, and why those before it are not.
+pub fn first_good(folders: impl IntoIterator<Item = PathBuf>) -> Latest {
     let mut latest = Latest::default();
-    for (path, _) in candidates(root)? {
-        if own_step(&path).is_none_or(|step| step >= before) {
-            continue;
-        }
+    for path in folders {
         match verify(&path) {
             Ok(good) => {
                 latest.good = Some(good);
@@ -293,7 +296,7 @@ pub fn latest_before(root: &Path, before: u64) -> Result<Latest, CheckpointError
             Err(error) => latest.refused.push((path, error)),
         }
     }
-    Ok(latest)
+    latest
 }
 
 /// The newest good checkpoint of the stable phase, which a run of more steps can go on from.

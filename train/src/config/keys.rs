@@ -82,6 +82,7 @@ pub const KEYS: &[Key] = &[
     open("model.rope_scaling.beta_slow", Kind::Real, "turns below which a frequency is divided"),
     open("model.rope_scaling.attention_factor", Kind::Real, "factor on cosine and sine"),
     open("data.path", Kind::Text, "folder of Parquet shards; auto: the Python standard library"),
+    open("data.end_of_text", Kind::Text, "token that ends a document, or its id; auto: what the folder says"),
     key("data.shuffle", Kind::Switch, "shuffle documents every epoch"),
     key("data.fim_rate", Kind::Real, "part of the documents' pieces, one a row, for fill-in-the-middle"),
     key("data.fim_spm", Kind::Real, "part of those in suffix-prefix-middle order"),

@@ -19,6 +19,7 @@ pub(super) fn run(preset: Preset) -> RunConfig {
         model: Config::preset(preset),
         data: Data {
             path: None,
+            end_of_text: None,
             shuffle: Order::Shuffled,
             fim_rate: 0.5,
             fim_spm: 0.1,

@@ -79,6 +79,17 @@ impl Dataset {
     /// Opens a folder. Ids must be below `vocabulary` (the model's `num_tokens`); `validation_fraction` of the rows is held
     /// out if the folder has no validation split.
     pub fn open(folder: &Path, vocabulary: usize, validation_fraction: f64) -> Result<Self> {
+        Self::open_ended_by(None, folder, vocabulary, validation_fraction)
+    }
+
+    /// The same, for rows whose documents end with this token, or with the token of this id: `dataset.json` says so itself,
+    /// and must not say otherwise; of rows that other programs made nobody knows.
+    pub fn open_ended_by(
+        end_of_text: Option<&str>,
+        folder: &Path,
+        vocabulary: usize,
+        validation_fraction: f64,
+    ) -> Result<Self> {
         if !folder.is_dir() {
             return Err(DataError::NoFolder(folder.to_owned()));
         }
@@ -95,8 +106,11 @@ impl Dataset {
             return Err(DataError::NoRows { path: folder.to_owned(), split: Part::Train.name() });
         }
         let tokenizer = open_tokenizer(folder, info.as_ref())?;
-        let (end_of_text, pad) = special_ids(folder, info.as_ref(), tokenizer.as_ref(), vocabulary)?;
-        let mark = mark(&train_shards, &validation_shards);
+        let found = Found { folder, info: info.as_ref(), tokenizer: tokenizer.as_ref(), vocabulary };
+        let (said, pad) = found.special_ids(end_of_text)?;
+        let other = end_of_text.filter(|_| info.is_none()).map(|_| said);
+        let mark = mark(&train_shards, &validation_shards, other);
+        let end_of_text = said;
         let mut train = chunks(&train_shards, 0);
         let mut validation = chunks(&validation_shards, train_shards.len());
         if validation.is_empty() {
@@ -243,29 +257,60 @@ fn open_tokenizer(folder: &Path, info: Option<&DatasetInfo>) -> Result<Option<To
     }
 }
 
-/// The ids of the end of text and of padding: from `dataset.json`, the tokenizer, or Qwen's if the vocabulary has them.
-fn special_ids(
-    folder: &Path,
-    info: Option<&DatasetInfo>,
-    tokenizer: Option<&Tokenizer>,
+/// What a folder says of its tokens.
+struct Found<'a> {
+    folder: &'a Path,
+    info: Option<&'a DatasetInfo>,
+    tokenizer: Option<&'a Tokenizer>,
     vocabulary: usize,
-) -> Result<(i32, i32)> {
-    if let Some(info) = info {
-        return Ok((info.end_of_text, info.pad));
+}
+
+impl Found<'_> {
+    /// The ids of the end of text and of padding: as asked for, from `dataset.json`, from the tokenizer, or Qwen's if the
+    /// vocabulary has them.
+    fn special_ids(&self, asked: Option<&str>) -> Result<(i32, i32)> {
+        let asked = asked.map(|token| self.id(token).map(|id| (token, id))).transpose()?;
+        if let Some(info) = self.info {
+            return match asked {
+                Some((token, id)) if id != info.end_of_text => Err(DataError::OtherEndOfText {
+                    path: self.folder.to_owned(),
+                    wanted: info.recipe.end_of_text.clone(),
+                    found: token.to_owned(),
+                }),
+                _ => Ok((info.end_of_text, info.pad)),
+            };
+        }
+        let end = match (asked, self.tokenizer) {
+            (Some((_, id)), _) => id,
+            (None, Some(tokenizer)) => tokenizer.end_of_text(END_OF_TEXT)?,
+            (None, None) if self.vocabulary > QWEN_PAD as usize => return Ok((QWEN_END_OF_TEXT, QWEN_PAD)),
+            (None, None) => return Err(self.unknown(END_OF_TEXT)),
+        };
+        Ok((end, self.tokenizer.and_then(|tokenizer| tokenizer.find_special(FIM_PAD)).unwrap_or(end)))
     }
-    if let Some(tokenizer) = tokenizer {
-        let end = tokenizer.end_of_text(END_OF_TEXT)?;
-        return Ok((end, tokenizer.find_special(FIM_PAD).unwrap_or(end)));
+
+    /// The id of a token that is given by its text or by its id.
+    fn id(&self, token: &str) -> Result<i32> {
+        match (token.parse::<usize>(), self.tokenizer) {
+            (Ok(id), _) if id < self.vocabulary => Ok(id as i32),
+            (Ok(_), _) => Err(DataError::Setting {
+                name: "data.end_of_text",
+                found: token.to_owned(),
+                wanted: "a token, or an id below model.num_tokens",
+            }),
+            (Err(_), Some(tokenizer)) => tokenizer.end_of_text(token),
+            (Err(_), None) => Err(self.unknown(token)),
+        }
     }
-    if vocabulary > QWEN_PAD as usize {
-        return Ok((QWEN_END_OF_TEXT, QWEN_PAD));
+
+    fn unknown(&self, token: &str) -> DataError {
+        DataError::NoSpecial {
+            path: self.folder.to_owned(),
+            token: token.to_owned(),
+            purpose: "ends every document",
+            remedy: "copy the tokenizer.json that made the rows into the folder, or set data.end_of_text to its id".to_owned(),
+        }
     }
-    Err(DataError::NoSpecial {
-        path: folder.to_owned(),
-        token: END_OF_TEXT.to_owned(),
-        purpose: "ends every document",
-        remedy: "copy the tokenizer.json that made the rows into the folder".to_owned(),
-    })
 }
 
 /// The training and validation shards, each in order.
@@ -334,8 +379,12 @@ fn hold_out(chunks: Vec<Chunk>, fraction: f64) -> (Vec<Chunk>, Vec<Chunk>) {
     (train, validation)
 }
 
-fn mark(train: &[Shard], validation: &[Shard]) -> u64 {
+/// Of the shards, and of a token that ends documents though the folder does not say so.
+fn mark(train: &[Shard], validation: &[Shard], end_of_text: Option<i32>) -> u64 {
     let mut hasher = blake3::Hasher::new();
+    if let Some(id) = end_of_text {
+        hasher.update(&id.to_le_bytes());
+    }
     for shards in [train, validation] {
         hasher.update(&(shards.len() as u64).to_le_bytes());
         for shard in shards {

@@ -24,14 +24,18 @@ pub enum DataError {
     },
     /// The data folder is not there.
     #[error(
-        "data folder {0} does not exist; create it with `cargo run -p prepare-data -- --out {0} --train-tokenizer 4096 INPUT...` \
-         or point `data.path` at an existing one"
+        "data folder {folder} does not exist; create it with `cargo run -p prepare-data -- --out {out} --train-tokenizer 4096 INPUT...` \
+         or point `data.path` at an existing one",
+        folder = .0.display(),
+        out = quoted(.0)
     )]
     NoFolder(PathBuf),
     /// The data folder holds nothing to train on.
     #[error(
-        "data folder {path} holds no {split} rows; fill it with `cargo run -p prepare-data -- --out {path} INPUT...` \
-         or point `data.path` at a folder with Parquet shards"
+        "data folder {path} holds no {split} rows; fill it with `cargo run -p prepare-data -- --out {out} INPUT...` \
+         or point `data.path` at a folder with Parquet shards",
+        path = path.display(),
+        out = quoted(path)
     )]
     NoRows {
         /// The folder.
@@ -188,6 +192,19 @@ pub enum DataError {
         /// What to do.
         remedy: String,
     },
+    /// Another token is said to end documents than the one that does.
+    #[error(
+        "the documents in {path} end with `{wanted}`, as its dataset.json says, and not with data.end_of_text, `{found}`: leave \
+         that key out, or prepare the data again"
+    )]
+    OtherEndOfText {
+        /// The folder.
+        path: PathBuf,
+        /// The token that ends them.
+        wanted: String,
+        /// What the key says.
+        found: String,
+    },
     /// FIM cuts text, so it needs the tokenizer beside the data.
     #[error("FIM (data.fim_rate > 0) needs a tokenizer.json in {0}; copy it there or set data.fim_rate = 0")]
     FimNeedsTokenizer(PathBuf),
@@ -330,6 +347,11 @@ pub enum DataError {
     /// The background thread ended without a message.
     #[error("the data thread stopped unexpectedly; this is a bug: please report the messages above")]
     ThreadGone,
+}
+
+/// A path as a shell reads it.
+fn quoted(path: &Path) -> String {
+    crate::cli::quoted(&path.to_string_lossy())
 }
 
 impl DataError {

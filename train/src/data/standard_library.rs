@@ -66,7 +66,7 @@ fn ask(python: &str) -> Result<Answer> {
     let script = "import json, platform, sysconfig; \
                   print(json.dumps({'version': platform.python_version(), 'stdlib': sysconfig.get_paths()['stdlib']}))";
     let output =
-        engine::python::command(python).args(["-c", script]).output().map_err(|e| fail(e.to_string()))?;
+        fetch::python::command(python).args(["-c", script]).output().map_err(|e| fail(e.to_string()))?;
     if !output.status.success() {
         return Err(fail(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
     }

@@ -8,7 +8,7 @@ pub mod work;
 use crate::device::{CodeGeneration, options, target_of, tpu_target};
 use anyhow::{Context, Result, bail, ensure};
 use engine::passes::Form;
-use engine::pjrt::{Client, CompileOptions, MemoryUse, Topology, Value};
+use engine::pjrt::{Client, CompileOptions, MemoryUse, Plugin, Topology, Value};
 use engine::plugin::Platform;
 use engine::{KernelChoice, Locations, Program, Target, faithful};
 use std::collections::BTreeMap;
@@ -102,7 +102,7 @@ impl Compiler {
     pub fn open(place: &Place) -> Result<Compiler> {
         match place {
             Place::Here(platform) => {
-                let client = Client::new(&platform.load()?, &[])?;
+                let client = Client::new(&Plugin::of(platform)?, &[])?;
                 ensure!(
                     !client.devices().is_empty(),
                     "platform {platform} has no device on this machine; for a TPU that is not here say tpu:v6e:1x1"
@@ -111,7 +111,7 @@ impl Compiler {
                 Ok(Compiler { devices: Devices::Here(client), target })
             }
             Place::Topology(name) => {
-                let topology = Topology::new(&Platform::Tpu.load()?, name, &[])
+                let topology = Topology::new(&Plugin::of(&Platform::Tpu)?, name, &[])
                     .with_context(|| format!("looking up the topology {name}; one v6e chip is v6e:1x1"))?;
                 let target = tpu_target(topology.devices()?.first().map_or("", |device| &device.kind));
                 Ok(Compiler { devices: Devices::Absent(topology), target })

@@ -1,10 +1,12 @@
-//! Properties that are checked on random values.
+//! Properties that are checked on random values, and panics that are expected: what the tests of all crates share.
 
-use crate::panic_of;
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, RngAlgorithm, RngSeed, TestCaseError, TestError, TestRng, TestRunner};
+use std::cell::{Cell, RefCell};
 use std::env;
 use std::hash::{BuildHasher, RandomState};
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::Once;
 
 /// Checks a property on `cases` random values; every run draws the same ones. With `PROPTEST_CASES=N` it draws N others,
 /// from a seed that is printed; `PROPTEST_RNG_SEED` draws those of a seed again. A failure reports the simplest value that
@@ -49,7 +51,44 @@ pub fn property<S: Strategy>(cases: u32, values: &S, check: impl Fn(S::Value)) {
     }
 }
 
-/// A seed and the largest extent of an axis: what random cases are drawn from.
-pub fn seeds() -> impl Strategy<Value = (u64, usize)> {
-    (0..u64::MAX, 1usize..=4)
+/// What a panic said, and where it said it happened.
+#[derive(Clone, Debug)]
+pub struct Panic {
+    /// The message.
+    pub message: String,
+    /// `file:line` of the location that the panic reports.
+    pub at: String,
+}
+
+thread_local! {
+    static EXPECTED: Cell<bool> = const { Cell::new(false) };
+    static CAUGHT: RefCell<Option<Panic>> = const { RefCell::new(None) };
+}
+
+/// The panic of `f`, if it panics; nothing is written to the terminal.
+pub fn panic_of(f: impl FnOnce()) -> Option<Panic> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let usual = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if !EXPECTED.get() {
+                return usual(info);
+            }
+            let text = info.payload().downcast_ref::<String>().cloned();
+            let text = text.or_else(|| info.payload().downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            let at = info.location().map(|at| format!("{}:{}", at.file(), at.line()));
+            let panic = Panic { message: text.unwrap_or_default(), at: at.unwrap_or_default() };
+            CAUGHT.with_borrow_mut(|caught| *caught = Some(panic));
+        }));
+    });
+    let before = EXPECTED.replace(true);
+    let outcome = panic::catch_unwind(AssertUnwindSafe(f));
+    EXPECTED.set(before);
+    outcome.err().and_then(|_| CAUGHT.take())
+}
+
+/// What `f` panics with; it must panic.
+#[track_caller]
+pub fn message_of(f: impl FnOnce()) -> String {
+    panic_of(f).expect("it should have panicked").message
 }

@@ -1,16 +1,17 @@
-//! Small inputs that once went wrong, a function for each: what `prepare-data` and `train` are given by people. Files that
-//! others wrote lie in `golden/cases/<function>/`.
+//! Inputs that people have, and that are easily read wrongly: a function for each. Files that
+//! others wrote lie in `golden/cases/<function>/`; where a few lines make the input, there are none.
 
+use crate::evaluation::{Bench as Evaluation, says as said};
 use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tests::golden;
 use tests::sources::{go, json_line, jsonl, preparation, program};
+use tests::trainer::Bench as Training;
 use train::data::{
     BAD_LINES_FILE, BadLines, DataError, DatasetInfo, PrepareSummary, Tokenizer, TokenizerSource, prepare,
 };
@@ -180,6 +181,9 @@ fn jsonl_bom() {
     let plain = folder.prepare(&folder.write("a.py", program(1))).unwrap();
     let marked = folder.write("b.py", "\u{feff}".to_owned() + &program(1));
     assert_eq!(shards(&folder.prepare(&marked).unwrap()), shards(&plain));
+
+    let bench = evaluation("eval_fences", "prob.jsonl", "jsonl_bom", "s_bom.jsonl");
+    said(&bench.succeed(&GIVEN), &["1 completions, 1 passed"]);
 }
 
 #[test]
@@ -277,17 +281,21 @@ fn unreadable() {
     assert!(lines.iter().all(|line| line.matches("denied").count() == 1), "each reason once: {report}");
 }
 
+/// Linear work takes a second; quadratic work, at 20 s for a tenth of it, half an hour. The bound is of time on a core, which
+/// other programs do not change.
 #[test]
 fn long_word() {
     let folder = Folder::new();
     folder.write("d/a.py", format!("x = \"{}\"\n", "a".repeat(1_000_000)));
     folder.write("d/b.py", "def f():\n    return 1\n".repeat(20));
-    let begun = Instant::now();
-    let summary = folder.prepare(&folder.path("d")).unwrap();
-    println!("{:?}", begun.elapsed());
-    assert_eq!(summary.info.train.documents, 2);
-    // Linear work takes a second; quadratic work, at 20 s for a tenth of it, half an hour.
-    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+    let done = Command::new("sh")
+        .args(["-c", "ulimit -t 60; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_preparer")])
+        .args(["--train-tokenizer", "512", "--validation-fraction", "0", "--out", "out", "d"])
+        .current_dir(folder.0.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&done.stdout).into_owned() + &String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success() && text.contains("2 documents"), "{:?}: {text}", done.status);
 }
 
 // Tokenizers.
@@ -468,5 +476,141 @@ fn tokenizer_truncation() {
         let info: DatasetInfo =
             serde_json::from_slice(&fs::read(summary.out.join("dataset.json")).unwrap()).unwrap();
         assert!(info.train.tokens > 32);
+    }
+}
+
+// Evaluation.
+
+const GIVEN: [&str; 4] = ["--problems", "problems.jsonl", "--samples-file", "samples.jsonl"];
+
+/// A folder with the problems of one case and the samples of another.
+fn evaluation(of: &str, problems: &str, from: &str, samples: &str) -> Evaluation {
+    let bench = Evaluation::new();
+    fs::copy(case(of, problems), bench.path("problems.jsonl")).unwrap();
+    fs::copy(case(from, samples), bench.path("samples.jsonl")).unwrap();
+    bench
+}
+
+#[test]
+fn eval_asyncio() {
+    let bench = evaluation("eval_asyncio", "prob.jsonl", "eval_asyncio", "samples.jsonl");
+    said(&bench.succeed(&GIVEN), &["4 completions, 4 passed"]);
+}
+
+#[test]
+fn eval_fences() {
+    let bench = evaluation("eval_fences", "prob.jsonl", "eval_fences", "samples.jsonl");
+    said(&bench.succeed(&GIVEN), &["3 completions, 3 passed", "cleaned   3 completions"]);
+}
+
+/// Where numpy is not there, that is an error and no score. What is there is imported: `judging::modules_of_the_tests`.
+#[test]
+fn eval_numpy_tests() {
+    let bench = evaluation("eval_numpy_tests", "hp.jsonl", "eval_numpy_tests", "hp_s.jsonl");
+    let output = bench.command(&GIVEN).output().unwrap();
+    let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap()).concat();
+    match output.status.code() {
+        Some(0) => said(&text, &["1 completions, 1 passed"]),
+        code => {
+            assert_eq!(code, Some(1), "{text}");
+            said(&text, &["HP/0", "No module named 'numpy'", "--python"]);
+            assert!(!text.contains("pass@1"), "{text}");
+        }
+    }
+}
+
+// Training, weights and generation.
+
+/// The printed command, pasted, where both folders have a space in their names. More of it: `cli::what_to_type_next`.
+#[test]
+fn next_line() {
+    let bench = Training::new(env!("CARGO_BIN_EXE_trainer"));
+    fs::rename(bench.path("data"), bench.path("my data")).unwrap();
+    let text = bench.succeed("my run", &["--data", "my data", "--steps", "6"]);
+    let (_, line) = text.split_once("next: ").expect("a line that says what to type next");
+    let line = line.lines().find(|line| line.contains("cargo run -p train --")).expect("a command");
+    said(line, &["--data 'my data'"]);
+    bench.paste(line);
+}
+
+/// Weights that others publish, through the program that reads them; every shape and what is wrong with some: `train`
+/// `checkpoint::weights_are_read_in_every_shape_in_which_they_are_published`.
+#[test]
+fn safetensors_shapes() {
+    let bench = Training::new(env!("CARGO_BIN_EXE_trainer"));
+    bench.succeed("run", &["--steps", "2"]);
+    let from = bench.path("run/checkpoints/step_00000002");
+    let write = |folder: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_generate-text"));
+        command.args([
+            "--checkpoint",
+            folder,
+            "--prompt",
+            "def f",
+            "--max-new-tokens",
+            "4",
+            "--temperature",
+            "0",
+        ]);
+        let output = command.current_dir(bench.path("")).output().unwrap();
+        let report = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{folder}: {report}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let wanted = write("run");
+    let file = train::checkpoint::TensorFile::open(&from.join("model.safetensors")).unwrap();
+    type Rename = fn(&str) -> String;
+    let prefixes: [(&str, Rename); 2] =
+        [("plain", |name| name.to_owned()), ("compiled", |name| format!("_orig_mod.{name}"))];
+    for (folder, rename) in prefixes {
+        fs::create_dir(bench.path(folder)).unwrap();
+        for name in ["config.json", "tokenizer.json"] {
+            fs::copy(from.join(name), bench.path(folder).join(name)).unwrap();
+        }
+        let of_f64 = |name: String| {
+            let (ty, bytes) = file.tensor(&name).unwrap().unwrap();
+            let numbers = engine::Host::from_bytes(ty.clone(), bytes).to_f64();
+            let bytes = numbers.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+            ((rename(&name), ty.with_dtype(engine::DType::F64)), bytes)
+        };
+        let (types, bytes): (Vec<_>, Vec<_>) = file.names().into_iter().map(of_f64).unzip();
+        let mut written = Vec::new();
+        train::checkpoint::write_tensors(&mut written, &[], &types, |i| bytes[i].clone().into()).unwrap();
+        fs::write(bench.path(folder).join("model.safetensors"), written).unwrap();
+        assert_eq!(write(folder), wanted, "{folder}");
+    }
+}
+
+/// Near their limit, temperature and top-p take the most probable token each time, as 0 does: no loop waits for a share that is below every number.
+#[test]
+fn tiny_temperature() {
+    let bench = Training::new(env!("CARGO_BIN_EXE_trainer"));
+    bench.succeed("run", &["--steps", "2"]);
+    let write = |flags: [&str; 2], kernels: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_generate-text"));
+        command.args([
+            "--checkpoint",
+            "run",
+            "--prompt",
+            "def f(",
+            "--max-new-tokens",
+            "8",
+            "--kernels",
+            kernels,
+        ]);
+        let output = command.args(flags).current_dir(bench.path("")).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    };
+    for kernels in ["auto", "portable"] {
+        let greedy = write(["--temperature", "0"], kernels);
+        for flags in [
+            ["--temperature", "1e-38"],
+            ["--temperature", "1e-300"],
+            ["--top-p", "1e-38"],
+            ["--top-p", "1e-300"],
+        ] {
+            assert_eq!(write(flags, kernels), greedy, "{flags:?}, {kernels}");
+        }
     }
 }

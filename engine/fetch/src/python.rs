@@ -1,6 +1,4 @@
 //! The one way in which Python is started.
-//!
-//! Three readers share this file: the engine and whoever stands on it, and `build.rs`.
 
 use std::ffi::OsStr;
 use std::process::Command;

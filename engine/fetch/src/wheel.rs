@@ -1,8 +1,7 @@
 //! Pinned wheels: fetched by name with pip, checked against a hash kept here, one file of them unpacked into
 //! a cache.
 //!
-//! Two readers share this file: `engine::plugin` for the plugins, and `build.rs` for the PJRT header and
-//! libclang. pip and Python's `zipfile` do the transport, because they honour the user's proxies and mirrors
+//! pip and Python's `zipfile` do the transport, because they honour the user's proxies and mirrors
 //! and no archive code has to be compiled; the hash is checked by us, so a file laid down by hand is as good
 //! as a fetched one.
 
@@ -29,7 +28,9 @@ pub struct Wheel {
 }
 
 /// XLA's CPU plugin with `pjrt_c_api.h` beside it, for a processor architecture as Rust names it.
-pub(crate) fn xla_cpu(arch: &str) -> Option<Wheel> {
+///
+/// None where no package is pinned for that.
+pub fn xla_cpu(arch: &str) -> Option<Wheel> {
     let (file, sha256) = match arch {
         "x86_64" => (
             "xla_cpu_pjrt-0.0.1-py3-none-manylinux_2_27_x86_64.whl",
