@@ -151,7 +151,7 @@ fn rms_norm<'f>(x: Tensor<'f>, w: Tensor<'f>, eps: f64) -> Tensor<'f> {
 }
 
 fn dropped<'f>(x: Tensor<'f>, masks: Option<Masks<'f>>, site: Site) -> Tensor<'f> {
-    masks.map_or(x, |masks| x * masks.mask(site, x.dim(1), x.dtype()))
+    masks.map_or(x, |masks| masks.dropped(x, site))
 }
 
 /// Differential attention between its projections. x: `[n, m]`, scale: of its norm, `[n]`.

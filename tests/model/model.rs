@@ -403,7 +403,7 @@ fn masks_keep_their_rate_wherever_a_token_is() {
                         rows: of_layer(words.rows, layer),
                         columns: of_layer(words.columns, layer),
                     };
-                    all.extend(Site::ALL.map(|site| masks.mask(site, width, DType::F32)));
+                    all.extend(Site::ALL.map(|site| masks.mask(site, width)));
                 }
                 parts.push(all);
             }

@@ -123,6 +123,7 @@ fn sampling_at_its_edges() {
     for edge in [
         &["--temperature", "1e-6"][..],
         &["--temperature", "100", "--top-k", "1"],
+        &["--temperature", "1e30", "--top-k", "1"],
         &["--temperature", "1", "--top-k", "1", "--top-p", "1"],
         &["--temperature", "1", "--top-p", "1e-9"],
         &["--temperature", "1", "--top-p", "1e-9", "--top-k", "320"],

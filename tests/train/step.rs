@@ -196,3 +196,79 @@ fn rounding_to_bf16_costs_the_same() {
     let sum = |errors: &[f64]| errors.iter().sum::<f64>();
     assert!(sum(&fast) < 1.1 * sum(&plain), "{} and {}", sum(&fast), sum(&plain));
 }
+
+/// Largest relative error of one rounding to bf16.
+const UNIT: f64 = 1.0 / 512.0;
+
+/// The program that a v6e gets to train in bf16, on the host with its kernels interpreted, over several steps, beside the
+/// plain one in f64.
+///
+/// Roundings are independent, so that their errors add up as the sides of a right angle do: of K of them between a weight
+/// and its gradient, none larger than [`UNIT`], at most `UNIT sqrt(K)`; K as in `model/bf16.rs`, for one layer. The first
+/// moment is a mean of gradients. What the weights have moved by is that mean over the root of their mean square, which
+/// is off by as much once more. The gradient of lambda is one number, a sum over all elements of an attention's output
+/// whose terms cancel; what it may be off by is what it is off by in the plain form in bf16, several times over: the native
+/// kernels by themselves are held to the size of its terms in `kernels/native.rs`.
+#[test]
+fn steps_for_a_tpu_in_bf16() {
+    const STEPS: usize = 4;
+    let config = Config {
+        num_hidden_layers: 1,
+        num_attention_heads: 2,
+        num_key_value_heads: 2,
+        head_dim: 128,
+        attention_logit_cap: 0.0,
+        dropout: 0.0,
+        ..everything(256)
+    };
+    let rows = Rows::new(&config, 1, 256, 4);
+    // Not clipped, which would mix the errors of all parameters.
+    let adamw = AdamW { clip: 1e9, ..ADAMW };
+    let steps = |program: &Program, config: &Config, rounding: Rounding| {
+        run(program, config, &rows, STEPS as u32, |program, args| evaluate(program, args, rounding))
+    };
+    let truth = steps(&plain(&config, &rows, adamw), &config, Rounding::None);
+    let narrow = Config { dtype: Compute::Bf16, ..config.clone() };
+    let program = fast(&narrow, &rows, adamw, 1, Target::TpuV6e);
+    let text = program.text(engine::Locations::Omit);
+    assert_eq!(text.matches("@tpu_custom_call").count(), 2, "forward and backward, each once");
+    let found = steps(&program, &narrow, Rounding::EachOp);
+    let plain = steps(&plain(&narrow, &rows, adamw), &narrow, Rounding::EachOp);
+    let length = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+    let bound = UNIT * ((5 + 2 * 10 + 8) as f64).sqrt();
+    let beginning = beginning(&config);
+    let count = specs(&config).iter().count();
+    let mut failures = Vec::new();
+    for (i, (name, _)) in specs(&config).iter().enumerate() {
+        for (part, at, from, bound) in
+            [("moved by", STEPS + i, Some(i), 2.0 * bound), ("first moment", STEPS + count + i, None, bound)]
+        {
+            let since = |all: &[Array]| -> Vec<f64> {
+                let now = all[at].floats();
+                match from {
+                    Some(i) => now.iter().zip(beginning[i].floats()).map(|(a, b)| a - b).collect(),
+                    None => now.to_vec(),
+                }
+            };
+            let wanted = since(&truth);
+            let error = |all: &[Array]| {
+                let difference = length(&mut since(all).iter().zip(&wanted).map(|(a, b)| a - b));
+                difference / length(&mut wanted.iter().copied())
+            };
+            let (error, plain) = (error(&found), error(&plain));
+            let bound = if name.contains("lambda") { bound.max(3.0 * plain) } else { bound };
+            println!("{name:20} {part:12} {error:.1e} of {bound:.1e}, plain form {plain:.1e}");
+            if error.is_nan() || error > bound {
+                failures.push(format!("{name}, {part}: {error:.1e} of {bound:.1e}"));
+            }
+        }
+    }
+    for step in 0..STEPS {
+        let [loss, wanted] = [&found, &truth].map(|all| all[step].floats()[0]);
+        println!("step {step}: loss {loss:.5}, {wanted:.5}");
+        if (loss - wanted).abs().is_nan() || (loss / wanted - 1.0).abs() > bound {
+            failures.push(format!("step {step}: loss {loss}, {wanted}"));
+        }
+    }
+    assert!(failures.is_empty(), "{failures:#?}");
+}

@@ -52,8 +52,10 @@ impl HostFunction for Draw {
                 Some(random) => {
                     let len = v.next_multiple_of(2 * LINE);
                     spare.with(
-                        || [(); 2].map(|()| Tile::new(len)),
-                        |[weights, race]| Arch::new().dispatch(Race { logits, random, row, weights, race }),
+                        || [(); 3].map(|()| Tile::new(len)),
+                        |[weights, race, depth]| {
+                            Arch::new().dispatch(Race { logits, random, row, weights, race, depth })
+                        },
                     )
                 }
             };
@@ -158,6 +160,8 @@ struct Race<'a> {
     /// As many as there are logits with padding, rounded up to whole vectors.
     weights: &'a mut [f32],
     race: &'a mut [f32],
+    /// How far each logit is below the greatest; infinite for padding.
+    depth: &'a mut [f32],
 }
 
 impl WithSimd for Race<'_> {
@@ -165,40 +169,48 @@ impl WithSimd for Race<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> (i32, f32) {
-        let Race { logits, random, row, weights, race } = self;
+        let Race { logits, random, row, weights, race, depth } = self;
         let summary = logits.summary(simd);
         weigh(simd, logits, summary.top, random.temperature, weights);
-        if random.filter == Filter::TopKThenP {
-            keep(simd, weights, random.top_k.max(1) as f32);
-        }
         let key = [random.keys[2 * row], random.keys[2 * row + 1]];
         fill_arrivals(simd, key, random.positions[row] as u32, logits.all, race);
         let weight_vectors = S::as_simd_f32s(weights).0;
         for (race, &weight) in S::as_mut_simd_f32s(race).0.iter_mut().zip(weight_vectors) {
             *race = simd.div_f32s(weight, *race);
         }
-        // What must not be reached by all that is larger than a token's weight.
-        let limit = match random.filter {
-            Filter::Off => None,
-            Filter::TopK => Some((Measure::Count, random.top_k as f32)),
-            Filter::TopP | Filter::TopKThenP => {
-                Some((Measure::Weight, random.top_p * larger(simd, weights, -1.0, Measure::Weight)))
+        if random.filter == Filter::Off {
+            let token = winner(simd, race).unwrap_or(summary.place);
+            return logits.drawn(simd, token, &summary);
+        }
+        let columns = logits.row.len();
+        depth[columns..].fill(f32::INFINITY);
+        for (depth, logit) in depth.iter_mut().zip(logits.row) {
+            *depth = logits.row[summary.place] - logit;
+        }
+        let top_k = (random.top_k.max(1) as f32).min(columns as f32);
+        // How many tokens, and how much weight of theirs, must not stand before one.
+        let (count, sum) = match random.filter {
+            Filter::Off => unreachable!("drawn above"),
+            Filter::TopK => (top_k, f32::INFINITY),
+            Filter::TopP => {
+                (f32::INFINITY, random.top_p * nearer(simd, depth, weights, f32::INFINITY).weight)
             }
+            Filter::TopKThenP => (top_k, random.top_p * sum_of_first(simd, depth, weights, top_k)),
         };
-        // What has no weight, as padding, is never drawn, nor where no other has one because all are NaN.
-        let mut bound = 0.0;
-        // Ends: one that is refused has a heavier one, which the next winner is among, and there are as many as tokens.
-        // The heaviest is never refused, nor one that is NaN.
+        // Ends: what is refused leaves the race. The first one is never refused; where logits are NaN, it may not be known.
         let token = loop {
-            let token = winner(simd, weights, race, bound);
-            let refused = |(measure, most)| {
-                let before = larger(simd, weights, weights[token], measure);
-                before >= most && before > 0.0
-            };
-            if !limit.is_some_and(refused) {
+            let Some(token) = winner(simd, race) else { break summary.place };
+            let its_depth = depth[token];
+            let Before { count: many, weight } = before(simd, depth, weights, token);
+            if many < count && (weight < sum || weight == 0.0) {
                 break token;
             }
-            bound = weights[token];
+            // And so does what stands behind it.
+            for (id, (race, &depth)) in race.iter_mut().zip(&*depth).enumerate() {
+                if depth > its_depth || (depth == its_depth && id >= token) {
+                    *race = 0.0;
+                }
+            }
         };
         logits.drawn(simd, token, &summary)
     }
@@ -218,60 +230,64 @@ fn weigh<S: Simd>(simd: S, logits: Logits<'_>, top: f32, temperature: f32, weigh
     weights[columns..].fill(0.0);
 }
 
-/// What is summed of the weights that are larger than another.
-#[derive(Clone, Copy)]
-enum Measure {
-    Count,
-    Weight,
+/// What stands before a token.
+struct Before {
+    count: f32,
+    weight: f32,
 }
 
-/// How much is larger than `bound`.
+/// The tokens whose depth is less than another.
 #[inline(always)]
-fn larger<S: Simd>(simd: S, weights: &[f32], bound: f32, measure: Measure) -> f32 {
-    let (zero, one, bound) = (simd.splat_f32s(0.0), simd.splat_f32s(1.0), simd.splat_f32s(bound));
+fn nearer<S: Simd>(simd: S, depth: &[f32], weights: &[f32], than: f32) -> Before {
+    let (zero, one, than) = (simd.splat_f32s(0.0), simd.splat_f32s(1.0), simd.splat_f32s(than));
+    let mut counts = [zero; 4];
     let mut sums = [zero; 4];
-    for (i, &weight) in S::as_simd_f32s(weights).0.iter().enumerate() {
-        let amount = match measure {
-            Measure::Count => one,
-            Measure::Weight => weight,
-        };
-        let amount = simd.select_f32s(simd.greater_than_f32s(weight, bound), amount, zero);
-        sums[i % 4] = simd.add_f32s(sums[i % 4], amount);
+    let vectors = S::as_simd_f32s(depth).0.iter().zip(S::as_simd_f32s(weights).0);
+    for (i, (&depth, &weight)) in vectors.enumerate() {
+        let nearer = simd.less_than_f32s(depth, than);
+        counts[i % 4] = simd.add_f32s(counts[i % 4], simd.select_f32s(nearer, one, zero));
+        sums[i % 4] = simd.add_f32s(sums[i % 4], simd.select_f32s(nearer, weight, zero));
     }
-    sums.into_iter().map(|sum| simd.reduce_sum_f32s(sum)).sum()
+    let [count, weight] =
+        [counts, sums].map(|sums| sums.into_iter().map(|sum| simd.reduce_sum_f32s(sum)).sum());
+    Before { count, weight }
 }
 
-/// The first place of the largest in the race among those with weights larger than `bound`.
+/// The tokens with larger logits, and of the same logit those with lower ids.
 #[inline(always)]
-fn winner<S: Simd>(simd: S, weights: &[f32], race: &[f32], bound: f32) -> usize {
-    let (none, least) = (simd.splat_f32s(-1.0), simd.splat_f32s(bound));
-    let mut tops = [none; 4];
-    let vectors = S::as_simd_f32s(weights).0.iter().zip(S::as_simd_f32s(race).0);
-    for (i, (&weight, &race)) in vectors.enumerate() {
-        let counted = simd.select_f32s(simd.greater_than_f32s(weight, least), race, none);
-        tops[i % 4] = simd.max_f32s(tops[i % 4], counted);
-    }
-    let top = tops.into_iter().map(|top| simd.reduce_max_f32s(top)).fold(-1.0, f32::max);
-    let mut all = weights.iter().zip(race);
-    all.position(|(&weight, &race)| race == top && weight > bound).unwrap_or(0)
+fn before<S: Simd>(simd: S, depth: &[f32], weights: &[f32], token: usize) -> Before {
+    let Before { count, weight } = nearer(simd, depth, weights, depth[token]);
+    let equal =
+        depth[..token].iter().filter(|&&depth_of_other| depth_of_other == depth[token]).count() as f32;
+    Before { count: count + equal, weight: weight + equal * weights[token] }
 }
 
-/// Keeps the `k` largest of the weights, which are at most 1, and those equal to the last of them: the k-th largest is
-/// found bit by bit.
+/// The first place of the largest in the race, if one has a weight: padding has none, nor have numbers that are NaN.
 #[inline(always)]
-fn keep<S: Simd>(simd: S, weights: &mut [f32], k: f32) {
-    let mut threshold = 0;
-    for bit in (0..30).rev() {
-        let higher = threshold + (1 << bit);
-        // As many as reach it: those larger than the number before it.
-        if larger(simd, weights, f32::from_bits(higher - 1), Measure::Count) >= k {
-            threshold = higher;
+fn winner<S: Simd>(simd: S, race: &[f32]) -> Option<usize> {
+    let mut tops = [simd.splat_f32s(0.0); 4];
+    for (i, &race) in S::as_simd_f32s(race).0.iter().enumerate() {
+        tops[i % 4] = simd.max_f32s(tops[i % 4], race);
+    }
+    let top = tops.into_iter().map(|top| simd.reduce_max_f32s(top)).fold(0.0, f32::max);
+    race.iter().position(|&race| race == top && top > 0.0)
+}
+
+/// The sum of the weights of the first `k` tokens. The depth of the last of them is found bit by bit.
+#[inline(always)]
+fn sum_of_first<S: Simd>(simd: S, depth: &[f32], weights: &[f32], k: f32) -> f32 {
+    let mut last = 0;
+    for bit in (0..31).rev() {
+        let deeper = f32::from_bits(last + (1 << bit));
+        // Bits that are no number are deeper than all.
+        if !deeper.is_nan() && nearer(simd, depth, weights, deeper).count < k {
+            last = deeper.to_bits();
         }
     }
-    let (threshold, zero) = (simd.splat_f32s(f32::from_bits(threshold)), simd.splat_f32s(0.0));
-    for weight in S::as_mut_simd_f32s(weights).0 {
-        *weight = simd.select_f32s(simd.greater_than_or_equal_f32s(*weight, threshold), *weight, zero);
-    }
+    let last = f32::from_bits(last);
+    let Before { count, weight } = nearer(simd, depth, weights, last);
+    let weight_of_last = depth.iter().position(|&depth| depth == last).map_or(0.0, |place| weights[place]);
+    weight + (k - count) * weight_of_last
 }
 
 /// The exponential numbers of `all` tokens at a position, and ones behind them.

@@ -22,7 +22,8 @@ pub enum Sampler {
     Random(Filter),
 }
 
-/// Which tokens can be drawn. Equally probable ones at the border are all kept.
+/// Which tokens can be drawn. The more probable of two is the one with the larger logit, of equal ones that with the lower
+/// id, as in greedy decoding, whatever a temperature leaves of their difference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Filter {
     /// All.
@@ -41,7 +42,7 @@ pub enum Filter {
 /// probability in the model, f32 `[b]`: without temperature and filter.
 ///
 /// The most probable token is never filtered out, however small `top_k` and `top_p` are, and a temperature near 0 leaves
-/// it alone. Filters compare weights, f32: from a temperature of about a million on, tokens differ in none, and all pass. A row with a logit that is NaN has no distribution: its logarithm is NaN, and its token means nothing.
+/// it alone. A row with a logit that is NaN has no distribution: its logarithm is NaN, and its token means nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct Draw {
     /// How.
@@ -133,52 +134,60 @@ fn race<'f>(filter: Filter, below: Tensor<'f>, args: &[Tensor<'f>]) -> Tensor<'f
     let weights = (below.min(0.0) / temperature.clamp(coldest, hottest)).exp();
     // XLA computes the cap once for the greatest and once for all: a rounding's difference, divided by a temperature near 0,
     // would leave even the greatest without weight. Before the cap it is exactly itself.
-    let logits_drawn = logits.slice_axis(1, 0, below.dim(1));
-    let greatest = logits_drawn.eq(logits_drawn.reduce_max(&[1]).along(logits_drawn, &[0]));
-    let weights = greatest.select(weights.full_like(1.0), weights);
-    let arrivals = arrivals(keys, positions, logits.dim(1)).slice_axis(1, 0, below.dim(1));
-    let (weights, by, most) = match filter {
-        Filter::Off => return (weights / arrivals).argmax(1),
-        Filter::TopK => (weights, weights.full_like(1.0), top_k.convert(DType::F32)),
-        Filter::TopP => (weights, weights, top_p),
-        Filter::TopKThenP => {
-            let kept = most_probable(weights, top_k.max(1));
-            (kept, kept, top_p)
-        }
+    let drawn = logits.slice_axis(1, 0, below.dim(1));
+    let greatest = drawn.reduce_max(&[1]).along(drawn, &[0]);
+    let weights = drawn.eq(greatest).select(weights.full_like(1.0), weights);
+    let race = weights / arrivals(keys, positions, logits.dim(1)).slice_axis(1, 0, below.dim(1));
+    let depth = greatest - drawn;
+    let all = top_k.full_like(below.dim(1) as f64);
+    let top_k = top_k.max(1).min(all);
+    let (count, sum) = match filter {
+        Filter::Off => return race.argmax(1),
+        Filter::TopK => (top_k, weights.sum(&[1]).full_like(f64::INFINITY)),
+        Filter::TopP => (all, weights.sum(&[1]) * top_p),
+        Filter::TopKThenP => (top_k, sum_of_first(weights, depth, top_k) * top_p),
     };
-    let most = match filter {
-        Filter::TopK => most.along(positions, &[]),
-        _ => by.sum(&[1]) * most,
-    };
-    first_allowed(weights, weights / arrivals, by, most)
+    first_allowed(weights, race, depth, count, sum)
 }
 
-/// The token that wins the race `[b, v]` among those that the filter allows. A token is allowed if less than `most` `[b]`
-/// of the measure `by` `[b, v]` belongs to tokens with larger weights. So nothing needs to be sorted: if the winner of
-/// all is not allowed, neither is any token of its weight or less, and the next try is among the others. The first try
-/// succeeds as often as the allowed tokens are probable. The heaviest token is always allowed, whatever `most` is, and
-/// each try is among heavier ones than the last: so there are no more tries than tokens, and one if weights are NaN.
-fn first_allowed<'f>(weights: Tensor<'f>, race: Tensor<'f>, by: Tensor<'f>, most: Tensor<'f>) -> Tensor<'f> {
-    let b = weights.dim(0);
+/// The token that wins the race `[b, v]` among those that the filter allows. A token is allowed if fewer than `count`
+/// (scalar) tokens stand before it, with weights that sum up to less than `sum` `[b]`. depth `[b, v]`: how far each logit is
+/// below the greatest. So nothing needs to be sorted: if the winner of all is not allowed, neither is any token behind it,
+/// and the next try is among those before it. The first try succeeds as often as the allowed tokens are probable. What
+/// nothing stands before is always allowed, and each try is among fewer tokens than the last: so there are no more tries
+/// than tokens, and one where logits are NaN.
+fn first_allowed<'f>(
+    weights: Tensor<'f>,
+    race: Tensor<'f>,
+    depth: Tensor<'f>,
+    count: Tensor<'f>,
+    sum: Tensor<'f>,
+) -> Tensor<'f> {
+    let [b, v] = [0, 1].map(|axis| weights.dim(axis));
     let f = weights.builder();
-    let start =
-        [f.full(Type::f32([b]), -1.0), f.full(Type::new(DType::Bool, [b]), 1.0), f.zeros(Type::i32([b]))];
+    let (depths, tokens) = (Type::f32([b]), Type::i32([b]));
+    let start = [
+        f.full(depths.clone(), f64::INFINITY),
+        f.full(tokens.clone(), v as f64),
+        f.full(depths.with_dtype(DType::Bool), 1.0),
+    ];
     let results = f.while_loop(
         &start,
-        |_, carry| carry[1].convert(DType::I32).reduce_max(&[0]).gt(0),
+        |_, carry| carry[2].convert(DType::I32).reduce_max(&[0]).gt(0),
         |g, carry| {
-            let [weights, race, by, most] = [weights, race, by, most].map(|x| g.capture(x));
-            let (bound, token) = (carry[0], carry[2]);
-            let winner = larger(weights, bound).select(race, -1.0).argmax(1);
-            let token = carry[1].select(winner, token);
-            let place = token + g.iota(token.ty(), 0) * weights.dim(1) as i32;
-            let weight = weights.reshape([weights.ty().elements()]).gather(place);
-            let before = larger(weights, weight).select(by, 0.0).sum(&[1]);
-            let again = before.ge(most) & before.gt(0.0);
-            vec![again.select(weight, bound), again, token]
+            let [weights, race, depth, sum] = [weights, race, depth, sum].map(|x| g.capture(x));
+            let (last, refused) = (carry[1], carry[2]);
+            let winner = before(depth, carry[0], last).select(race, -1.0).argmax(1);
+            let token = refused.select(winner, last);
+            let place = token + g.iota(token.ty(), 0) * v as i32;
+            let its_depth = depth.reshape([b * v]).gather(place);
+            let before = before(depth, its_depth, token);
+            let many = before.convert(DType::I32).sum(&[1]).ge(g.capture(count).along(token, &[]));
+            let heavy = before.select(weights, 0.0).sum(&[1]);
+            vec![its_depth, token, many | (heavy.ge(sum) & heavy.gt(0.0))]
         },
     );
-    results[2]
+    results[1]
 }
 
 /// Exponential numbers of each row and token, `[b, count]`, for `positions` `[b]`. Never 0 nor infinite. Both words of a
@@ -196,26 +205,34 @@ fn arrivals<'f>(keys: Tensor<'f>, positions: Tensor<'f>, count: usize) -> Tensor
     -(-uniform).log1p()
 }
 
-/// Where weights `[b, v]` are larger than their row's number in `[b]`.
-fn larger<'f>(weights: Tensor<'f>, than: Tensor<'f>) -> Tensor<'f> {
-    weights.gt(than.along(weights, &[0]))
+/// Where tokens stand before one of their row, with its depth and id, each `[b]`. depth, result: `[b, v]`.
+fn before<'f>(depth: Tensor<'f>, than: Tensor<'f>, token: Tensor<'f>) -> Tensor<'f> {
+    let along = |x: Tensor<'f>| x.along(depth, &[0]);
+    let id = depth.builder().iota(depth.ty().with_dtype(DType::I32), 1);
+    depth.lt(along(than)) | (depth.eq(along(than)) & id.lt(along(token)))
 }
 
-/// Weights `[b, v]` in [0, 1] of the `k` (scalar) largest of each row, and of those equal to the last of them; 0 for the
-/// others. The bits of floats that are not negative are ordered as the floats are, so the k-th largest is found bit by bit:
-/// thirty passes without a sort, which over a large vocabulary takes longer than the model.
-fn most_probable<'f>(weights: Tensor<'f>, k: Tensor<'f>) -> Tensor<'f> {
+/// The sum `[b]` of the weights of the first `k` (scalar) tokens of each row. The bits of floats that are not negative are
+/// ordered as the floats are, so the depth of the k-th one is found bit by bit: thirty passes without a sort, which over a
+/// large vocabulary takes longer than the model.
+fn sum_of_first<'f>(weights: Tensor<'f>, depth: Tensor<'f>, k: Tensor<'f>) -> Tensor<'f> {
     let f = weights.builder();
-    let bits: Vec<i32> = (0..30).rev().map(|bit| 1 << bit).collect();
+    let bits: Vec<i32> = (0..31).rev().map(|bit| 1 << bit).collect();
     let start = f.zeros(Type::i32([weights.dim(0)]));
+    let others = k.full_like(weights.dim(1) as f64) - k;
     let bits = f.constant(&Host::new([bits.len()], &bits));
-    let (threshold, _) = f.scan(ScanOptions::over(bits.dim(0)), &[start], &[bits], |g, carry, slices| {
-        let weights = g.capture(weights);
-        let higher = carry[0] + slices[0];
-        let reach = weights.ge(higher.bitcast_convert(DType::F32).along(weights, &[0]));
-        let enough = reach.convert(DType::I32).sum(&[1]).ge(g.capture(k).along(higher, &[]));
-        (vec![enough.select(higher, carry[0])], vec![])
+    let (depth_of_last, _) = f.scan(ScanOptions::over(bits.dim(0)), &[start], &[bits], |g, carry, slices| {
+        let depth = g.capture(depth);
+        let deeper = carry[0] + slices[0];
+        // Bits that are no number are deeper than all.
+        let reach = depth.ge(deeper.bitcast_convert(DType::F32).along(depth, &[0]));
+        let not_yet = reach.convert(DType::I32).sum(&[1]).gt(g.capture(others).along(deeper, &[]));
+        (vec![not_yet.select(deeper, carry[0])], vec![])
     });
-    let threshold = threshold[0].bitcast_convert(DType::F32);
-    weights.ge(threshold.along(weights, &[0])).select(weights, 0.0)
+    let last = depth_of_last[0].bitcast_convert(DType::F32).along(depth, &[0]);
+    let nearer = depth.lt(last);
+    let weight_of_last = depth.eq(last).select(weights, 0.0).reduce_max(&[1]);
+    let sum = nearer.select(weights, 0.0).sum(&[1]);
+    let missing = k.along(depth_of_last[0], &[]) - nearer.convert(DType::I32).sum(&[1]);
+    sum + missing.convert(DType::F32) * weight_of_last
 }
