@@ -238,10 +238,25 @@ impl Field {
                 Err(error) if matches!(error.downcast_ref(), Some(CheckpointError::MirrorInUse(_))) => {
                     std::thread::sleep(Duration::from_millis(10));
                 }
-                _ => return result,
+                _ => {
+                    if let Some(mirror) = cli.resolve().unwrap().run.checkpoint.mirror {
+                        self.wait_for_the_end(&mirror);
+                    }
+                    return result;
+                }
             }
         }
         bail!("the mirror stays in use")
+    }
+
+    /// The thread that copies may outlive its run, and then holds the lock.
+    fn wait_for_the_end(&self, mirror: &Path) {
+        for _ in 0..5000 {
+            if !mirror.join(".lock").exists() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     fn launched(&self, out: &str) -> BTreeSet<Launch> {
@@ -398,6 +413,8 @@ struct Play<'u> {
     field: Field,
     undisturbed: &'u Undisturbed,
     beginnings: BTreeMap<&'static str, Beginning>,
+    /// Runs of which a checkpoint was lost that the undisturbed run has: they may go back to another one.
+    poorer: BTreeSet<Beginning>,
 }
 
 impl Play<'_> {
@@ -428,6 +445,9 @@ impl Play<'_> {
         if let (Err(error), true) = (&result, error_is_refusal(&result)) {
             panic!("{beginning:?} is refused by its own command: {error:#}");
         }
+        if result.is_err() && matches!(end, End::Disk(Fault::Once(_) | Fault::FullFrom(_))) {
+            self.poorer.insert(beginning);
+        }
         self.compare(beginning);
     }
 
@@ -435,7 +455,9 @@ impl Play<'_> {
     fn compare(&self, beginning: Beginning) {
         let (wanted, _) = self.undisturbed.of_beginning(beginning);
         let launched = self.field.launched(beginning.out());
-        let strange: Vec<_> = launched.difference(wanted).collect();
+        // Up to the first bad step in a row at the least.
+        let known = |launch: &&Launch| !self.poorer.contains(&beginning) || launch.row < BAD[0].start;
+        let strange: Vec<_> = launched.difference(wanted).filter(known).collect();
         assert!(strange.is_empty(), "{beginning:?} did {strange:?}, which the undisturbed run does not");
     }
 
@@ -460,6 +482,7 @@ impl Play<'_> {
             field: Field::new(&self.field.data),
             undisturbed: self.undisturbed,
             beginnings: self.beginnings.clone(),
+            poorer: self.poorer.clone(),
         };
         for (path, bytes) in &after {
             let path = copy.field.path("").join(path);
@@ -555,6 +578,9 @@ impl Play<'_> {
                 // The machine is gone, or the drive is.
                 let lost = if number.is_multiple_of(3) { beginning.mirror() } else { out.to_owned() };
                 if self.field.path(&lost).exists() {
+                    if lost == out {
+                        self.poorer.insert(beginning);
+                    }
                     fs::remove_dir_all(self.field.path(&lost)).unwrap();
                 }
             }
@@ -636,6 +662,7 @@ fn whatever_happens_the_run_is_the_same() {
             field: Field::new(&folder.path().join("data")),
             undisturbed: &undisturbed,
             beginnings: BTreeMap::new(),
+            poorer: BTreeSet::new(),
         };
         let mut counts = counted.lock().unwrap();
         counts.0 += 1;
@@ -647,6 +674,13 @@ fn whatever_happens_the_run_is_the_same() {
                 continue;
             }
             play.live(beginning, &[], End::Finish);
+            if play.poorer.contains(&beginning) {
+                assert_eq!(
+                    play.field.last(beginning.out()).1.step,
+                    play.undisturbed.of_beginning(beginning).1.1.step
+                );
+                continue;
+            }
             let (_, last) = play.undisturbed.of_beginning(beginning);
             assert_eq!(play.field.last(beginning.out()), *last, "{beginning:?}");
         }

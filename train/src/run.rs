@@ -143,11 +143,18 @@ pub fn run_in<M: Machine>(
     drop(nothing_to_save);
 
     let folders = folders.context("taking the folders of a run that writes; this is a bug of train")?;
+    let own = cli.out.join(CHECKPOINTS);
+    let elsewhere = beginning.from.as_ref().filter(|(path, _)| !path.starts_with(&own));
+    let from_elsewhere = elsewhere.map(|(_, keep)| *keep);
     let mut session = prepare(cli, world, scene, beginning, machine, loader, folders)?;
     // What checkpoints say; longer rows of an earlier training count on.
     session.about.run.model.original_max_position_embeddings = trained.max(Some(session.about.run.batch.seq));
     announce_ready(world.look, start);
     let mut recorder = session.open_recorder()?;
+    // What comes from elsewhere is written here first: it may be all that there is to go back to, and may go there.
+    if let Some(keep) = from_elsewhere {
+        session.save(keep, &recorder)?;
+    }
     let first_loss = session.first_validation(&mut recorder)?;
     let trained = session.train(&mut recorder);
     let last_loss = match trained {
@@ -302,6 +309,7 @@ fn prepare<'w, M: Machine>(
         losses: LossSums::default(),
         held: Held::default(),
         unsaved: false,
+        begun: None,
         progress,
     })
 }

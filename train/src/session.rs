@@ -44,6 +44,8 @@ pub(crate) struct Session<'w, M: Machine> {
     pub(crate) held: Held,
     /// Whether steps were launched since the state was loaded or saved.
     pub(crate) unsaved: bool,
+    /// The step of the last checkpoint that was begun, and how long it is to be kept.
+    pub(crate) begun: Option<(u64, Keep)>,
 }
 
 /// What does not change while a run trains.
@@ -92,7 +94,11 @@ impl<M: Machine> Session<'_, M> {
         }
         let saved = self
             .read(in_flight.take(), recorder, &mut speed)
-            .and_then(|()| self.save(Keep::Stop, recorder))
+            .and_then(|()| {
+                // One that failed is what it was to be, tried again.
+                let again = self.begun.filter(|(step, _)| *step == self.progress.step);
+                self.save(again.map_or(Keep::Stop, |(_, keep)| keep), recorder)
+            })
             .and_then(|()| self.report(recorder, |saver| saver.finish()));
         let step = self.progress.step;
         Err(match saved {
@@ -266,7 +272,7 @@ impl<M: Machine> Session<'_, M> {
     }
 
     /// Stages the state in main memory and starts writing it.
-    fn save(&mut self, keep: Keep, recorder: &Recorder) -> Result<()> {
+    pub(crate) fn save(&mut self, keep: Keep, recorder: &Recorder) -> Result<()> {
         // First, so that there is never a second copy in memory.
         self.report(recorder, |saver| saver.finish())?;
         let (params, optimizer) = self.machine.to_host()?;
@@ -278,6 +284,7 @@ impl<M: Machine> Session<'_, M> {
             tokenizer: self.about.tokenizer.clone(),
         };
         self.unsaved = false;
+        self.begun = Some((self.progress.step, keep));
         self.report(recorder, |saver| saver.save(snapshot))
     }
 
