@@ -1,6 +1,6 @@
 //! What a run begins with: a checkpoint of its own, of its mirror or of another run, given weights, or new ones.
 
-use crate::checkpoint::{self, Latest, Loaded, Verified, architecture, latest_good, load_weights};
+use crate::checkpoint::{self, Latest, Reader, Verified, architecture, latest_good, load_weights};
 use crate::cli::{Cli, Resume, quoted};
 use crate::config::RunConfig;
 use crate::data::Dataset;
@@ -135,9 +135,9 @@ pub(crate) fn hashes(dataset: &Dataset) -> BTreeMap<String, String> {
         .collect()
 }
 
-pub(crate) fn check_same_data(from: &Loaded, dataset: &Dataset) -> Result<()> {
+pub(crate) fn check_same_data(from: &Reader, dataset: &Dataset) -> Result<()> {
     for (name, found) in hashes(dataset) {
-        if let Some(wanted) = from.state.hashes.get(&name) {
+        if let Some(wanted) = from.state().hashes.get(&name) {
             ensure!(
                 *wanted == found,
                 "the checkpoint was trained with another {name} ({wanted}) than the data has ({found}); give the data it was trained on"
@@ -152,11 +152,11 @@ pub(crate) fn start_state(
     cli: &Cli,
     run: &RunConfig,
     device: &Device,
-    from: Option<Loaded>,
+    from: Option<&Reader>,
 ) -> Result<(DeviceState, Option<usize>)> {
     if let Some(from) = from {
-        let state = DeviceState::restore(device, run, &from.params, &from.optimizer)?;
-        return Ok((state, from.config.original_max_position_embeddings));
+        let state = DeviceState::restore(device, run, from)?;
+        return Ok((state, from.config().original_max_position_embeddings));
     }
     let (weights, trained): (Params<Host>, _) = match &cli.init {
         None => (initial_params(&run.model, run.seed), None),
@@ -179,5 +179,5 @@ pub(crate) fn start_state(
             (params, trained)
         }
     };
-    Ok((DeviceState::new(device, run, &weights)?, trained))
+    Ok((DeviceState::new(device, run, weights)?, trained))
 }

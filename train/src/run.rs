@@ -2,7 +2,7 @@
 
 use crate::atomic::{self, RealDisk};
 use crate::checkpoint::{
-    self, CheckpointError, Copied, Copying, FORMAT, Keep, Loaded, Mirror, Retention, Saved, Saver, Snapshot,
+    self, CheckpointError, Copied, Copying, FORMAT, Keep, Mirror, Reader, Retention, Saved, Saver, Snapshot,
     State, Store, Verified, checkpoint_bytes, most_at_once,
 };
 use crate::cli::Cli;
@@ -135,7 +135,8 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
         None if cli.dry_run => None,
         None => resume_point(cli, &root, run.checkpoint.mirror.as_deref())?,
     };
-    let from = found.as_ref().map(|checkpoint| checkpoint::load(checkpoint, &run.model)).transpose()?;
+    // Its tensors stay on disk while the compiler needs memory.
+    let from = found.as_ref().map(|checkpoint| Reader::open(checkpoint, &run.model)).transpose()?;
     if let Some(from) = &from {
         check_same_data(from, &dataset)?;
     }
@@ -143,7 +144,7 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
         branch(&mut plan, &run, from.as_ref(), found.as_ref(), steps, &root)?;
     }
     let position = match &from {
-        Some(from) => serde_json::from_value(from.state.data.clone())
+        Some(from) => serde_json::from_value(from.state().data.clone())
             .context("reading the checkpoint's data position")?,
         None => Position::default(),
     };
@@ -159,7 +160,7 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
     }
 
     let at = match &from {
-        Some(from) => from.state.clone(),
+        Some(from) => from.state().clone(),
         None => beginning(&run, &plan),
     };
     ensure!(
@@ -169,7 +170,8 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
         plan.steps
     );
     // Before anything is written: weights that do not fit leave no trace.
-    let (state, trained) = start_state(cli, &run, &device, from)?;
+    let (state, trained) = start_state(cli, &run, &device, from.as_ref())?;
+    drop(from);
     // What checkpoints say; longer rows of an earlier training count on.
     run.model.original_max_position_embeddings = trained.max(Some(run.batch.seq));
     if let Some(bad) = bad {
@@ -525,13 +527,14 @@ impl Session {
             self.rollbacks
         );
         self.rollbacks += 1;
-        let from = checkpoint::load(&target, &self.run.model)?;
-        self.state.replace(&self.device, &from.params, &from.optimizer)?;
-        self.next = from.state.step;
-        self.loaded = from.state.step;
-        self.tokens_seen = from.state.tokens_seen;
+        let from = Reader::open(&target, &self.run.model)?;
+        self.state.replace(&self.device, &from)?;
+        let state = from.state().clone();
+        self.next = state.step;
+        self.loaded = state.step;
+        self.tokens_seen = state.tokens_seen;
         let skipped = self.watch.skipped;
-        self.watch = from.state.watch;
+        self.watch = state.watch;
         self.watch.skipped = skipped;
         self.losses = LossSums::default();
         self.failed_at = self.failed_at.max(last);
@@ -542,7 +545,7 @@ impl Session {
             "{bad} steps in a row left the weights as they were: back to {path}, and on behind their rows; newer checkpoints are set aside"
         ));
         // At once: a stop before the next checkpoint must not meet the same rows again.
-        self.save(from.state.keep, recorder)
+        self.save(state.keep, recorder)
     }
 
     /// Says what became of a checkpoint. A failed one stops the run: training on without checkpoints loses more.
@@ -728,7 +731,7 @@ fn beginning(run: &RunConfig, plan: &Plan) -> State {
 fn branch(
     plan: &mut Plan,
     run: &RunConfig,
-    from: Option<&Loaded>,
+    from: Option<&Reader>,
     found: Option<&Verified>,
     steps: u64,
     root: &Path,
@@ -737,10 +740,10 @@ fn branch(
         bail!("--branch-decay needs a checkpoint of the stable phase: --resume PATH");
     };
     ensure!(
-        from.state.phase == Phase::Stable,
+        from.state().phase == Phase::Stable,
         "checkpoint {} is in the {:?} phase; a branch starts in the stable phase",
         found.path().display(),
-        from.state.phase
+        from.state().phase
     );
     ensure!(
         !found.path().starts_with(root),
@@ -751,9 +754,9 @@ fn branch(
     if run.schedule.kind == ScheduleKind::Constant {
         say!("branch   the constant schedule ends here");
     }
-    plan.schedule = plan.schedule.branch(from.state.step, steps, run.schedule.decay, run.schedule.floor);
-    plan.steps = from.state.step + steps;
-    say!("branch   decay over {steps} steps from step {}; the trunk is untouched", from.state.step);
+    plan.schedule = plan.schedule.branch(from.state().step, steps, run.schedule.decay, run.schedule.floor);
+    plan.steps = from.state().step + steps;
+    say!("branch   decay over {steps} steps from step {}; the trunk is untouched", from.state().step);
     Ok(())
 }
 
