@@ -64,7 +64,7 @@ fn steps(device: &Device, run: &RunConfig) -> impl Fn() {
         position_after: Position::default(),
     };
     move || {
-        let mut state = DeviceState::new(device, run, &weights).unwrap();
+        let mut state = DeviceState::new(device, run, weights.clone()).unwrap();
         for number in 0..3 {
             let inputs = StepInputs { learning_rate: 1e-3, largest_norm: f32::MAX, step: number, seed: 0 };
             let metrics = state.step(device, &step, &batch, inputs).unwrap().read().unwrap();

@@ -109,7 +109,7 @@ fn clean_save() -> usize {
 #[test]
 fn every_operation_may_fail_and_nothing_is_lost() {
     let operations = clean_save();
-    assert!(operations > 80, "{operations}");
+    assert!(operations > 20, "{operations}");
     let mut injected = 0;
     // Replacing a checkpoint of the same step differs at the end only, where it takes two operations more.
     for (over, first, end) in [(1, 0, operations), (2, operations - 8, operations + 2)] {
@@ -226,8 +226,7 @@ fn the_golden_model_comes_through_bit_for_bit() {
     }
     assert_eq!(read_params(&copy, &config).unwrap(), params);
     // The program's matrices are the checkpoint's transposed: [in, out] against [out, in].
-    let (ty, bytes) = theirs.tensor("model.layers.1.mlp.up_proj.weight").unwrap().unwrap();
-    let theirs = Host::from_bytes(ty, bytes);
+    let theirs = theirs.tensor("model.layers.1.mlp.up_proj.weight").unwrap().unwrap();
     let (ours, theirs) = (params.layers.up.as_slice::<f32>(), theirs.as_slice::<f32>());
     let (width, inner) = (config.hidden_size, config.intermediate_size);
     assert_eq!(ours[width * inner + 5 * inner + 7], theirs[7 * width + 5]);
@@ -318,8 +317,8 @@ fn weights(root: &Path) -> (Vec<Tensor>, model::Params<Host>) {
     fs::write(&path, bytes).unwrap();
     let file = TensorFile::open(&path).unwrap();
     let tensor = |name: String| {
-        let (ty, bytes) = file.tensor(&name).unwrap().unwrap();
-        (name, ty, bytes.to_vec())
+        let tensor = file.tensor(&name).unwrap().unwrap();
+        (name, tensor.ty().clone(), tensor.bytes().to_vec())
     };
     (file.names().into_iter().map(tensor).collect(), params)
 }
@@ -417,10 +416,10 @@ fn a_file_that_was_replaced_is_changed_and_not_damaged() {
     let written = fs::read(&model).unwrap();
     let file = TensorFile::open(&model).unwrap();
     let narrow = |name: String| {
-        let (ty, bytes) = file.tensor(&name).unwrap().unwrap();
-        let numbers = Host::from_bytes(ty.clone(), bytes).to_f64();
+        let tensor = file.tensor(&name).unwrap().unwrap();
+        let numbers = tensor.to_f64();
         let bytes = numbers.iter().flat_map(|x: &f64| half::f16::from_f64(*x).to_le_bytes()).collect();
-        (name, ty.with_dtype(engine::DType::F16), bytes)
+        (name, tensor.ty().with_dtype(engine::DType::F16), bytes)
     };
     let tensors: Vec<Tensor> = file.names().into_iter().map(narrow).collect();
     drop(file);
@@ -541,7 +540,7 @@ fn a_damaged_newest_one_does_not_cost_the_older_good_one() {
 #[test]
 fn a_failed_background_write_is_heard_at_the_next_call() {
     let folder = tempfile::tempdir().unwrap();
-    let disk = FaultyDisk::new(Fault::Once(40));
+    let disk = FaultyDisk::new(Fault::Once(10));
     let retention = Retention { keep_last: 2, keep_epochs: 2, keep_every: None };
     let mut saver = Saver::new(store(disk, folder.path()).unwrap(), retention, None);
     assert_eq!(saver.save(snapshot(1)).unwrap(), None);

@@ -28,7 +28,7 @@ use train::checkpoint::{CheckpointError, Progress, State, latest_good};
 use train::cli::{Cli, Resume};
 use train::config::RunConfig;
 use train::data::{Batch, Dataset, Loader, PrepareOptions, Tokenizer, TokenizerSource, prepare};
-use train::machine::{HeldOutLosses, Machine};
+use train::machine::{Content, HeldOutLosses, Machine};
 use train::metrics::Look;
 use train::run::{Ended, Outcome, Refused, World, run_in};
 use train::signals::Stop;
@@ -107,15 +107,17 @@ fn hash(parts: &[&[u8]]) -> u64 {
 impl Machine for Hashed {
     type Pending = [f64; 7];
 
-    fn load(&mut self, weights: &Params<Host>, optimizer: Option<&[(String, Host)]>) -> Result<()> {
-        let weights = weights.embed.as_slice::<f32>()[..4]
-            .iter()
-            .fold(0, |all, part| all << 16 | u64::from(part.to_bits() >> 8 & 0xffff));
+    fn load(&mut self, content: Content<'_>) -> Result<()> {
+        let number = |embed: &Host| {
+            let parts = embed.as_slice::<f32>()[..4].iter();
+            parts.fold(0, |all, part| all << 16 | u64::from(part.to_bits() >> 8 & 0xffff))
+        };
         // What comes from elsewhere begins with what its weights are.
-        self.state = match optimizer {
-            None => hash(&[&weights.to_le_bytes()]),
-            Some(optimizer) => {
-                let (_, half) = optimizer.iter().find(|(name, _)| name == "state").unwrap();
+        self.state = match content {
+            Content::Weights(weights) => hash(&[&number(&weights.embed).to_le_bytes()]),
+            Content::Checkpoint(from) => {
+                let weights = number(&from.weights().next().unwrap()?);
+                let half = from.optimizer_tensor("state")?.unwrap();
                 let half = half.as_slice::<i32>();
                 let state = u64::from(half[0] as u32) << 32 | u64::from(half[1] as u32);
                 assert_eq!(weights, state, "weights and moments of one checkpoint");

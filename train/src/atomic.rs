@@ -5,7 +5,7 @@
 pub mod faults;
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 /// What is used of a file system.
@@ -35,6 +35,9 @@ pub trait DiskFile: Write + Send {
 /// The machine's own file system.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RealDisk;
+
+/// Bytes of small writes that are put together.
+const BUFFER: usize = 1 << 16;
 
 /// The suffix of names that are not durable yet; whatever bears it after a crash is litter.
 pub const TEMPORARY: &str = ".tmp";
@@ -89,10 +92,7 @@ pub fn write_file(
     let temporary = temporary(path);
     let parent = path.parent().unwrap_or(Path::new(""));
     let attempt = || {
-        let mut file = disk.create(&temporary).map_err(|e| named(e, "creating", &temporary))?;
-        write(&mut file).map_err(|e| named(e, "writing", &temporary))?;
-        file.sync().map_err(|e| named(e, "syncing", &temporary))?;
-        drop(file);
+        write_new(disk, &temporary, write)?;
         disk.rename(&temporary, path).map_err(|e| named(e, "renaming to", path))?;
         disk.sync_dir(parent).map_err(|e| named(e, "syncing the folder", parent))
     };
@@ -100,6 +100,20 @@ pub fn write_file(
         // Best effort: a temporary name is litter in any case.
         let _ = disk.remove_file(&temporary);
     })
+}
+
+/// Creates or empties a file, and makes durable what `write` writes, however small its pieces are.
+fn write_new<T>(
+    disk: &dyn Disk,
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<T>,
+) -> io::Result<T> {
+    let file = disk.create(path).map_err(|e| named(e, "creating", path))?;
+    let mut out = BufWriter::with_capacity(BUFFER, file);
+    let result = write(&mut out).map_err(|e| named(e, "writing", path))?;
+    let mut file = out.into_inner().map_err(|e| named(e.into_error(), "writing", path))?;
+    file.sync().map_err(|e| named(e, "syncing", path))?;
+    Ok(result)
 }
 
 /// Writes a whole folder so that it appears at once: files go into `<name>.tmp`, which is renamed at the end.
@@ -129,11 +143,7 @@ impl<'d> AtomicDir<'d> {
     /// # Errors
     /// Whatever fails, with the step and the path in the message.
     pub fn file<T>(&self, name: &str, write: impl FnOnce(&mut dyn Write) -> io::Result<T>) -> io::Result<T> {
-        let path = self.temporary.join(name);
-        let mut file = self.disk.create(&path).map_err(|e| named(e, "creating", &path))?;
-        let result = write(&mut file).map_err(|e| named(e, "writing", &path))?;
-        file.sync().map_err(|e| named(e, "syncing", &path))?;
-        Ok(result)
+        write_new(self.disk, &self.temporary.join(name), write)
     }
 
     /// Gives the folder its name. A folder that has the name already goes to [`replaced`] first and is removed last,

@@ -5,6 +5,7 @@
 mod manifest;
 mod mirror;
 mod params;
+mod reader;
 mod retention;
 mod saver;
 mod store;
@@ -14,6 +15,7 @@ mod weights;
 pub use manifest::{FileRecord, Manifest, Verified, verify};
 pub use mirror::{Copied, CopyProgress, Copying, Mirror, PATIENCE, RECORDS, fetch_records};
 pub use params::{read_params, write_params};
+pub use reader::Reader;
 pub use retention::{Retention, most_at_once};
 pub use saver::Saver;
 pub use store::{

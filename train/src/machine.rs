@@ -1,6 +1,7 @@
 //! What trains: the device with its programs and its state, as the loop of a run needs them. Tests put a [`Machine`] of
 //! their own in its place, whose steps are a function of the rows that they are given, to try what the loop keeps count of.
 
+use crate::checkpoint::Reader;
 use crate::config::RunConfig;
 use crate::data::{Batch, Dataset, Tokenizer};
 use crate::device::{CodeGeneration, Device, Preparation};
@@ -21,16 +22,24 @@ const SAMPLE_TOKENS: usize = 96;
 /// Mean losses of held-out rows, of the next token and of the one after it if the model has that head.
 pub type HeldOutLosses = (f64, Option<f64>);
 
+/// What a machine is loaded with.
+pub enum Content<'a> {
+    /// Weights, and new moments.
+    Weights(Box<Params<Host>>),
+    /// All of a checkpoint.
+    Checkpoint(&'a Reader),
+}
+
 /// Holds the state of a run and changes it step by step.
 pub trait Machine {
     /// A step's metrics on their way.
     type Pending;
 
-    /// Takes weights, and the optimiser's tensors or new ones.
+    /// Takes weights and moments.
     ///
     /// # Errors
-    /// If they do not fit.
-    fn load(&mut self, weights: &Params<Host>, optimizer: Option<&[(String, Host)]>) -> Result<()>;
+    /// If they cannot be read or do not fit.
+    fn load(&mut self, content: Content<'_>) -> Result<()>;
 
     /// Queues one step; the state afterwards is that behind it.
     ///
@@ -99,13 +108,15 @@ impl Accelerator {
 impl Machine for Accelerator {
     type Pending = Metrics;
 
-    fn load(&mut self, weights: &Params<Host>, optimizer: Option<&[(String, Host)]>) -> Result<()> {
-        match (&mut self.state, optimizer) {
-            (Some(state), Some(optimizer)) => state.replace(&self.device, weights, optimizer)?,
-            (_, Some(optimizer)) => {
-                self.state = Some(DeviceState::restore(&self.device, &self.run, weights, optimizer)?);
+    fn load(&mut self, content: Content<'_>) -> Result<()> {
+        match (&mut self.state, content) {
+            (Some(state), Content::Checkpoint(from)) => state.replace(&self.device, from)?,
+            (None, Content::Checkpoint(from)) => {
+                self.state = Some(DeviceState::restore(&self.device, &self.run, from)?);
             }
-            (_, None) => self.state = Some(DeviceState::new(&self.device, &self.run, weights)?),
+            (_, Content::Weights(weights)) => {
+                self.state = Some(DeviceState::new(&self.device, &self.run, *weights)?);
+            }
         }
         Ok(())
     }

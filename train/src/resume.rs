@@ -5,7 +5,7 @@
 use crate::atomic::{self, Disk};
 use crate::changes::{self, Change, Kind, changes};
 use crate::checkpoint::{
-    self, CheckpointError, Era, Keep, Loaded, Progress, State, Verified, architecture, candidates, files,
+    self, CheckpointError, Era, Keep, Progress, Reader, State, Verified, architecture, candidates, files,
     latest_good, load_weights, verify, whole,
 };
 use crate::cli::{Cli, Resume};
@@ -13,15 +13,15 @@ use crate::config::{self, Resolved, RunConfig, Source};
 use crate::decide::{Asked, Decision, Facts, Found, Given, Instead, Place, Where, decide};
 use crate::forecast::group;
 use crate::identity::{self, Identity, Parent, RunId};
+use crate::machine::{Content, Machine};
 use crate::metrics::Look;
 use crate::replay;
 use crate::run::{Scene, World};
 use crate::schedule::Phase;
 use crate::session::{About, hashes};
 use anyhow::{Context, Result, bail, ensure};
-use engine::Host;
 use model::config::Bearing;
-use model::{Params, initial_params};
+use model::initial_params;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -57,8 +57,8 @@ pub(crate) struct Beginning {
     pub(crate) identity: Identity,
     /// The checkpoint, and how long it is kept.
     pub(crate) from: Option<(PathBuf, Keep)>,
-    /// Taken when the machine is loaded.
-    pub(crate) loaded: Option<Loaded>,
+    /// The same, open; taken when the machine is loaded. Its tensors stay on disk while the compiler needs memory.
+    pub(crate) reader: Option<Reader>,
     pub(crate) progress: Progress,
     pub(crate) settings: Vec<Era>,
 }
@@ -83,7 +83,7 @@ impl Beginning {
         let mut beginning = Beginning {
             identity,
             from: from.as_ref().map(|from| (from.path().to_owned(), from.state().keep)),
-            loaded: None,
+            reader: None,
             progress: from.as_ref().map_or_else(Progress::default, |from| from.state().progress.clone()),
             settings: from.as_ref().map_or_else(Vec::new, |from| from.state().settings.clone()),
         };
@@ -91,7 +91,7 @@ impl Beginning {
         if let Some(from) = &from {
             check_same_data(from.state(), scene)?;
             if !cli.dry_run {
-                beginning.loaded = Some(checkpoint::load(from, &scene.resolved.run.model)?);
+                beginning.reader = Some(Reader::open(from, &scene.resolved.run.model)?);
             }
         }
         Ok(beginning)
@@ -101,15 +101,15 @@ impl Beginning {
     fn of_replay(cli: &Cli, scene: &mut Scene, root: &Path, step: u64) -> Result<Beginning> {
         let bad = replay::recorded(&cli.out, step)?;
         let from = checkpoint::latest_before(root, bad.step)?.good;
-        let loaded = from.map(|from| checkpoint::load(&from, &scene.resolved.run.model)).transpose()?;
-        let state = loaded.as_ref().map(|loaded| &loaded.state);
+        let reader = from.map(|from| Reader::open(&from, &scene.resolved.run.model)).transpose()?;
+        let state = reader.as_ref().map(Reader::state);
         if let Some(state) = state {
             check_same_data(state, scene)?;
         }
         let identity = Identity::read(&cli.out)?.unwrap_or_else(|| unnamed(cli));
         let progress = state.map_or_else(Progress::default, |state| state.progress.clone());
         let settings = state.map_or_else(Vec::new, |state| state.settings.clone());
-        let beginning = Beginning { identity, from: None, loaded, progress, settings };
+        let beginning = Beginning { identity, from: None, reader, progress, settings };
         beginning.lay_out_schedule(scene)?;
         Ok(beginning)
     }
@@ -534,43 +534,35 @@ fn check_same_data(state: &State, scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-/// What the machine is loaded with.
-pub(crate) struct Weights {
-    pub(crate) params: Params<Host>,
-    /// None: new moments.
-    pub(crate) optimizer: Option<Vec<(String, Host)>>,
-    /// The positions that the weights were trained at before, if a config says so.
-    pub(crate) trained: Option<usize>,
-}
-
-impl Weights {
-    /// A checkpoint's, those of `--init`, or new ones.
-    pub(crate) fn of(cli: &Cli, run: &RunConfig, from: Option<Loaded>, look: Look) -> Result<Weights> {
-        if let Some(Loaded { params, optimizer, config, .. }) = from {
-            let trained = config.original_max_position_embeddings;
-            return Ok(Weights { params, optimizer: Some(optimizer), trained });
-        }
-        let Some(path) = &cli.init else {
-            return Ok(Weights {
-                params: initial_params(&run.model, run.seed),
-                optimizer: None,
-                trained: None,
-            });
-        };
-        let found = architecture(path)?;
-        let trained = found.as_ref().and_then(|found| found.original_max_position_embeddings);
-        let differences = found.map_or(Vec::new(), |found| run.model.differences(&found));
-        if let Some(difference) = differences.iter().find(|difference| difference.bearing == Bearing::Weights)
-        {
-            bail!(
-                "--init {}: the weights belong to another model: {difference}; leave out --preset and model.{}, and \
-                 the weights decide",
-                path.display(),
-                difference.field
-            );
-        }
-        let params = load_weights(path, &run.model)?;
-        look.say(format_args!("weights  from {}", path.display()));
-        Ok(Weights { params, optimizer: None, trained })
+/// Loads the machine with the checkpoint, the weights of `--init`, or new ones. Returns the positions that the weights were
+/// trained at before, if a config says so.
+pub(crate) fn load<M: Machine>(
+    machine: &mut M,
+    cli: &Cli,
+    run: &RunConfig,
+    from: Option<Reader>,
+    look: Look,
+) -> Result<Option<usize>> {
+    if let Some(from) = from {
+        machine.load(Content::Checkpoint(&from))?;
+        return Ok(from.config().original_max_position_embeddings);
     }
+    let Some(path) = &cli.init else {
+        machine.load(Content::Weights(Box::new(initial_params(&run.model, run.seed))))?;
+        return Ok(None);
+    };
+    let found = architecture(path)?;
+    let trained = found.as_ref().and_then(|found| found.original_max_position_embeddings);
+    let differences = found.map_or(Vec::new(), |found| run.model.differences(&found));
+    if let Some(difference) = differences.iter().find(|difference| difference.bearing == Bearing::Weights) {
+        bail!(
+            "--init {}: the weights belong to another model: {difference}; leave out --preset and model.{}, and \
+             the weights decide",
+            path.display(),
+            difference.field
+        );
+    }
+    machine.load(Content::Weights(Box::new(load_weights(path, &run.model)?)))?;
+    look.say(format_args!("weights  from {}", path.display()));
+    Ok(trained)
 }

@@ -21,7 +21,7 @@ use crate::forecast::{Forecast, group};
 use crate::machine::{Accelerator, Machine};
 use crate::metrics::{Held, Look, LossSums, Recorder};
 use crate::replay::{self, replay};
-use crate::resume::{Beginning, CHECKPOINTS, Weights, claim, going_on, longer};
+use crate::resume::{Beginning, CHECKPOINTS, claim, going_on, load, longer};
 use crate::scaling::{Facts, Plan, plan};
 use crate::session::{About, Session};
 use crate::signals::{INTERRUPTED, Stop};
@@ -131,10 +131,7 @@ pub fn run_in<M: Machine>(
         return Ok(Ended { outcome: Outcome::Finished, next: None });
     }
     // Before anything is written: weights that do not fit leave no trace.
-    let weights = Weights::of(cli, &scene.resolved.run, beginning.loaded.take(), world.look)?;
-    machine.load(&weights.params, weights.optimizer.as_deref())?;
-    let trained = weights.trained;
-    drop(weights);
+    let trained = load(&mut machine, cli, &scene.resolved.run, beginning.reader.take(), world.look)?;
     if let Some(step) = cli.replay {
         let bad = replay::recorded(&cli.out, step)?;
         replay(&bad, beginning.progress, &scene, machine, loader)?;

@@ -2,13 +2,13 @@
 //! it keeps count of is [`Progress`], and that is what a checkpoint holds.
 
 use crate::checkpoint::{
-    self, CheckpointError, Copied, Era, FORMAT, Keep, Progress, Saved, Saver, Snapshot, State, load,
+    self, CheckpointError, Copied, Era, FORMAT, Keep, Progress, Reader, Saved, Saver, Snapshot, State,
 };
 use crate::clock::Clock;
 use crate::config::RunConfig;
 use crate::data::{Batch, Dataset, Loader, Position};
 use crate::identity::Identity;
-use crate::machine::Machine;
+use crate::machine::{Content, Machine};
 use crate::metrics::{self, BadStep, Held, LossSums, Recorder, peak};
 use crate::run::{Outcome, World};
 use crate::scaling::Plan;
@@ -310,10 +310,11 @@ impl<M: Machine> Session<'_, M> {
             "{bad} steps in a row left the weights as they were, and going back {} times did not help; the newest sound checkpoint is {path}: {advice}",
             self.progress.rollbacks
         );
-        let from = load(&target, &self.about.run.model)?;
-        self.saver.store().set_aside(from.state.progress.step)?;
-        self.machine.load(&from.params, Some(&from.optimizer))?;
-        self.progress = self.progress.gone_back(from.state.progress, self.read);
+        let from = Reader::open(&target, &self.about.run.model)?;
+        let state = from.state().clone();
+        self.saver.store().set_aside(state.progress.step)?;
+        self.machine.load(Content::Checkpoint(&from))?;
+        self.progress = self.progress.gone_back(state.progress, self.read);
         (self.losses, self.held) = (LossSums::default(), Held::default());
         let rows = self.about.run.data.rows(self.about.run.batch.seq, self.about.run.seed);
         self.loader = Loader::start(Arc::clone(&self.about.dataset), rows, self.read.1)?;
@@ -322,7 +323,7 @@ impl<M: Machine> Session<'_, M> {
             "{bad} steps in a row left the weights as they were: back to {path}, and on behind their rows; newer checkpoints are set aside"
         ));
         // At once: a stop before the next checkpoint must not meet the same rows again.
-        self.save(from.state.keep, recorder)
+        self.save(state.keep, recorder)
     }
 
     /// Opens the run's records at the step that it has come to.

@@ -1,12 +1,13 @@
 //! What an optimiser step changes, on the device: weights, moments, and the number of updates.
 
+use crate::checkpoint::Reader;
 use crate::config::RunConfig;
 use crate::data::Batch;
 use crate::device::{CodeGeneration, Device};
 use crate::step::{Metric, kept_folded};
 use anyhow::{Context, Result, bail, ensure};
 use engine::pjrt::{Arg, Buffer};
-use engine::{Compiled, DType, Host, Type};
+use engine::{Compiled, DType, Host, Program, Type};
 use model::folded::fold_program;
 use model::{ParamSpec, Params, specs};
 
@@ -60,57 +61,62 @@ pub(crate) fn optimizer_tensors(specs: &Params<ParamSpec>, first_moment: DType) 
 }
 
 impl DeviceState {
-    /// New moments around the given weights.
+    /// New moments around the given weights. Each of these is freed when it is on the device, and the moments are made there.
     ///
     /// # Errors
     /// If the state does not fit.
-    pub fn new(device: &Device, run: &RunConfig, weights: &Params<Host>) -> Result<DeviceState> {
-        let zeros: Vec<(String, Host)> =
-            optimizer_tensors(&specs(&run.model), run.optimizer.first_moment.dtype())
-                .into_iter()
-                .map(|(name, ty)| (name, Host::zeros(ty)))
-                .collect();
-        DeviceState::restore(device, run, weights, &zeros)
+    pub fn new(device: &Device, run: &RunConfig, weights: Params<Host>) -> Result<DeviceState> {
+        let mut state = DeviceState::empty(device, run)?;
+        let (zeros, _) = device.compile(&state.zeros(), CodeGeneration::Quick)?;
+        for (_, weight) in weights.into_flat() {
+            state.buffers.push(device.put(&weight)?);
+        }
+        state.buffers.extend(zeros.run([])?);
+        state.fold()?;
+        Ok(state)
     }
 
     /// The state of a checkpoint.
     ///
     /// # Errors
-    /// If a tensor of the optimiser is missing or has another type, or the state does not fit.
-    pub fn restore(
-        device: &Device,
-        run: &RunConfig,
-        weights: &Params<Host>,
-        optimizer: &[(String, Host)],
-    ) -> Result<DeviceState> {
+    /// If the checkpoint cannot be read, a tensor of its optimiser is missing or has another type, or the state does not fit.
+    pub fn restore(device: &Device, run: &RunConfig, from: &Reader) -> Result<DeviceState> {
+        let mut state = DeviceState::empty(device, run)?;
+        state.replace(device, from)?;
+        Ok(state)
+    }
+
+    fn empty(device: &Device, run: &RunConfig) -> Result<DeviceState> {
         let fold = match kept_folded(&run.model) {
             Some(_) => Some(device.compile(&fold_program(&run.model), CodeGeneration::Quick)?.0),
             None => None,
         };
         let first_moment = run.optimizer.first_moment.dtype();
-        let mut state = DeviceState { specs: specs(&run.model), first_moment, fold, buffers: Vec::new() };
-        state.replace(device, weights, optimizer)?;
-        Ok(state)
+        Ok(DeviceState { specs: specs(&run.model), first_moment, fold, buffers: Vec::new() })
     }
 
-    /// Takes another checkpoint's numbers; the old ones leave the device first.
+    /// Makes the optimiser's tensors of a run that begins.
+    fn zeros(&self) -> Program {
+        Program::build("zeros", |f| {
+            for (name, ty) in optimizer_tensors(&self.specs, self.first_moment) {
+                f.output(&name, f.zeros(ty));
+            }
+        })
+    }
+
+    /// Takes another checkpoint's numbers, one tensor in main memory at a time; the old ones leave the device first.
     ///
     /// # Errors
     /// As [`restore`](DeviceState::restore).
-    pub fn replace(
-        &mut self,
-        device: &Device,
-        weights: &Params<Host>,
-        optimizer: &[(String, Host)],
-    ) -> Result<()> {
+    pub fn replace(&mut self, device: &Device, from: &Reader) -> Result<()> {
         self.buffers.clear();
-        for (_, weight) in weights.iter() {
-            self.buffers.push(device.put(weight)?);
+        for weight in from.weights() {
+            self.buffers.push(device.put(&weight?)?);
         }
         for (name, ty) in optimizer_tensors(&self.specs, self.first_moment) {
-            match optimizer.iter().find(|(found, _)| *found == name) {
-                Some((_, host)) if *host.ty() == ty => self.buffers.push(device.put(host)?),
-                Some((_, host)) => bail!(
+            match from.optimizer_tensor(&name)? {
+                Some(host) if *host.ty() == ty => self.buffers.push(device.put(&host)?),
+                Some(host) => bail!(
                     "the checkpoint's optimiser tensor `{name}` is {}, wanted {ty}; set optimizer.first_moment as the \
                      run had it, or start a new run from its weights with --init and another --out",
                     host.ty()
@@ -121,6 +127,11 @@ impl DeviceState {
                 ),
             }
         }
+        self.fold()
+    }
+
+    /// Makes the folded weights, if the model keeps them.
+    fn fold(&mut self) -> Result<()> {
         if let Some(fold) = &self.fold {
             let folded = fold.run(self.weights().iter().map(Arg::Keep))?;
             self.buffers.extend(folded);

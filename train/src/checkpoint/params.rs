@@ -2,7 +2,7 @@
 
 use super::weights::Weights;
 use super::{CheckpointError, tensors, write_tensors};
-use engine::{DType, Host, Type};
+use engine::{DType, Host};
 use half::slice::HalfFloatSliceExt;
 use model::{Config, Entry, Layout, ParamSpec, Params, specs};
 use std::borrow::Cow;
@@ -59,44 +59,54 @@ pub fn read_params(path: &Path, config: &Config) -> Result<Params<Host>, Checkpo
 }
 
 pub(super) fn params_of(file: &Weights, config: &Config) -> Result<Params<Host>, CheckpointError> {
-    let path = file.path();
     let specs = specs(config);
-    let (known, mut extra): (Vec<_>, Vec<_>) = file.names().partition(|name| specs.find(name).is_some());
-    let params = specs.try_map(|_, spec| {
-        let mut host = Host::zeros(spec.ty.clone());
-        for entry in spec.entries() {
-            let Some((ty, bytes)) = file.tensor(&entry.name)? else {
-                let (found, known) = (known.len() + extra.len(), known.len());
-                return Err(CheckpointError::MissingTensor {
-                    path: path.into(),
-                    name: entry.name,
-                    found,
-                    known,
-                });
-            };
-            let bytes = widened(&ty, bytes).filter(|_| ty.shape == entry.ty.shape).ok_or_else(|| {
-                let (path, name, wanted) = (path.into(), entry.name.clone(), entry.ty.clone());
-                CheckpointError::TensorType { path, name, found: ty.to_string(), wanted }
-            })?;
-            check_finite(path, &entry, &bytes)?;
-            let target = slice_mut(host.bytes_mut(), &entry);
-            match entry.layout {
-                Layout::Same => target.copy_from_slice(&bytes),
-                Layout::Transposed => transpose(&bytes, target, ty.shape[0], ty.shape[1]),
-            }
+    let params = specs.as_ref().try_map(|_, spec| param_of(file, spec, &specs))?;
+    check_names(file, &specs)?;
+    Ok(params)
+}
+
+/// Reads one parameter: one tensor, or those of all layers.
+pub(super) fn param_of(
+    file: &Weights,
+    spec: &ParamSpec,
+    specs: &Params<ParamSpec>,
+) -> Result<Host, CheckpointError> {
+    let path = file.path();
+    let mut host = Host::zeros(spec.ty.clone());
+    for entry in spec.entries() {
+        let Some(tensor) = file.tensor(&entry.name)? else {
+            let (found, known) =
+                (file.names().count(), file.names().filter(|name| specs.find(name).is_some()).count());
+            return Err(CheckpointError::MissingTensor { path: path.into(), name: entry.name, found, known });
+        };
+        let ty = tensor.ty().clone();
+        let numbers = widened(tensor).filter(|_| ty.shape == entry.ty.shape).ok_or_else(|| {
+            let (path, name, wanted) = (path.into(), entry.name.clone(), entry.ty.clone());
+            CheckpointError::TensorType { path, name, found: ty.to_string(), wanted }
+        })?;
+        check_finite(path, &entry, numbers.bytes())?;
+        let target = slice_mut(host.bytes_mut(), &entry);
+        match entry.layout {
+            Layout::Same => target.copy_from_slice(numbers.bytes()),
+            Layout::Transposed => transpose(numbers.bytes(), target, ty.shape[0], ty.shape[1]),
         }
-        Ok(host)
-    })?;
-    if let Some((ty, bytes)) = file.tensor(HEAD)? {
-        if widened(&ty, bytes)
-            .is_none_or(|head| ty.shape != params.embed.ty().shape || head != params.embed.bytes())
-        {
+    }
+    Ok(host)
+}
+
+/// Refuses tensors that the model has no place for, but not a head that is the embedding.
+pub(super) fn check_names(file: &Weights, specs: &Params<ParamSpec>) -> Result<(), CheckpointError> {
+    let path = file.path();
+    let mut extra: Vec<_> = file.names().filter(|name| specs.find(name).is_none()).collect();
+    if let Some(head) = file.tensor(HEAD)? {
+        let embed = param_of(file, &specs.embed, specs)?;
+        if widened(head).is_none_or(|head| head != embed) {
             return Err(CheckpointError::UntiedHead { path: path.into() });
         }
         extra.retain(|name| *name != HEAD);
     }
     if extra.is_empty() {
-        return Ok(params);
+        return Ok(());
     }
     let some: Vec<_> = extra.iter().take(5).map(|name| name.as_str()).collect();
     let more = if extra.len() > some.len() {
@@ -159,21 +169,20 @@ fn slice_mut<'a>(stacked: &'a mut [u8], entry: &Entry) -> &'a mut [u8] {
     &mut stacked[range(entry)]
 }
 
-/// The bytes of the same numbers as `f32`, those of `f64` rounded; none for other element types.
-fn widened<'a>(ty: &Type, bytes: &'a [u8]) -> Option<Cow<'a, [u8]>> {
-    let mut wide = match ty.dtype {
-        DType::F32 => return Some(Cow::Borrowed(bytes)),
-        DType::Bf16 | DType::F16 | DType::F64 => vec![0_f32; ty.elements()],
+/// The same numbers as `f32`, those of `f64` rounded; none for other element types.
+fn widened(other: Host) -> Option<Host> {
+    let mut wide = match other.ty().dtype {
+        DType::F32 => return Some(other),
+        DType::Bf16 | DType::F16 | DType::F64 => Host::zeros(other.ty().with_dtype(DType::F32)),
         _ => return None,
     };
-    // `Host` aligns the numbers; a file need not.
-    let other = Host::from_bytes(ty.clone(), bytes);
-    match ty.dtype {
-        DType::Bf16 => other.as_slice::<half::bf16>().convert_to_f32_slice(&mut wide),
-        DType::F16 => other.as_slice::<half::f16>().convert_to_f32_slice(&mut wide),
-        _ => wide.iter_mut().zip(other.as_slice::<f64>()).for_each(|(to, from)| *to = *from as f32),
+    let to = wide.as_mut_slice::<f32>();
+    match other.ty().dtype {
+        DType::Bf16 => other.as_slice::<half::bf16>().convert_to_f32_slice(to),
+        DType::F16 => other.as_slice::<half::f16>().convert_to_f32_slice(to),
+        _ => to.iter_mut().zip(other.as_slice::<f64>()).for_each(|(to, from)| *to = *from as f32),
     }
-    Some(Cow::Owned(bytemuck::cast_slice(&wide).to_vec()))
+    Some(wide)
 }
 
 /// `[rows, columns]` of four-byte elements to `[columns, rows]`.

@@ -1,9 +1,10 @@
 //! [`Store`]: the folder of a run's checkpoints. One process at a time writes into it; anyone may read.
 
 use super::manifest::{self, Hashing, Verified};
-use super::params::{params_file_bytes, params_of, read_params, write_params};
+use super::params::{params_file_bytes, params_of, write_params};
+use super::reader::Reader;
 use super::retention::superseded;
-use super::tensors::{TensorFile, file_bytes, write_tensors};
+use super::tensors::{file_bytes, write_tensors};
 use super::weights::{self, Weights};
 use super::{
     CheckpointError, FORMAT, Keep, Loaded, Manifest, OLDEST, Retention, Snapshot, State, files, verify,
@@ -12,8 +13,7 @@ use crate::atomic::{self, AtomicDir, Disk, TEMPORARY};
 use crate::lock::{Held, Lock};
 use crate::schedule::Phase;
 use engine::{Host, Type};
-use model::config::Bearing;
-use model::{Config, Params};
+use model::{Config, Params, specs};
 use program::esay;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -317,27 +317,21 @@ pub fn newest_step(root: &Path) -> Result<Option<u64>, CheckpointError> {
     Ok(if root.exists() { steps(root)?.last().map(|(step, _)| *step) } else { None })
 }
 
-/// Reads a verified checkpoint for a run with this configuration.
+/// Reads a whole checkpoint as [`Reader`] does.
 ///
 /// # Errors
 /// If the weights belong to another architecture, or a file does not hold what its name says.
 pub fn load(checkpoint: &Verified, config: &Config) -> Result<Loaded, CheckpointError> {
-    let path = checkpoint.path();
-    let found = own_config(path)?;
-    let mut differences = config.differences(&found);
-    differences.retain(|difference| difference.bearing == Bearing::Weights);
-    if !differences.is_empty() {
-        return Err(CheckpointError::OtherConfig { path: path.into(), differences });
-    }
-    let params = read_params(&path.join(files::MODEL), config)?;
-    let file = TensorFile::open(&path.join(files::OPTIMIZER))?;
+    let reader = Reader::open(checkpoint, config)?;
+    let weights = reader.weights().collect::<Result<Vec<_>, _>>()?;
     let mut optimizer = Vec::new();
-    for name in file.names() {
-        if let Some((ty, bytes)) = file.tensor(&name)? {
-            optimizer.push((name, Host::from_bytes(ty, bytes)));
+    for name in reader.optimizer_names() {
+        if let Some(host) = reader.optimizer_tensor(&name)? {
+            optimizer.push((name, host));
         }
     }
-    Ok(Loaded { params, optimizer, state: read_state(path)?, config: found })
+    let params = specs(config).with_leaves(weights);
+    Ok(Loaded { params, optimizer, state: reader.state().clone(), config: reader.config().clone() })
 }
 
 /// Configuration and weights alone, as generation and evaluation need them: from a checkpoint's folder, which is
@@ -404,7 +398,7 @@ pub fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     weights::files_of(&weights::path_in(folder))
 }
 
-fn own_config(folder: &Path) -> Result<Config, CheckpointError> {
+pub(super) fn own_config(folder: &Path) -> Result<Config, CheckpointError> {
     let path = folder.join(files::CONFIG);
     let text = fs::read_to_string(&path).map_err(CheckpointError::read("reading", &path))?;
     Config::from_json(&text)

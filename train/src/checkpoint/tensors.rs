@@ -3,12 +3,12 @@
 
 use super::CheckpointError;
 use crate::mapped;
-use engine::{DType, Type};
-use memmap2::Mmap;
+use engine::{DType, Host, Type};
 use safetensors::tensor::{Dtype, Metadata, SafeTensors};
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// Writes a file: `tensors` in this order, the bytes of tensor `i` from `bytes(i)`, asked for one after another.
@@ -72,40 +72,56 @@ fn header(metadata: &[(&str, &str)], tensors: &[(String, Type)]) -> String {
     text
 }
 
-/// A safetensors file mapped into memory.
+/// A safetensors file, open for reading. Its tensors are read and not mapped: what is read of a drive that goes away is an
+/// error, where touching a map of it would end the process, and no more is in memory than was asked for.
 #[derive(Debug)]
 pub struct TensorFile {
     path: PathBuf,
-    map: Mmap,
+    file: File,
     metadata: Metadata,
-    data: usize,
+    /// Where the first tensor begins.
+    data: u64,
 }
 
 impl TensorFile {
-    /// Maps a file and checks its header: offsets contiguous and covering the file.
+    /// Opens a file and checks its header: offsets contiguous and covering the file.
     ///
     /// # Errors
     /// If it cannot be opened or is no valid safetensors file.
     pub fn open(path: &Path) -> Result<TensorFile, CheckpointError> {
         let file = File::open(path).map_err(CheckpointError::read("opening", path))?;
+        // Of the map only the header is touched.
         let map = mapped::map(&file).map_err(CheckpointError::read("mapping", path))?;
         let (header, metadata) = SafeTensors::read_metadata(&map)
             .map_err(|error| CheckpointError::NotTensors { path: path.into(), reason: error.to_string() })?;
-        Ok(TensorFile { path: path.into(), map, metadata, data: 8 + header })
+        Ok(TensorFile { path: path.into(), file, metadata, data: 8 + header as u64 })
     }
 
-    /// Type and bytes of a tensor, if there is one of this name.
+    /// Type of a tensor, if there is one of this name.
     ///
     /// # Errors
     /// If its element type is none of the engine's.
-    pub fn tensor(&self, name: &str) -> Result<Option<(Type, &[u8])>, CheckpointError> {
+    pub fn ty(&self, name: &str) -> Result<Option<Type>, CheckpointError> {
         let Some(info) = self.metadata.info(name) else { return Ok(None) };
         let dtype = dtype(info.dtype).ok_or_else(|| CheckpointError::NotTensors {
             path: self.path.clone(),
             reason: format!("tensor `{name}` has element type {:?}", info.dtype),
         })?;
-        let (start, end) = info.data_offsets;
-        Ok(Some((Type::new(dtype, info.shape.clone()), &self.map[self.data + start..self.data + end])))
+        Ok(Some(Type::new(dtype, info.shape.clone())))
+    }
+
+    /// Reads a tensor, if there is one of this name.
+    ///
+    /// # Errors
+    /// If its element type is none of the engine's, or reading fails.
+    pub fn tensor(&self, name: &str) -> Result<Option<Host>, CheckpointError> {
+        let Some((ty, info)) = self.ty(name)?.zip(self.metadata.info(name)) else { return Ok(None) };
+        let mut host = Host::zeros(ty);
+        let start = self.data + info.data_offsets.0 as u64;
+        self.file
+            .read_exact_at(host.bytes_mut(), start)
+            .map_err(CheckpointError::read("reading", &self.path))?;
+        Ok(Some(host))
     }
 
     /// Names of all tensors in alphabetical order.

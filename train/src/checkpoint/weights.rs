@@ -2,7 +2,7 @@
 //! wrapper's prefix.
 
 use super::{CheckpointError, TensorFile, files};
-use engine::Type;
+use engine::Host;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -15,6 +15,7 @@ const PREFIXES: [&str; 2] = ["_orig_mod.", "module."];
 const MADE: &str = ".rotary_emb.inv_freq";
 
 /// The tensors of one file or of the shards of an index.
+#[derive(Debug)]
 pub(super) struct Weights {
     path: PathBuf,
     shards: Vec<TensorFile>,
@@ -61,11 +62,11 @@ impl Weights {
         Ok(Weights { path: path.into(), shards, places })
     }
 
-    /// Type and bytes of a tensor, if there is one of this name.
+    /// Reads a tensor, if there is one of this name.
     ///
     /// # Errors
-    /// If its element type is none of the engine's, or the index names it and its shard does not have it.
-    pub(super) fn tensor(&self, name: &str) -> Result<Option<(Type, &[u8])>, CheckpointError> {
+    /// If its element type is none of the engine's, the index names it and its shard does not have it, or reading fails.
+    pub(super) fn tensor(&self, name: &str) -> Result<Option<Host>, CheckpointError> {
         let Some((shard, there)) = self.places.get(name) else { return Ok(None) };
         let shard = &self.shards[*shard];
         let found = shard.tensor(there)?;
