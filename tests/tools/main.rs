@@ -2,6 +2,7 @@
 
 mod cli;
 mod evaluation;
+mod flags;
 mod generate;
 mod humaneval;
 mod judging;

@@ -20,6 +20,7 @@ pub mod run;
 pub mod sample;
 pub mod scaling;
 pub mod schedule;
+mod show;
 pub mod signals;
 pub mod state;
 pub mod step;

@@ -373,8 +373,8 @@ fn nan_from_null<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<f6
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
     use crate::config::BatchShape;
+    use std::io::Write;
 
     fn train(step: u64, loss: f64) -> Train {
         Train {

@@ -24,7 +24,7 @@ use crate::state::{DeviceState, Metrics, StepInputs, optimizer_tensors};
 use crate::step::step_of;
 use crate::validation::Validator;
 use crate::watch::Watch;
-use crate::{config, sample};
+use crate::{config, sample, show};
 use anyhow::{Context, Result, bail, ensure};
 use engine::Compiled;
 use engine::plugin::cache_folder;
@@ -92,7 +92,7 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
         return Ok(Outcome::Interrupted);
     }
     let root = cli.out.join(CHECKPOINTS);
-    let writes = !cli.dry_run && cli.replay.is_none();
+    let writes = !cli.dry_run && cli.replay.is_none() && cli.show_rows.is_none();
     let folders = writes.then(|| own_folders(cli, run, &root)).transpose()?;
     let dataset = Dataset::open(&folder, run.model.num_tokens, run.data.validation_fraction)
         .with_context(|| format!("opening the data in {}", folder.display()))?;
@@ -131,6 +131,14 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
         None if cli.dry_run => None,
         None => resume_point(cli, &root, run.checkpoint.mirror.as_deref())?,
     };
+    if let Some(count) = cli.show_rows {
+        let (position, step) = match &found {
+            Some(from) => (data_position(from.state())?, from.state().step),
+            None => Default::default(),
+        };
+        show::rows_of_next_step(&run, &dataset, position, step, count as usize)?;
+        return Ok(Outcome::Finished);
+    }
     let from = found.as_ref().map(|checkpoint| checkpoint::load(checkpoint, &run.model)).transpose()?;
     if let Some(from) = &from {
         check_same_data(from, &dataset)?;
@@ -139,8 +147,7 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
         branch(&mut plan, &run, from.as_ref(), found.as_ref(), steps, &root)?;
     }
     let position = match &from {
-        Some(from) => serde_json::from_value(from.state.data.clone())
-            .context("reading the checkpoint's data position")?,
+        Some(from) => data_position(&from.state)?,
         None => Position::default(),
     };
     // Started before the compiler: the first rows are made meanwhile.
@@ -726,6 +733,11 @@ fn fetch_records(mirror: Option<&Mirror>, found: Option<&Verified>, out: &Path) 
     {
         say!("records  of the steps before are left in {}: {error}", mirror.root().display());
     }
+}
+
+/// The position in the data that a checkpoint holds.
+fn data_position(state: &State) -> Result<Position> {
+    serde_json::from_value(state.data.clone()).context("reading the checkpoint's data position")
 }
 
 /// The state of a run before its first step.

@@ -9,8 +9,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::config::BatchShape;
-use program::esay;
 use crate::forecast::group;
+use program::esay;
 
 use super::config::{Order, RowOptions};
 use super::dataset::{Dataset, Part};
