@@ -9,6 +9,7 @@ pub use keys::{KEYS, Key, Kind};
 use crate::checkpoint::CheckpointError;
 use crate::data::{Order, Packing, RowOptions};
 use crate::schedule::Curve;
+use crate::step::Kept;
 use engine::Type;
 use model::config::Bearing;
 use model::{Compute, Preset, Remat};
@@ -367,6 +368,16 @@ impl Resolved {
     /// Who set a key.
     pub fn source(&self, key: &str) -> Source {
         self.sources.get(key).cloned().unwrap_or_else(|| Source::Auto("left open".into()))
+    }
+
+    /// Settles what the backward pass receives on a device with `memory` bytes, if that was left open; why, in words.
+    pub(crate) fn settle_remat(&mut self, memory: Option<u64>) -> Kept {
+        let kept = self.run.kept(memory);
+        if self.run.remat.is_none() {
+            self.run.remat = Some(kept.remat);
+            self.set_source("remat", Source::Auto(kept.to_string()));
+        }
+        kept
     }
 
     pub(crate) fn set_source(&mut self, key: &'static str, source: Source) {

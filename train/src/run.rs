@@ -154,7 +154,10 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
     let loader = Loader::start(dataset.clone(), rows.clone(), position)?;
 
     let device = Device::open(&run.platform, run.kernels)?;
-    let (step, preparation) = device.compile(&step_of(&run), CodeGeneration::Quick)?;
+    let kept = resolved.settle_remat(device.memory()?);
+    run.remat = Some(kept.remat);
+    say!("remat    {:?} {kept}", kept.remat);
+    let (step, preparation) = device.compile(&step_of(&run, kept.remat), CodeGeneration::Quick)?;
     report_program(&device, &step, &preparation)?;
     if cli.dry_run {
         say!("dry run  nothing was trained or written");

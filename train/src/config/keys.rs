@@ -242,7 +242,8 @@ impl Key {
             }
             _ => return Ok(()),
         };
-        let found = value.to_string();
+        // Rust's short form: TOML's writes 1e30 in full.
+        let found = value.as_float().map_or_else(|| value.to_string(), |x| format!("{x:?}"));
         Err(RunConfigError::Value { key: self.path.into(), found, wanted, source_of: source.clone() })
     }
 }
