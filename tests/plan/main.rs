@@ -53,7 +53,8 @@ fn configuration(set: &[&str]) -> RunConfig {
 
 /// Makes a state and takes steps, ready to be done again.
 fn steps(device: &Device, run: &RunConfig) -> impl Fn() {
-    let (step, _) = device.compile(&step_of(run), CodeGeneration::Quick).unwrap();
+    let remat = run.kept(device.memory().unwrap()).remat;
+    let (step, _) = device.compile(&step_of(run, remat), CodeGeneration::Quick).unwrap();
     let weights = initial_params(&run.model, 0);
     let rows = run.batch.rows() * run.batch.seq;
     let batch = Batch {
@@ -126,6 +127,23 @@ fn the_plan_says_what_a_run_takes() {
     let checkpoint = plan["disk"]["checkpoint"].as_u64().unwrap() as usize;
     assert!((3 * weights..3 * weights + 20_000).contains(&checkpoint), "{checkpoint}");
     assert_eq!(plan["disk"]["checkpoints"], 2);
+    // Every figure says where it comes from.
+    let basis = plan["basis"].as_array().unwrap();
+    let of = |figure: &str| {
+        let named = |basis: &&Value| {
+            basis["figures"].as_str().unwrap().split(", ").any(|name| name.split('.').next() == Some(figure))
+        };
+        basis.iter().filter(named).map(|basis| basis["kind"].as_str().unwrap()).collect::<Vec<_>>()
+    };
+    for (figure, _) in plan.as_object().unwrap() {
+        let given = ["platform", "device", "batch", "refused", "basis"].contains(&figure.as_str());
+        assert!(given || !of(figure).is_empty(), "{figure} has no basis");
+    }
+    assert_eq!(
+        (of("epoch_rows"), of("device_memory"), of("speed")),
+        (vec!["assumed"], vec!["measured"], vec!["assumed"])
+    );
+    assert_eq!(of("memory"), ["measured", "derived"]);
     let speed = |end: &str| plan["speed"][end].as_f64().unwrap();
     assert!(0.0 < speed("low") && speed("low") < speed("high"));
     let largest = plan["micro_batch"]["largest"].as_u64().unwrap();

@@ -3,9 +3,10 @@
 use clap::Parser;
 use model::{Config, Preset, Yarn};
 use std::collections::BTreeSet;
+use std::ops::Bound;
 use tests::golden;
 use train::cli::{Cli, Resume};
-use train::config::{KEYS, Override, Resolved, RunConfigError, Source, resolve};
+use train::config::{KEYS, Kind, Override, Resolved, RunConfigError, Source, resolve};
 use train::data::Packing;
 
 fn set(assignments: &[&str]) -> Result<Resolved, RunConfigError> {
@@ -53,6 +54,23 @@ fn mistakes_are_named_with_their_remedy() {
             "`batch.micro` wants a whole number that is not negative, got many (--set)",
         ),
         (file("preset = \"huge\""), "unknown preset `huge`"),
+        (file("[optimiser]"), "unknown key `optimiser` (run.toml); the tables are"),
+        (file("[data.path2]"), "unknown key `data.path2` (run.toml); did you mean `data.path`?"),
+        (
+            set(&["batch.micro=100000000000"]),
+            "`batch.micro` is 100000000000, but must be from 1 to 1048576 (--set)",
+        ),
+        (
+            set(&["batch.micro=1048576", "batch.accumulation=65536"]),
+            "`batch.micro` is 1048576, but must be at most 255: with batch.accumulation 65536 and batch.seq 128",
+        ),
+        (
+            set(&["checkpoint.every_minutes=1e30"]),
+            "`checkpoint.every_minutes` is 1e30, but must be in (0, 1000000] (--set)",
+        ),
+        (set(&["optimizer.beta2=1"]), "`optimizer.beta2` is 1.0, but must be in [0, 1) (--set)"),
+        (set(&["guard.spike_factor=nan"]), "`guard.spike_factor` is NaN, but must be in (1, 1e38] (--set)"),
+        (set(&["steps=4294967296"]), "`steps` is 4294967296, but must be from 1 to 2147483647 (--set)"),
     ];
     for (result, message) in cases {
         let error = result.as_ref().unwrap_err().to_string();
@@ -64,6 +82,58 @@ fn mistakes_are_named_with_their_remedy() {
         "{unclosed}"
     );
     assert!(Override::parse("steps").unwrap_err().to_string().contains("--set steps: wants KEY=VALUE"));
+}
+
+/// What is out of range is refused by name, at both ends of every number; the ends themselves may meet other rules, but
+/// bring nothing down.
+#[test]
+fn every_number_has_its_range() {
+    let mut numbers = 0;
+    for key in KEYS {
+        let set = |value: String| set(&[&format!("{}={value}", key.path)]).map(drop);
+        let (outside, ends) = match key.kind {
+            Kind::Count(least, most) => {
+                let below = least.checked_sub(1).map(|n| n.to_string());
+                let above = (most < i64::MAX as u64).then(|| (most + 1).to_string());
+                (
+                    below.into_iter().chain(above).collect::<Vec<_>>(),
+                    vec![least.to_string(), most.to_string()],
+                )
+            }
+            Kind::Real(low, high) => {
+                let outside = |end: Bound<f64>, beyond: fn(f64) -> f64| match end {
+                    Bound::Included(end) => format!("{:e}", beyond(end)),
+                    Bound::Excluded(end) => format!("{end:e}"),
+                    Bound::Unbounded => panic!("{} has no end", key.path),
+                };
+                let out = vec![
+                    outside(low, f64::next_down),
+                    outside(high, f64::next_up),
+                    "inf".into(),
+                    "nan".into(),
+                ];
+                (out, vec![])
+            }
+            Kind::Switch | Kind::Text => continue,
+        };
+        numbers += 1;
+        for value in outside {
+            let error = set(value.clone()).unwrap_err().to_string();
+            assert!(
+                error.contains(&format!("`{}` is ", key.path)) && error.contains("must be"),
+                "{value}: {error}"
+            );
+        }
+        for value in ends {
+            if let Err(error) = set(value) {
+                let last = key.path.rsplit('.').next().unwrap();
+                let error = error.to_string();
+                let said = [last, "must", "missing field"].iter().any(|part| error.contains(part));
+                assert!(said, "{error}");
+            }
+        }
+    }
+    assert!(numbers > 45, "{numbers}");
 }
 
 #[test]

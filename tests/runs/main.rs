@@ -8,4 +8,5 @@ mod logs;
 mod mirror;
 mod prepare;
 mod resume;
+mod rows;
 mod signals;

@@ -90,7 +90,7 @@ fn what_to_type_next_works_when_it_is_pasted() {
         "schedule.decay_fraction=0.1",
     ];
     let out = "a run's 1st";
-    // 2 steps of warmup, and the decay from step 5 on.
+    // A step of warmup, and the decay from step 5 on.
     let said = bench.succeed(out, &[&given[..], &["--steps", "6"]].concat());
     says(&said, &["next: train longer, from step 4, before the rate decayed"]);
     let before = files(bench.path("").as_path());

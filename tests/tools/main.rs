@@ -3,6 +3,7 @@
 mod cases;
 mod cli;
 mod evaluation;
+mod flags;
 mod generate;
 mod humaneval;
 mod judging;

@@ -12,7 +12,7 @@
 use anyhow::{Result, bail};
 use clap::Parser;
 use engine::Host;
-use model::{Params, initial_params};
+use model::initial_params;
 use proptest::collection::vec;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -231,9 +231,9 @@ impl Field {
         let name = cli.out.file_name().unwrap().to_str().unwrap().to_owned();
         let launches = self.launches.entry(name).or_default();
         for _ in 0..500 {
-            let result = run_in(cli, &world, |run, _| {
+            let result = run_in(cli, &world, |resolved, _| {
                 let (stop, launches, disk) = (world.stop.clone(), Arc::clone(launches), disk.clone());
-                Ok(Hashed { run: run.clone(), state: 0, launches, launched: 0, end, stop, disk })
+                Ok(Hashed { run: resolved.run.clone(), state: 0, launches, launched: 0, end, stop, disk })
             });
             // What copied for the life before would have died with its process.
             match &result {

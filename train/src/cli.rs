@@ -3,6 +3,7 @@
 use crate::checkpoint::{architecture, candidates};
 use crate::config::{Override, Resolved, RunConfigError, Source, resolve_over};
 use crate::resume::CHECKPOINTS;
+use crate::scaling::MOST_STEPS;
 use clap::Parser;
 use model::Preset;
 use std::convert::Infallible;
@@ -38,7 +39,7 @@ pub struct Cli {
     #[arg(long, value_name = "auto|never|PATH", default_value = "auto")]
     pub resume: Resume,
     /// Decay the learning rate over N steps from the resumed stable-phase checkpoint; give another --out.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MOST_STEPS))]
     pub branch_decay: Option<u64>,
     /// Go on although settings were changed that change what becomes of the weights.
     #[arg(long)]
@@ -52,6 +53,10 @@ pub struct Cli {
     /// Do a step again that left the weights as they were, from the checkpoint before it, and show its rows; writes nothing.
     #[arg(long, value_name = "STEP")]
     pub replay: Option<u64>,
+    /// Show the first N rows of the next step as the model will get them, and stop: text, marks, segments and targets. Nothing
+    /// is compiled or written.
+    #[arg(long, value_name = "N", conflicts_with_all = ["plan", "dry_run", "replay"], value_parser = clap::value_parser!(u32).range(1..))]
+    pub show_rows: Option<u32>,
     /// Plan and compile, print memory and decisions, and stop.
     #[arg(long)]
     pub dry_run: bool,
@@ -152,6 +157,7 @@ impl Cli {
             steps,
             platform,
             replay,
+            show_rows,
             dry_run,
             plan,
             json,
@@ -172,6 +178,7 @@ impl Cli {
             ("--steps", steps.map(|steps| steps.to_string())),
             ("--platform", platform.clone()),
             ("--replay", replay.map(|step| step.to_string())),
+            ("--show-rows", show_rows.map(|rows| rows.to_string())),
             ("--tokens", tokens.map(|tokens| tokens.to_string())),
         ]);
         let mut words = vec!["cargo run -p train --".to_owned()];

@@ -9,6 +9,7 @@ pub use keys::{KEYS, Key, Kind};
 use crate::checkpoint::CheckpointError;
 use crate::data::{Order, Packing, RowOptions};
 use crate::schedule::Curve;
+use crate::step::Kept;
 use engine::Type;
 use model::config::Bearing;
 use model::{Compute, Preset, Remat};
@@ -332,6 +333,9 @@ pub(crate) fn resolve_over(
     let source = file.map_or(Source::Set, |(path, _)| Source::File(path.into()));
     let from_file = from_file.into_iter().map(|(key, value)| (key, value, source.clone()));
     let mut assign = |name: &str, value: Value, source: Source| -> Result<(), RunConfigError> {
+        if value.as_table().is_some_and(Table::is_empty) && keys::is_table(name) {
+            return Ok(());
+        }
         let key = keys::find(name).ok_or_else(|| RunConfigError::UnknownKey {
             key: name.into(),
             source_of: source.clone(),
@@ -350,7 +354,8 @@ pub(crate) fn resolve_over(
         assign(key, Value::String(value.clone()), source.clone())?;
     }
     let mut table = Table::new();
-    for (path, (value, _)) in &values {
+    for (path, (value, source)) in &values {
+        keys::find(path).expect("only known keys are assigned").check(value, source)?;
         insert(&mut table, path, value.clone());
     }
     let run =
@@ -365,6 +370,16 @@ impl Resolved {
     /// Who set a key.
     pub fn source(&self, key: &str) -> Source {
         self.sources.get(key).cloned().unwrap_or_else(|| Source::Auto("left open".into()))
+    }
+
+    /// Settles what the backward pass receives on a device with `memory` bytes, if that was left open; why, in words.
+    pub(crate) fn settle_remat(&mut self, memory: Option<u64>) -> Kept {
+        let kept = self.run.kept(memory);
+        if self.run.remat.is_none() {
+            self.run.remat = Some(kept.remat);
+            self.set_source("remat", Source::Auto(kept.to_string()));
+        }
+        kept
     }
 
     pub(crate) fn set_source(&mut self, key: &'static str, source: Source) {
@@ -413,55 +428,18 @@ impl Resolved {
                 source_of,
             })
         };
-        let least = |key: &str, found: u64, least: u64| {
-            rule(found >= least, key, &found, &format!("at least {least}"))
-        };
-        least("batch.micro", run.batch.micro as u64, 1)?;
-        least("batch.accumulation", run.batch.accumulation as u64, 1)?;
         // The second token of the MTP head is two positions ahead.
-        least("batch.seq", run.batch.seq as u64, 2 + run.model.mtp_num_tokens as u64)?;
+        let least = 2 + run.model.mtp_num_tokens;
+        rule(run.batch.seq >= least, "batch.seq", &run.batch.seq, &format!("at least {least}"))?;
         let longest = run.model.max_position_embeddings;
         let wanted = format!("at most model.max_position_embeddings ({longest})");
         rule(run.batch.seq <= longest, "batch.seq", &run.batch.seq, &wanted)?;
-        least("data.epochs", run.data.epochs.into(), 1)?;
-        least("checkpoint.every", run.checkpoint.every, 1)?;
-        least("checkpoint.keep_last", run.checkpoint.keep_last as u64, 1)?;
-        least("checkpoint.keep_every", run.checkpoint.keep_every.unwrap_or(1), 1)?;
-        least("guard.bad_steps", run.guard.bad_steps, 1)?;
-        least("validation.every", run.validation.every, 1)?;
-        least("log.every", run.log.every, 1)?;
-        least("steps", run.steps.unwrap_or(1), 1)?;
-        let parts = [
-            ("data.fim_rate", run.data.fim_rate),
-            ("data.fim_spm", run.data.fim_spm),
-            ("schedule.decay_fraction", run.schedule.decay_fraction),
-            ("schedule.floor", run.schedule.floor),
-        ];
-        for (key, value) in parts {
-            rule((0.0..=1.0).contains(&value), key, &value, "in [0, 1]")?;
-        }
-        let proper = [
-            ("data.validation_fraction", run.data.validation_fraction),
-            ("optimizer.beta1", run.optimizer.beta1),
-            ("optimizer.beta2", run.optimizer.beta2),
-        ];
-        for (key, value) in proper {
-            rule((0.0..1.0).contains(&value), key, &value, "in [0, 1)")?;
-        }
-        let positive = [
-            ("optimizer.learning_rate", run.optimizer.learning_rate.unwrap_or(1.0)),
-            ("optimizer.eps", run.optimizer.eps),
-            ("optimizer.clip", run.optimizer.clip),
-            ("checkpoint.every_minutes", run.checkpoint.every_minutes.unwrap_or(1.0)),
-            ("checkpoint.mirror_every_minutes", run.checkpoint.mirror_every_minutes.unwrap_or(1.0)),
-        ];
-        let factor = run.guard.spike_factor.unwrap_or(2.0);
-        rule(factor.is_finite() && factor > 1.0, "guard.spike_factor", &factor, "more than 1")?;
-        for (key, value) in positive {
-            rule(value.is_finite() && value > 0.0, key, &value, "positive")?;
-        }
-        let decay = run.optimizer.weight_decay;
-        rule(decay.is_finite() && decay >= 0.0, "optimizer.weight_decay", &decay, "zero or positive")?;
+        let BatchShape { micro, accumulation, seq } = run.batch;
+        let rows = MOST_PLACES / (accumulation * seq);
+        let wanted = format!(
+            "at most {rows}: with batch.accumulation {accumulation} and batch.seq {seq} a step then has {MOST_PLACES} places"
+        );
+        rule(micro <= rows, "batch.micro", &micro, &wanted)?;
         rule(!run.platform.is_empty(), "platform", &"empty", "cpu, cuda, tpu or the path of a PJRT plugin")
     }
 }
@@ -505,6 +483,9 @@ impl Data {
         }
     }
 }
+
+/// No step has more places: they are numbered in 31 bits.
+const MOST_PLACES: usize = i32::MAX as usize;
 
 /// Documents are shuffled within windows of this many tokens: 64 MiB in memory, and all of a small data set.
 const WINDOW_TOKENS: u64 = 1 << 24;
@@ -560,12 +541,12 @@ impl fmt::Display for Source {
     }
 }
 
-/// Paths and values of all leaves.
+/// Paths and values of all leaves; an empty table is one.
 fn flatten(prefix: &str, table: Table, leaves: &mut Vec<(String, Value)>) {
     for (name, value) in table {
         let path = if prefix.is_empty() { name } else { format!("{prefix}.{name}") };
         match value {
-            Value::Table(inner) => flatten(&path, inner, leaves),
+            Value::Table(inner) if !inner.is_empty() => flatten(&path, inner, leaves),
             leaf => leaves.push((path, leaf)),
         }
     }

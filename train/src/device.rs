@@ -108,6 +108,20 @@ pub(crate) fn options(target: Target, code: CodeGeneration) -> CompileOptions {
     options
 }
 
+/// Bytes that a program may use on the first device of a client: the plugin's figure, or this machine's memory for the CPU.
+pub(crate) fn device_memory(client: &Client, target: Target) -> Result<Option<u64>> {
+    let limit = client.devices()[0].memory_stats()?.and_then(|stats| stats.limit);
+    let of_plugin = limit.and_then(|bytes| u64::try_from(bytes).ok());
+    Ok(of_plugin.or_else(|| (target == Target::Cpu).then(main_memory).flatten()))
+}
+
+/// All memory of this machine, in bytes.
+pub(crate) fn main_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? << 10)
+}
+
 impl Device {
     /// Loads the plugin of a platform, fetching it if need be, and takes its first device. kernels: the forms that its
     /// programs take. Of a TPU that no kernel was made for it says so on standard error.
@@ -132,6 +146,14 @@ impl Device {
     /// What programs are compiled for.
     pub fn target(&self) -> Target {
         self.target
+    }
+
+    /// Bytes of its memory that a program may use, if it is known.
+    ///
+    /// # Errors
+    /// If the plugin refuses.
+    pub fn memory(&self) -> Result<Option<u64>> {
+        device_memory(&self.client, self.target)
     }
 
     /// The kind that the device calls itself, `TPU v6 lite`.

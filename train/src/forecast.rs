@@ -13,14 +13,15 @@ use crate::inspect::work::Work;
 use crate::inspect::{Compiler, Place};
 use crate::metrics::peak::peak_flops;
 use crate::state::optimizer_tensors;
-use crate::step::step_of;
+use crate::step::{Kept, step_of};
 use anyhow::{Result, ensure};
 use engine::passes::Form;
 use engine::pjrt::{Arg, Client, Code, Error, Plugin};
 use engine::plugin::{Platform, cache_folder};
-use engine::{Host, Locations, Program, ScanOptions, Target, Type};
+use engine::{DType, Host, Locations, Program, ScanOptions, Target, Type};
 use model::counts::{ParamCounts, flops_per_token};
-use model::specs;
+use model::folded::folded_types;
+use model::{Remat, specs};
 use program::esay;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -46,6 +47,8 @@ pub struct Forecast {
     pub memory: Option<Memory>,
     /// What the compiler said if it does not.
     pub refused: Option<String>,
+    /// What the backward pass receives, and the memory for it.
+    pub kept: Kept,
     /// The search for the largest micro-batch; none if the device's memory is not known.
     pub micro_batch: Option<MicroBatch>,
     /// Tokens a second; none if the step does not fit.
@@ -60,6 +63,31 @@ pub struct Forecast {
     pub padding: f64,
     /// What is written.
     pub disk: Disk,
+    /// Where each of these figures comes from.
+    pub basis: Vec<Basis>,
+}
+
+/// Where figures come from.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Basis {
+    /// The figures, by their names in the JSON.
+    pub figures: &'static str,
+    /// How sure they are.
+    pub kind: Certainty,
+    /// What they rest on.
+    pub because: String,
+}
+
+/// How sure a figure is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Certainty {
+    /// By this machine, or by the compiler of the program itself.
+    Measured,
+    /// Follows from the configuration, the data or measured figures.
+    Derived,
+    /// A guess, with its reason.
+    Assumed,
 }
 
 /// Parameters by part, all layers together.
@@ -81,7 +109,7 @@ pub struct Memory {
     pub total: u64,
     /// Weights and moments, which live from step to step.
     pub state: u64,
-    /// The gradient of all weights, f32.
+    /// The gradient of all weights, f32: the sums over micro-batches, or what a single one is taken to have at once.
     pub gradients: u64,
     /// Saved activations, and what single operations need.
     pub activations: u64,
@@ -163,7 +191,8 @@ impl Forecast {
         let place: Place = run.platform.parse()?;
         let compiler = Compiler::open(&place)?;
         let device_memory = compiler.device_memory()?;
-        let verdict = verdict(&compiler, run)?;
+        let verdict = verdict(&compiler, run, device_memory)?;
+        let kept = run.kept(device_memory);
         let counts = ParamCounts::of(&run.model);
         let parameters = Parameters {
             total: counts.total(),
@@ -175,14 +204,15 @@ impl Forecast {
         };
         let (memory, refused, speed) = match &verdict {
             Verdict::Fits(figures) => {
-                let gradients = 4 * counts.total() as u64;
+                let folded = folded_types(&run.model).into_flat();
+                let gradients: u64 = folded.iter().map(|(_, ty)| 4 * ty.elements() as u64).sum();
                 let memory = Memory {
                     total: figures.total,
                     state: figures.state,
                     gradients,
                     activations: figures.total.saturating_sub(figures.state + gradients),
                 };
-                (Some(memory), None, speed(&compiler, run, figures, epoch.padding())?)
+                (Some(memory), None, speed(&compiler, run, kept.remat, figures, epoch.padding())?)
             }
             Verdict::TooLarge(reason) => (None, Some(reason.clone()), None),
         };
@@ -195,6 +225,7 @@ impl Forecast {
             batch: run.batch,
             memory,
             refused,
+            kept,
             micro_batch: match device_memory {
                 Some(limit) => Some(largest_micro_batch(&compiler, run, &verdict, limit)?),
                 None => None,
@@ -205,6 +236,7 @@ impl Forecast {
             epoch_rows: epoch.rows,
             padding: epoch.padding(),
             disk: disk(run, steps, epoch.rows),
+            basis: basis(&compiler, &place, run, epoch)?,
         })
     }
 
@@ -230,12 +262,14 @@ fn largest_micro_batch(
     let mut attempt = |micro: usize| -> Result<Option<u64>> {
         let accumulation = (run.batch.accumulation * asked_micro / micro).max(1);
         let batch = BatchShape { micro, accumulation, seq: run.batch.seq };
-        let found = bytes(&verdict(compiler, &RunConfig { batch, ..run.clone() })?, limit);
+        let found = bytes(&verdict(compiler, &RunConfig { batch, ..run.clone() }, Some(limit))?, limit);
         tried.push((micro, found));
         Ok(found)
     };
     // Batches that keep different things for the backward pass do not lie on one line.
-    let kept = |micro: usize| RunConfig { batch: BatchShape { micro, ..run.batch }, ..run.clone() }.remat();
+    let kept = |micro: usize| {
+        RunConfig { batch: BatchShape { micro, ..run.batch }, ..run.clone() }.kept(Some(limit)).remat
+    };
     let mut largest = None;
     match bytes(asked, limit) {
         None => {
@@ -297,8 +331,8 @@ fn bytes(verdict: &Verdict, limit: u64) -> Option<u64> {
 }
 
 /// Compiles the step of a run, or reads what was said before.
-fn verdict(compiler: &Compiler, run: &RunConfig) -> Result<Verdict> {
-    let (program, _) = compiler.lower(&step_of(run), run.kernels.choice())?;
+fn verdict(compiler: &Compiler, run: &RunConfig, memory: Option<u64>) -> Result<Verdict> {
+    let (program, _) = compiler.lower(&step_of(run, run.kept(memory).remat), run.kernels.choice())?;
     let mut hash = blake3::Hasher::new();
     let text = program.text(Locations::Omit);
     for part in [text.as_bytes(), &compiler.options()?.to_bytes()?, compiler.build()?.as_bytes()] {
@@ -353,8 +387,14 @@ fn verdict(compiler: &Compiler, run: &RunConfig) -> Result<Verdict> {
 }
 
 /// Tokens a second of a step, as a range; none for a device that nothing is known of.
-fn speed(compiler: &Compiler, run: &RunConfig, figures: &Figures, padding: f64) -> Result<Option<Speed>> {
-    let step = step_of(run);
+fn speed(
+    compiler: &Compiler,
+    run: &RunConfig,
+    remat: Remat,
+    figures: &Figures,
+    padding: f64,
+) -> Result<Option<Speed>> {
+    let step = step_of(run, remat);
     let (_, forms) = compiler.lower(&step, run.kernels.choice())?;
     let work = Work::of(&step);
     let flops = work.flops();
@@ -384,7 +424,7 @@ fn speed(compiler: &Compiler, run: &RunConfig, figures: &Figures, padding: f64) 
             Some(Speed {
                 low: tokens / (estimated + kernels),
                 low_because: format!(
-                    "the compiler's estimate of {:.0} Mcycles ({estimated:.2} s; it overstates elementwise work 2-4 times), and {:.1} TFLOP of hand-written kernels at a third of the peak ({kernels:.2} s)",
+                    "the compiler's estimate of {:.0} Mcycles ({estimated:.2} s; it overstates elementwise work 2-4 times), and {:.1} TFLOP of hand-written kernels at a third of the peak (assumed; {kernels:.2} s)",
                     cycles as f64 / 1e6,
                     in_kernels / 1e12
                 ),
@@ -397,21 +437,22 @@ fn speed(compiler: &Compiler, run: &RunConfig, figures: &Figures, padding: f64) 
             })
         }
         (Target::Cpu, _, _) => {
-            let rate = cpu_flops()?;
+            let rate = cpu_flops(run.model.dtype.dtype())?;
             let (low, high) = CPU_SHARES;
             let at = |share: f64| tokens * rate * share / flops;
             Some(Speed {
                 low: at(low),
                 low_because: format!(
-                    "{:.0} % of it: small operations, other work on the machine",
+                    "{:.0} % of it (assumed): small operations, other work on the machine",
                     100.0 * low
                 ),
                 high: at(high),
                 high_because: format!(
-                    "{:.1} GFLOP a step with recomputation, at {:.0} % of the {:.0} GFLOP/s that this machine just reached in a large matrix product",
+                    "{:.1} GFLOP a step with recomputation, at {:.0} % (assumed) of the {:.0} GFLOP/s that this machine just reached in a large {} matrix product",
                     flops / 1e9,
                     100.0 * high,
-                    rate / 1e9
+                    rate / 1e9,
+                    run.model.dtype.dtype()
                 ),
             })
         }
@@ -420,7 +461,7 @@ fn speed(compiler: &Compiler, run: &RunConfig, figures: &Figures, padding: f64) 
             let at = |share: f64| peak * share * (1.0 - padding) / flops_per_token(&run.model, run.batch.seq);
             let because = |share: f64| {
                 format!(
-                    "{:.0} % of the {:.0} TFLOP/s peak; public trainers report 20-50 %",
+                    "{:.0} % (assumed) of the {:.0} TFLOP/s peak; public trainers report 20-50 % on GPUs",
                     100.0 * share,
                     peak / 1e12
                 )
@@ -436,17 +477,77 @@ fn speed(compiler: &Compiler, run: &RunConfig, figures: &Figures, padding: f64) 
     })
 }
 
-/// Operations a second of this machine in an f32 matrix product, the best of a few.
-fn cpu_flops() -> Result<f64> {
+/// Where the figures of a plan come from.
+fn basis(compiler: &Compiler, place: &Place, run: &RunConfig, epoch: EpochSize) -> Result<Vec<Basis>> {
+    use Certainty::{Assumed, Derived, Measured};
+    let of = |figures, kind, because: &str| Basis { figures, kind, because: because.to_owned() };
+    let mut all =
+        vec![of("parameters, flops_per_token", Derived, "counted from the model's list of parameters")];
+    // What was asked for is a bare `tpu`, and there is none.
+    if *place != Place::Topology(run.platform.trim_start_matches("tpu:").to_owned())
+        && matches!(place, Place::Topology(_))
+    {
+        all.push(of("platform, device", Assumed, "no TPU is here: one v6e chip, tpu:v6e:1x1"));
+    }
+    all.push(match epoch.documents {
+        Some(_) => of("steps, epoch_tokens, epoch_rows, padding", Derived, "from the shards' footers"),
+        None => of("steps, epoch_tokens, epoch_rows, padding", Assumed, "--tokens in rows without padding"),
+    });
+    all.push(match (place, compiler.target()) {
+        (Place::Here(_), Target::Cpu) => of("device_memory", Measured, "all memory of this machine"),
+        (Place::Here(_), _) => of("device_memory", Measured, "the plugin's figure for this device"),
+        (Place::Topology(_), _) => {
+            of("device_memory", Derived, "the plugin's figure for a device of this kind")
+        }
+    });
+    all.push(of(
+        "memory.total, memory.state, micro_batch.tried",
+        Measured,
+        "the compiler's, of the step as compiled",
+    ));
+    all.push(match run.batch.accumulation {
+        1 => of(
+            "memory.gradients, memory.activations",
+            Assumed,
+            "all gradients at once, in f32; the rest is activations",
+        ),
+        _ => of(
+            "memory.gradients, memory.activations",
+            Derived,
+            "f32 sums of all micro-batches; the rest is activations",
+        ),
+    });
+    all.push(of("kept", Derived, "from the shapes that the blocks keep, and the device's memory"));
+    all.push(match (compiler.target(), peak_flops(&compiler.device_kind()?, run.model.dtype)) {
+        (Target::TpuV6e, Some(_)) => of(
+            "speed",
+            Assumed,
+            "the compiler's cycles and the data sheet's peak and bandwidth; kernels at a third of the peak",
+        ),
+        (Target::Cpu, _) => {
+            of("speed", Assumed, "a share of this machine's measured rate, between those of runs of tiny")
+        }
+        (_, Some(_)) => {
+            of("speed", Assumed, "a share of the data sheet's peak; none is known for this kind of device")
+        }
+        (_, None) => of("speed", Assumed, "nothing: of this device and type no peak is known"),
+    });
+    all.push(of("disk", Derived, "the tensors of a checkpoint and the keys of checkpoint.*"));
+    Ok(all)
+}
+
+/// Operations a second of this machine in a matrix product of a type, the best of a few.
+fn cpu_flops(dtype: DType) -> Result<f64> {
     const SIDE: usize = 1024;
     const TURNS: usize = 4;
     let program = Program::build("product", |g| {
         let x = g.input("x", Type::f32([SIDE, SIDE]));
+        let x = x.convert(dtype);
         let (y, _) = g.scan(ScanOptions::over(TURNS), &[x], &[], |g, carry, _| {
             let x = g.capture(x);
             (vec![carry[0].matmul(x)], vec![])
         });
-        g.output("y", y[0]);
+        g.output("y", y[0].convert(DType::F32));
     });
     let client = Client::new(&Plugin::of(&Platform::Cpu)?, &[])?;
     let compiled = program.compile(&client)?;
@@ -528,6 +629,7 @@ impl fmt::Display for Forecast {
                 writeln!(f, "memory       it does not fit: {}", reason.as_deref().unwrap_or_default())?;
             }
         }
+        writeln!(f, "remat        {:?} {}", self.kept.remat, self.kept)?;
         if let Some(MicroBatch { largest, tried }) = &self.micro_batch {
             let tried: Vec<String> = (tried.iter())
                 .map(|(rows, bytes)| format!("{rows}: {}", bytes.map_or("too large".to_owned(), size)))
@@ -551,7 +653,17 @@ impl fmt::Display for Forecast {
             "disk         {} for {checkpoints} checkpoints of {}, the one being written among them",
             size(needed),
             size(checkpoint)
-        )
+        )?;
+        for kind in [Certainty::Measured, Certainty::Derived, Certainty::Assumed] {
+            let of_kind = self.basis.iter().filter(|basis| basis.kind == kind);
+            let lines: Vec<String> =
+                of_kind.map(|basis| format!("{} ({})", basis.figures, basis.because)).collect();
+            if !lines.is_empty() {
+                let name = format!("{kind:?}").to_lowercase();
+                writeln!(f, "{name:<12} {}", lines.join("; "))?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -564,7 +676,7 @@ fn hours(hours: f64) -> String {
 }
 
 /// `22.39 GiB`
-fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     let bytes = bytes as f64;
     if bytes >= 1e9 {
         format!("{:.2} GiB", bytes / (1u64 << 30) as f64)

@@ -25,6 +25,7 @@ pub mod sample;
 pub mod scaling;
 pub mod schedule;
 mod session;
+mod show;
 pub mod signals;
 pub mod state;
 pub mod step;

@@ -2,7 +2,7 @@
 //! their own in its place, whose steps are a function of the rows that they are given, to try what the loop keeps count of.
 
 use crate::checkpoint::Reader;
-use crate::config::RunConfig;
+use crate::config::{Resolved, RunConfig};
 use crate::data::{Batch, Dataset, Tokenizer};
 use crate::device::{CodeGeneration, Device, Preparation};
 use crate::sample;
@@ -88,13 +88,16 @@ pub(crate) struct Accelerator {
 }
 
 impl Accelerator {
-    /// Opens the device, compiles the step, and says what came of it.
-    pub(crate) fn open(run: &RunConfig, dataset: &Arc<Dataset>) -> Result<Accelerator> {
-        let validator = Validator::new(run, dataset)?;
-        let device = Device::open(&run.platform, run.kernels)?;
-        let (program, preparation) = device.compile(&step_of(run), CodeGeneration::Quick)?;
+    /// Opens the device, settles what its memory decides, compiles the step, and says what came of it.
+    pub(crate) fn open(resolved: &mut Resolved, dataset: &Arc<Dataset>) -> Result<Accelerator> {
+        let validator = Validator::new(&resolved.run, dataset)?;
+        let device = Device::open(&resolved.run.platform, resolved.run.kernels)?;
+        let kept = resolved.settle_remat(device.memory()?);
+        say!("remat    {:?} {kept}", kept.remat);
+        let run = resolved.run.clone();
+        let (program, preparation) = device.compile(&step_of(&run, kept.remat), CodeGeneration::Quick)?;
         report_program(&device, &program, &preparation)?;
-        Ok(Accelerator { run: run.clone(), device, program, state: None, validator })
+        Ok(Accelerator { run, device, program, state: None, validator })
     }
 
     fn loaded(&self) -> Result<&DeviceState> {

@@ -10,7 +10,7 @@
 
 use crate::atomic::{Disk, RealDisk};
 use crate::checkpoint::{
-    self, Copying, Mirror, Retention, Saver, Store, checkpoint_bytes, fetch_records, most_at_once,
+    self, Copying, Mirror, Progress, Retention, Saver, Store, checkpoint_bytes, fetch_records, most_at_once,
 };
 use crate::cli::Cli;
 use crate::config::{Resolved, RunConfig};
@@ -24,6 +24,7 @@ use crate::replay::{self, replay};
 use crate::resume::{Beginning, CHECKPOINTS, claim, going_on, load, longer};
 use crate::scaling::{Facts, Plan, plan};
 use crate::session::{About, Session};
+use crate::show;
 use crate::signals::{INTERRUPTED, Stop};
 use crate::state::optimizer_tensors;
 use anyhow::{Context, Result, anyhow};
@@ -105,7 +106,7 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
 pub fn run_in<M: Machine>(
     cli: &Cli,
     world: &World,
-    open: impl FnOnce(&RunConfig, &Arc<Dataset>) -> Result<M>,
+    open: impl FnOnce(&mut Resolved, &Arc<Dataset>) -> Result<M>,
 ) -> Result<Ended> {
     let start = Instant::now();
     let interrupted = Ended { outcome: Outcome::Interrupted, next: Some(cli.clone()) };
@@ -118,14 +119,19 @@ pub fn run_in<M: Machine>(
     }
     // Before anything is read: what a crash left between two names is mended, nobody else writes, and whoever is second
     // hears of it before anything takes long.
-    let writes = !cli.dry_run && cli.replay.is_none();
+    let writes = !cli.dry_run && cli.replay.is_none() && cli.show_rows.is_none();
     let folders = writes.then(|| Folders::take(cli, world, &resolved.run)).transpose()?;
     let mut scene = Scene::of(resolved, folder)?;
     scene.announce(world.look);
     let mut beginning = Beginning::of(cli, world, &mut scene)?;
+    if let Some(count) = cli.show_rows {
+        let Progress { data, step, .. } = beginning.progress;
+        show::rows_of_next_step(&scene.resolved.run, &scene.dataset, data, step, count as usize)?;
+        return Ok(Ended { outcome: Outcome::Finished, next: None });
+    }
     // Started before the compiler: the first rows are made meanwhile.
     let loader = Loader::start(Arc::clone(&scene.dataset), scene.rows(), beginning.progress.data)?;
-    let mut machine = open(&scene.resolved.run, &scene.dataset)?;
+    let mut machine = open(&mut scene.resolved, &scene.dataset)?;
     if cli.dry_run {
         world.look.say(format_args!("dry run  nothing was trained or written"));
         return Ok(Ended { outcome: Outcome::Finished, next: None });

@@ -71,8 +71,10 @@ pub fn plan(resolved: &mut Resolved, facts: Facts) -> Result<Plan, RunConfigErro
             steps
         }
     };
+    let decay = decay_of(&resolved.run, steps);
+    let rising = decay.map_or(steps, |decay| decay.start);
     let warmup = resolved.run.schedule.warmup_steps.unwrap_or_else(|| {
-        let warmup = (steps / 20).clamp(1, 2000).min(steps);
+        let warmup = (steps / 20).clamp(1, 2000).min(rising);
         decisions.push(Decision {
             key: "schedule.warmup_steps",
             value: warmup.to_string(),
@@ -80,11 +82,17 @@ pub fn plan(resolved: &mut Resolved, facts: Facts) -> Result<Plan, RunConfigErro
         });
         warmup
     });
-    if warmup > steps {
+    if warmup > rising {
         return Err(RunConfigError::Value {
             key: "schedule.warmup_steps".into(),
             found: warmup.to_string(),
-            wanted: format!("at most the {steps} steps of the run"),
+            wanted: match decay {
+                None => format!("at most the {steps} steps of the run"),
+                Some(_) => format!(
+                    "at most {rising}, the steps before the decay, or the rate jumps: lower it or \
+                     schedule.decay_fraction, or give more than the {steps} steps"
+                ),
+            },
             source_of: resolved.source("schedule.warmup_steps"),
         });
     }
@@ -101,16 +109,34 @@ pub fn plan(resolved: &mut Resolved, facts: Facts) -> Result<Plan, RunConfigErro
 /// The learning rate over the steps of a run of which nothing is left open; none if something is.
 pub fn schedule_of(run: &RunConfig) -> Option<Schedule> {
     let (peak, steps, warmup_steps) = (run.optimizer.learning_rate?, run.steps?, run.schedule.warmup_steps?);
+    Some(Schedule { peak, warmup_steps, decay: decay_of(run, steps) })
+}
+
+fn decay_of(run: &RunConfig, steps: u64) -> Option<Decay> {
     let chosen = &run.schedule;
-    let decay = match chosen.kind {
+    match chosen.kind {
         ScheduleKind::Constant => None,
         ScheduleKind::Wsd => {
-            // The original rounds the start of the decay down.
-            let start = ((1.0 - chosen.decay_fraction) * steps as f64).floor() as u64;
+            let start = steps_before_decay(steps, chosen.decay_fraction);
             Some(Decay { start, steps: steps - start, curve: chosen.decay, floor: chosen.floor })
         }
-    };
-    Some(Schedule { peak, warmup_steps, decay })
+    }
+}
+
+/// `floor((1 - fraction) steps)`, as the original rounds the start of the decay down, of the decimal number that was
+/// written: in floating point (1 - 0.9) * 10 is less than 1.
+fn steps_before_decay(steps: u64, fraction: f64) -> u64 {
+    const DIGITS: usize = 18;
+    let text = format!("{fraction:.DIGITS$}");
+    // What Rust prints in full is the shortest number that reads back as this one, which is the one that was written.
+    let shortest = fraction.to_string();
+    let text = if shortest.len() < text.len() { shortest } else { text };
+    let (whole, part) = text.split_once('.').unwrap_or((&text, ""));
+    let part = format!("{part:0<DIGITS$}");
+    let one = 10_u128.pow(DIGITS as u32);
+    let digits = |text: &str| text.parse::<u128>().expect("digits of a printed number");
+    let fraction = digits(whole) * one + digits(&part[..DIGITS]);
+    ((one - fraction) * u128::from(steps) / one) as u64
 }
 
 fn steps_of_data(run: &RunConfig, facts: Facts) -> Result<Decision, RunConfigError> {
@@ -183,6 +209,49 @@ mod tests {
     }
 
     #[test]
+    fn the_decay_starts_at_the_written_fraction() {
+        let cases = [
+            (10, 0.9, 1),
+            (10, 0.1, 9),
+            (10, 0.3, 7),
+            (100, 0.07, 93),
+            (1000, 0.999, 1),
+            (7, 0.0, 7),
+            (7, 1.0, 0),
+            (732_421, 0.1, 659_178),
+            (1_000_000_000, 1e-9, 999_999_999),
+            (10, 1e-30, 10),
+        ];
+        for (steps, fraction, start) in cases {
+            assert_eq!(steps_before_decay(steps, fraction), start, "{fraction} of {steps}");
+        }
+    }
+
+    #[test]
+    fn a_warmup_ends_before_the_decay() {
+        let planned = |warmup, fraction| {
+            let mut resolved = resolve(Preset::OneB, None, &[]).unwrap();
+            resolved.run.steps = Some(10);
+            resolved.run.schedule.warmup_steps = warmup;
+            resolved.run.schedule.decay_fraction = fraction;
+            plan(&mut resolved, Facts { parameters: 1, epoch: EpochSize::of_tokens(1, 2048) })
+        };
+        let error = planned(Some(6), 0.5).unwrap_err().to_string();
+        assert!(error.contains("is 6, but must be at most 5, the steps before the decay"), "{error}");
+        assert!(error.contains("schedule.decay_fraction"), "{error}");
+        // The rate never jumps: each step's is within a factor of the warmup's smallest step of the one before.
+        for (warmup, fraction) in [(Some(5), 0.5), (None, 1.0), (None, 0.9), (Some(10), 0.0)] {
+            let schedule = planned(warmup, fraction).unwrap().schedule;
+            let rates: Vec<f64> = (0..10).map(|step| schedule.learning_rate(step) / schedule.peak).collect();
+            let highest = rates.iter().position(|rate| *rate == 1.0).expect("the peak is reached");
+            assert!(
+                rates[..highest].is_sorted() && rates[highest..].is_sorted_by(|a, b| a >= b),
+                "{rates:?}"
+            );
+        }
+    }
+
+    #[test]
     fn rates_stay_within_their_bounds() {
         assert_eq!((learning_rate(1_000_000), learning_rate(1_000_000_000_000)), (1e-3, 1e-4));
     }
@@ -196,6 +265,9 @@ mod tests {
         resolved.run.steps = Some(10);
         resolved.run.schedule.warmup_steps = Some(11);
         let error = plan(&mut resolved, facts).unwrap_err().to_string();
-        assert!(error.contains("`schedule.warmup_steps` is 11, but must be at most the 10 steps"), "{error}");
+        assert!(
+            error.contains("`schedule.warmup_steps` is 11, but must be at most 9, the steps before"),
+            "{error}"
+        );
     }
 }

@@ -64,7 +64,7 @@ impl Schedule {
         }
     }
 
-    /// The phase of a step. A warmup that reaches into the decay is cut short by it.
+    /// The phase of a step. A warmup ends before the decay: `scaling::plan` refuses others.
     pub fn phase(&self, step: u64) -> Phase {
         match self.decay {
             Some(decay) if step >= decay.start && decay.steps > 0 => Phase::Decay,

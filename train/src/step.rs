@@ -4,10 +4,14 @@
 #![doc = include_str!("step.md")]
 
 use crate::config::{BatchShape, RunConfig};
+use crate::forecast::size;
+use crate::state::optimizer_tensors;
 use engine::{DType, Program, ScanOptions, Tensor, Type};
 use model::folded::{folded_types, unfold_gradients};
 use model::loss::{Counts, Losses, gradients, losses};
 use model::{Batch, Compute, Config, Decay, Dropout, Folded, Remat, fold, specs};
+use serde::Serialize;
+use std::fmt;
 
 /// AdamW's constants, as optax spells the update (`scale_by_adam`, `add_decayed_weights`; arXiv 1711.05101): eps stands outside of the root, decay beside the update.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -58,21 +62,61 @@ impl Metric {
     ];
 }
 
-/// Bytes that the blocks may keep of a micro-batch for the backward pass: what a v6e has beside the state, gradients and
-/// heads of `1b`. Its 8 sequences of 2048 tokens keep 12.4 GiB.
-const KEPT_BYTES: usize = 13 << 30;
+/// Part of a device's memory that is left to the heads, to workspace and to what no compiler can place.
+const LEFT: u64 = 16;
+
+/// What the backward pass receives, and what that takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Kept {
+    /// The choice.
+    pub remat: Remat,
+    /// Bytes that the blocks keep of a micro-batch.
+    pub bytes: u64,
+    /// Bytes that there are for it; none for a device that does not say its memory.
+    pub room: Option<u64>,
+}
 
 impl RunConfig {
-    /// What the backward pass receives: as configured, or as much as there is room for.
-    pub fn remat(&self) -> Remat {
+    /// What the backward pass receives: as configured, or as much as there is room for beside state and gradients on a
+    /// device with `memory` bytes, of which a sixteenth is left free. Of a device that does not say how much it has, the
+    /// least is asked.
+    pub fn kept(&self, memory: Option<u64>) -> Kept {
+        let bytes = |types: &[Type]| types.iter().map(|ty| ty.bytes() as u64).sum::<u64>();
+        let specs = specs(&self.model);
+        let weights: Vec<Type> = specs.iter().map(|(_, spec)| spec.ty.clone()).collect();
+        let moments: Vec<Type> = optimizer_tensors(&specs, self.optimizer.first_moment.dtype())
+            .into_iter()
+            .map(|(_, ty)| ty)
+            .collect();
+        let folded: Vec<Type> = folded_types(&self.model).into_flat().into_iter().map(|(_, ty)| ty).collect();
+        let gradients: Vec<Type> = folded.iter().map(|ty| ty.with_dtype(DType::F32)).collect();
+        let state = bytes(&weights)
+            + bytes(&moments)
+            + if kept_folded(&self.model).is_some() { bytes(&folded) } else { 0 };
+        let room = memory.map(|memory| (memory - memory / LEFT).saturating_sub(state + bytes(&gradients)));
         let tokens = self.batch.micro * self.batch.seq;
-        let fits = |remat: &Remat| remat.kept_bytes(&self.model, tokens) <= KEPT_BYTES;
-        self.remat.unwrap_or_else(|| Remat::ALL.into_iter().find(fits).unwrap_or(Remat::Full))
+        let takes = |remat: Remat| remat.kept_bytes(&self.model, tokens) as u64;
+        let fits = |remat: &Remat| room.is_some_and(|room| takes(*remat) <= room);
+        let remat = self.remat.unwrap_or_else(|| Remat::ALL.into_iter().find(fits).unwrap_or(Remat::Full));
+        Kept { remat, bytes: takes(remat), room }
     }
 }
 
-/// The step program of a run.
-pub fn step_of(run: &RunConfig) -> Program {
+impl fmt::Display for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "keeps {} for the backward pass", size(self.bytes))?;
+        match self.room {
+            Some(room) => write!(f, ", of {} that the device has beside state and gradients", size(room)),
+            None => write!(
+                f,
+                "; the device does not say its memory, so the least is kept: set remat if there is more"
+            ),
+        }
+    }
+}
+
+/// The step program of a run, whose backward pass receives `remat` ([`RunConfig::kept`]).
+pub fn step_of(run: &RunConfig, remat: Remat) -> Program {
     let adamw = AdamW {
         beta1: run.optimizer.beta1,
         beta2: run.optimizer.beta2,
@@ -81,7 +125,7 @@ pub fn step_of(run: &RunConfig) -> Program {
         clip: run.optimizer.clip,
         first_moment: run.optimizer.first_moment.dtype(),
     };
-    step_program(&run.model, run.batch, adamw, run.remat())
+    step_program(&run.model, run.batch, adamw, remat)
 }
 
 /// The step program. Inputs: the state, all of it written over: `params.*` (f32), `m.*` (of `adamw.first_moment`), `v.*`
@@ -239,4 +283,30 @@ pub fn validation_program(config: &Config, shape: BatchShape) -> Program {
         let sums = [sums.main, counts.main, sums.mtp, counts.mtp].map(|sum| sum.reshape([1]));
         f.output("sums", Tensor::concatenate(&sums, 0));
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::resolve;
+    use model::Preset;
+
+    /// 31.24 GiB are a v6e's; what is kept there is measured to fit (step.md).
+    #[test]
+    fn what_is_kept_follows_from_the_memory() {
+        let mut run = resolve(Preset::OneB, None, &[]).unwrap().run;
+        let kept = |run: &RunConfig, gib: f64| run.kept(Some((gib * (1u64 << 30) as f64) as u64));
+        let v6e = kept(&run, 31.24);
+        assert_eq!(v6e.remat, Remat::Selective);
+        assert!((12.3..12.5).contains(&(v6e.bytes as f64 / (1u64 << 30) as f64)), "{v6e}");
+        assert_eq!(kept(&run, 26.0).remat, Remat::Lean);
+        assert_eq!(kept(&run, 16.0).remat, Remat::Full);
+        assert_eq!(kept(&run, 80.0).remat, Remat::Selective);
+        assert_eq!(run.kept(None).remat, Remat::Full);
+        // More rows keep more, until there is no room for them.
+        run.batch.micro = 16;
+        assert_ne!(kept(&run, 31.24).remat, Remat::Selective);
+        run.remat = Some(Remat::Selective);
+        assert_eq!(kept(&run, 1.0).remat, Remat::Selective, "as configured");
+    }
 }

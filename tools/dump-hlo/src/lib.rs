@@ -126,7 +126,8 @@ fn built(arguments: &Arguments, earlier: Option<&Dump>) -> Result<String> {
         "--format cycles shows what the TPU's compiler estimates: add --platform tpu:v6e:1x1 --stage optimized"
     );
     let target = arguments.platform.target()?;
-    let program = programs::build(&arguments.program, &run, arguments.micro_batch, target)?;
+    let memory = arguments.platform.memory()?;
+    let program = programs::build(&arguments.program, &run, arguments.micro_batch, target, memory)?;
     let (lowered, forms) = train::device::lower(&program, target, run.kernels.choice())?;
     let made = match arguments.stage {
         Stage::Stablehlo => None,

@@ -11,12 +11,19 @@ use train::step::{step_of, validation_program};
 /// Tokens of a prompt that one call of the prefill program takes, where the cache has room for them.
 const CHUNK: usize = 256;
 
-/// A program for a target before its kernels are chosen; `rows` are those of a decoding program.
-pub(crate) fn build(name: &str, run: &RunConfig, rows: Option<usize>, target: Target) -> Result<Program> {
+/// A program for a target before its kernels are chosen; `rows` are those of a decoding program, `memory` the device's bytes.
+pub(crate) fn build(
+    name: &str,
+    run: &RunConfig,
+    rows: Option<usize>,
+    target: Target,
+    memory: Option<u64>,
+) -> Result<Program> {
     let matrices = Matrices::of(target);
     let decoding = Shape { rows: rows.unwrap_or(1), slots: run.batch.seq, matrices };
+    let step = || step_of(run, run.kept(memory).remat);
     Ok(match name {
-        "step" => step_of(run),
+        "step" => step(),
         "loss" => validation_program(&run.model, run.batch),
         "prefill" => prefill_program(&run.model, decoding, CHUNK.min(decoding.slots)),
         "decode" => {
@@ -24,7 +31,7 @@ pub(crate) fn build(name: &str, run: &RunConfig, rows: Option<usize>, target: Ta
             tokens_program(&run.model, decoding, Sampler::Greedy, drafts)
         }
         other => match other.strip_prefix("kernel:") {
-            Some(kernel) => alone(kernel, &step_of(run))?,
+            Some(kernel) => alone(kernel, &step())?,
             None => bail!("--program {other}: wanted step, loss, prefill, decode, or kernel:NAME"),
         },
     })

@@ -148,6 +148,25 @@ impl Tokenizer {
         String::from_utf8(self.decode_bytes(ids)?).ok()
     }
 
+    /// Any token ids for a person to read: text, special tokens by name in `⟦⟧`, and what is no text replaced.
+    pub fn shown(&self, ids: &[i32]) -> String {
+        let name = |id: i32| match self.special.iter().find(|(_, special)| **special == id) {
+            Some((name, _)) => format!("⟦{name}⟧"),
+            None => format!("⟦{id}⟧"),
+        };
+        let mut shown = String::new();
+        for run in ids.chunk_by(|a, b| {
+            let is_text = |id: i32| self.decode_bytes(&[id]).is_some();
+            is_text(*a) && is_text(*b)
+        }) {
+            match self.decode_bytes(run) {
+                Some(bytes) => shown.push_str(&String::from_utf8_lossy(&bytes)),
+                None => run.iter().for_each(|id| shown.push_str(&name(*id))),
+            }
+        }
+        shown
+    }
+
     /// The id of a special token, or an error that says what it is needed for.
     pub fn special(&self, token: &str, purpose: &'static str) -> Result<i32> {
         self.find_special(token).ok_or_else(|| {

@@ -5,7 +5,7 @@ pub mod groups;
 pub mod hlo;
 pub mod work;
 
-use crate::device::{CodeGeneration, options, target_of, tpu_target};
+use crate::device::{CodeGeneration, device_memory, main_memory, options, target_of, tpu_target};
 use anyhow::{Context, Result, bail, ensure};
 use engine::passes::Form;
 use engine::pjrt::{Client, CompileOptions, MemoryUse, Plugin, Topology, Value};
@@ -54,6 +54,19 @@ impl Place {
                 Compiler::open(self)?.target
             }
         })
+    }
+}
+
+impl Place {
+    /// Bytes of the device's memory that a program may use, if they are known.
+    ///
+    /// # Errors
+    /// If the plugin must be asked and cannot be used.
+    pub fn memory(&self) -> Result<Option<u64>> {
+        match self {
+            Place::Here(Platform::Cpu) => Ok(main_memory()),
+            _ => Compiler::open(self)?.device_memory(),
+        }
     }
 }
 
@@ -143,7 +156,7 @@ impl Compiler {
     /// If the plugin refuses.
     pub fn device_memory(&self) -> Result<Option<u64>> {
         let limit = match &self.devices {
-            Devices::Here(client) => client.devices()[0].memory_stats()?.and_then(|stats| stats.limit),
+            Devices::Here(client) => return device_memory(client, self.target),
             Devices::Absent(topology) => match topology.devices()?.first() {
                 Some(device) => match device.attributes.get("device_memory_bytes_limit") {
                     Some(Value::Int(bytes)) => Some(*bytes),
@@ -152,8 +165,7 @@ impl Compiler {
                 None => None,
             },
         };
-        let of_plugin = limit.and_then(|bytes| u64::try_from(bytes).ok());
-        Ok(of_plugin.or_else(|| (self.target == Target::Cpu).then(main_memory).flatten()))
+        Ok(limit.and_then(|bytes| u64::try_from(bytes).ok()))
     }
 
     /// The build of the compiler: a hash of the plugin's library.
@@ -291,13 +303,6 @@ fn bytes(text: &str) -> Option<u64> {
         _ => return None,
     };
     Some((text[..digits].parse::<f64>().ok()? * unit as f64).round() as u64)
-}
-
-/// All memory of this machine, in bytes.
-fn main_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    Some(line.split_whitespace().next()?.parse::<u64>().ok()? << 10)
 }
 
 #[cfg(test)]
