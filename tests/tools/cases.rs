@@ -568,10 +568,9 @@ fn safetensors_shapes() {
             fs::copy(from.join(name), bench.path(folder).join(name)).unwrap();
         }
         let of_f64 = |name: String| {
-            let (ty, bytes) = file.tensor(&name).unwrap().unwrap();
-            let numbers = engine::Host::from_bytes(ty.clone(), bytes).to_f64();
-            let bytes = numbers.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
-            ((rename(&name), ty.with_dtype(engine::DType::F64)), bytes)
+            let host = file.tensor(&name).unwrap().unwrap();
+            let bytes = host.to_f64().iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+            ((rename(&name), host.ty().with_dtype(engine::DType::F64)), bytes)
         };
         let (types, bytes): (Vec<_>, Vec<_>) = file.names().into_iter().map(of_f64).unzip();
         let mut written = Vec::new();
