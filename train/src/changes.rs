@@ -129,7 +129,9 @@ mod tests {
     #[test]
     fn what_a_change_does_depends_on_what_was_trained() {
         assert_eq!(kinds(&[], 100, None), []);
-        let cases: &[(&[&str], u64, Option<u64>, &[(&str, Kind)])] = &[
+        /// What is set otherwise, at which step, how long a branch's decay is, and what the changes are.
+        type Case<'a> = (&'a [&'a str], u64, Option<u64>, &'a [(&'a str, Kind)]);
+        let cases: &[Case<'_>] = &[
             // Longer, before the decay begins and behind that.
             (&["steps=2000"], 900, None, &[("steps", Kind::Harmless)]),
             (&["steps=2000"], 902, None, &[("steps", Kind::Course)]),

@@ -5,8 +5,8 @@
 use crate::atomic::{self, Disk};
 use crate::changes::{self, Change, Kind, changes};
 use crate::checkpoint::{
-    self, CheckpointError, Era, Keep, Progress, Reader, State, Verified, architecture, candidates, files,
-    latest_good, load_weights, verify, whole,
+    self, Candidate, CheckpointError, Era, Keep, Progress, Reader, State, Verified, architecture, candidates,
+    files, latest_good, load_weights, verify, whole,
 };
 use crate::cli::{Cli, Resume};
 use crate::config::{self, Resolved, RunConfig, Source};
@@ -260,7 +260,7 @@ fn keep_warmup(scene: &mut Scene, era: &Era) {
 struct Shelf {
     path: PathBuf,
     run: Option<Identity>,
-    all: Vec<(PathBuf, Result<State, CheckpointError>)>,
+    all: Vec<Candidate>,
 }
 
 impl Shelf {

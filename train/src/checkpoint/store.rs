@@ -244,12 +244,15 @@ pub(super) fn check_room(disk: &dyn Disk, folder: &Path, needed: u64) -> Result<
     Ok(())
 }
 
-/// All checkpoints of a folder, newest first, by a look that opens no weights: the state of those that have all their
-/// files at full length, and what is wrong with the others. A folder that does not exist has none.
+/// A checkpoint's folder by a look that opens no weights: its state if all its files are there at full length, or what is
+/// wrong with it.
+pub type Candidate = (PathBuf, Result<State, CheckpointError>);
+
+/// All checkpoints of a folder, newest first. A folder that does not exist has none.
 ///
 /// # Errors
 /// If the folder cannot be listed.
-pub fn candidates(root: &Path) -> Result<Vec<(PathBuf, Result<State, CheckpointError>)>, CheckpointError> {
+pub fn candidates(root: &Path) -> Result<Vec<Candidate>, CheckpointError> {
     if !root.exists() {
         return Ok(Vec::new());
     }
