@@ -742,8 +742,8 @@ fn linear_cross_entropy_of_certain_tokens() {
             ("v6e", evaluate(&lowered(Target::TpuV6e, KernelChoice::Auto), &args, Rounding::EachOp)),
         ] {
             let length = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
-            for i in 0..n {
-                let target = targets[i] as usize;
+            for (i, &target) in targets.iter().enumerate() {
+                let target = target as usize;
                 let row = |x: &Array, i: usize| x.floats()[i * m..][..m].to_vec();
                 let left = length(&row(&found[1], i)) / length(&row(&args[1], target));
                 assert!(left < left_by_sums(v), "{form}, cap {cap}: dh of token {i} is {left:e} of W[t]");
