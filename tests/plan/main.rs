@@ -130,14 +130,19 @@ fn the_plan_says_what_a_run_takes() {
     // Every figure says where it comes from.
     let basis = plan["basis"].as_array().unwrap();
     let of = |figure: &str| {
-        let named = |basis: &&Value| basis["figures"].as_str().unwrap().split(", ").any(|name| name.split('.').next() == Some(figure));
+        let named = |basis: &&Value| {
+            basis["figures"].as_str().unwrap().split(", ").any(|name| name.split('.').next() == Some(figure))
+        };
         basis.iter().filter(named).map(|basis| basis["kind"].as_str().unwrap()).collect::<Vec<_>>()
     };
     for (figure, _) in plan.as_object().unwrap() {
         let given = ["platform", "device", "batch", "refused", "basis"].contains(&figure.as_str());
         assert!(given || !of(figure).is_empty(), "{figure} has no basis");
     }
-    assert_eq!((of("epoch_rows"), of("device_memory"), of("speed")), (vec!["assumed"], vec!["measured"], vec!["assumed"]));
+    assert_eq!(
+        (of("epoch_rows"), of("device_memory"), of("speed")),
+        (vec!["assumed"], vec!["measured"], vec!["assumed"])
+    );
     assert_eq!(of("memory"), ["measured", "derived"]);
     let speed = |end: &str| plan["speed"][end].as_f64().unwrap();
     assert!(0.0 < speed("low") && speed("low") < speed("high"));

@@ -267,7 +267,9 @@ fn largest_micro_batch(
         Ok(found)
     };
     // Batches that keep different things for the backward pass do not lie on one line.
-    let kept = |micro: usize| RunConfig { batch: BatchShape { micro, ..run.batch }, ..run.clone() }.kept(Some(limit)).remat;
+    let kept = |micro: usize| {
+        RunConfig { batch: BatchShape { micro, ..run.batch }, ..run.clone() }.kept(Some(limit)).remat
+    };
     let mut largest = None;
     match bytes(asked, limit) {
         None => {
@@ -479,7 +481,8 @@ fn speed(
 fn basis(compiler: &Compiler, place: &Place, run: &RunConfig, epoch: EpochSize) -> Result<Vec<Basis>> {
     use Certainty::{Assumed, Derived, Measured};
     let of = |figures, kind, because: &str| Basis { figures, kind, because: because.to_owned() };
-    let mut all = vec![of("parameters, flops_per_token", Derived, "counted from the model's list of parameters")];
+    let mut all =
+        vec![of("parameters, flops_per_token", Derived, "counted from the model's list of parameters")];
     // What was asked for is a bare `tpu`, and there is none.
     if *place != Place::Topology(run.platform.trim_start_matches("tpu:").to_owned())
         && matches!(place, Place::Topology(_))
@@ -493,12 +496,26 @@ fn basis(compiler: &Compiler, place: &Place, run: &RunConfig, epoch: EpochSize) 
     all.push(match (place, compiler.target()) {
         (Place::Here(_), Target::Cpu) => of("device_memory", Measured, "all memory of this machine"),
         (Place::Here(_), _) => of("device_memory", Measured, "the plugin's figure for this device"),
-        (Place::Topology(_), _) => of("device_memory", Derived, "the plugin's figure for a device of this kind"),
+        (Place::Topology(_), _) => {
+            of("device_memory", Derived, "the plugin's figure for a device of this kind")
+        }
     });
-    all.push(of("memory.total, memory.state, micro_batch.tried", Measured, "the compiler's, of the step as compiled"));
+    all.push(of(
+        "memory.total, memory.state, micro_batch.tried",
+        Measured,
+        "the compiler's, of the step as compiled",
+    ));
     all.push(match run.batch.accumulation {
-        1 => of("memory.gradients, memory.activations", Assumed, "all gradients at once, in f32; the rest is activations"),
-        _ => of("memory.gradients, memory.activations", Derived, "f32 sums of all micro-batches; the rest is activations"),
+        1 => of(
+            "memory.gradients, memory.activations",
+            Assumed,
+            "all gradients at once, in f32; the rest is activations",
+        ),
+        _ => of(
+            "memory.gradients, memory.activations",
+            Derived,
+            "f32 sums of all micro-batches; the rest is activations",
+        ),
     });
     all.push(of("kept", Derived, "from the shapes that the blocks keep, and the device's memory"));
     all.push(match (compiler.target(), peak_flops(&compiler.device_kind()?, run.model.dtype)) {
@@ -507,8 +524,12 @@ fn basis(compiler: &Compiler, place: &Place, run: &RunConfig, epoch: EpochSize) 
             Assumed,
             "the compiler's cycles and the data sheet's peak and bandwidth; kernels at a third of the peak",
         ),
-        (Target::Cpu, _) => of("speed", Assumed, "a share of this machine's measured rate, between those of runs of tiny"),
-        (_, Some(_)) => of("speed", Assumed, "a share of the data sheet's peak; none is known for this kind of device"),
+        (Target::Cpu, _) => {
+            of("speed", Assumed, "a share of this machine's measured rate, between those of runs of tiny")
+        }
+        (_, Some(_)) => {
+            of("speed", Assumed, "a share of the data sheet's peak; none is known for this kind of device")
+        }
         (_, None) => of("speed", Assumed, "nothing: of this device and type no peak is known"),
     });
     all.push(of("disk", Derived, "the tensors of a checkpoint and the keys of checkpoint.*"));

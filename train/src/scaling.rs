@@ -254,6 +254,9 @@ mod tests {
         resolved.run.steps = Some(10);
         resolved.run.schedule.warmup_steps = Some(11);
         let error = plan(&mut resolved, facts).unwrap_err().to_string();
-        assert!(error.contains("`schedule.warmup_steps` is 11, but must be at most 9, the steps before"), "{error}");
+        assert!(
+            error.contains("`schedule.warmup_steps` is 11, but must be at most 9, the steps before"),
+            "{error}"
+        );
     }
 }

@@ -107,7 +107,10 @@ impl fmt::Display for Kept {
         write!(f, "keeps {} for the backward pass", size(self.bytes))?;
         match self.room {
             Some(room) => write!(f, ", of {} that the device has beside state and gradients", size(room)),
-            None => write!(f, "; the device does not say its memory, so the least is kept: set remat if there is more"),
+            None => write!(
+                f,
+                "; the device does not say its memory, so the least is kept: set remat if there is more"
+            ),
         }
     }
 }
