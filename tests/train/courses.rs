@@ -345,23 +345,30 @@ impl Undisturbed {
         let mut field = Field::new(data);
         let every = ["--set".to_owned(), format!("checkpoint.keep_every={EVERY}")];
         let mut launches = BTreeMap::new();
-        let mut run = |field: &mut Field, beginning: Beginning| {
+        let run = |field: &mut Field, launches: &mut BTreeMap<_, _>, beginning: Beginning| {
             let cli = field.cli(beginning.out(), &[beginning.args(), every.to_vec()].concat());
             let ended = field.live(&cli, End::Finish).unwrap();
             assert_eq!(ended.outcome, Outcome::Finished);
             launches.insert(beginning, (field.launched(beginning.out()), field.last(beginning.out())));
         };
-        run(&mut field, Beginning::New);
-        let root = field.path("trunk/checkpoints");
+        run(&mut field, &mut launches, Beginning::New);
+        // What the trunk turned back from, or to, is another thing before than after.
+        let (launched, (_, progress)): &(BTreeSet<Launch>, (u64, Progress)) = &launches[&Beginning::New];
+        let once = |step: &u64| {
+            !progress.turns.contains(step)
+                && launched.iter().filter(|launch| launch.step + 1 == *step).count() == 1
+        };
+        let all = steps(&field.path("trunk/checkpoints"));
         let kept: Vec<u64> =
-            steps(&root).into_iter().map(|(step, _)| step).filter(|step| step % EVERY == 0).collect();
+            all.into_iter().map(|(step, _)| step).filter(|step| step % EVERY == 0 && once(step)).collect();
+        println!("begun at {kept:?}");
         for step in &kept {
             for beginning in [Beginning::At(*step), Beginning::Init(*step), Beginning::Branch(*step)] {
                 // Behind the stable phase there is no branch.
                 if matches!(beginning, Beginning::Branch(step) if step >= STEPS * 4 / 5) {
                     continue;
                 }
-                run(&mut field, beginning);
+                run(&mut field, &mut launches, beginning);
                 fs::remove_dir_all(field.path(beginning.out())).unwrap();
                 field.launches.clear();
             }

@@ -13,7 +13,7 @@ use crate::metrics::{self, BadStep, LossSums, Recorder, peak};
 use crate::run::{Outcome, World};
 use crate::scaling::Plan;
 use crate::state::StepInputs;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use model::counts::flops_per_token;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -279,14 +279,7 @@ impl<M: Machine> Session<'_, M> {
                 "{bad} steps in a row left the weights as they were, and there is no checkpoint to go back to: {advice}"
             );
         };
-        let path = target.path().display();
-        let given_up = self.progress.rollbacks >= self.about.run.guard.rollbacks;
-        self.unsaved &= !given_up;
-        ensure!(
-            !given_up,
-            "{bad} steps in a row left the weights as they were, and going back {} times did not help; the newest sound checkpoint is {path}: {advice}",
-            self.progress.rollbacks
-        );
+        let (path, before) = (target.path().display(), self.progress.rollbacks);
         let from = load(&target, &self.about.run.model)?;
         self.saver.store().set_aside(from.state.progress.step)?;
         self.machine.load(&from.params, Some(&from.optimizer))?;
@@ -299,7 +292,15 @@ impl<M: Machine> Session<'_, M> {
             "{bad} steps in a row left the weights as they were: back to {path}, and on behind their rows; newer checkpoints are set aside"
         ));
         // At once: a stop before the next checkpoint must not meet the same rows again.
-        self.save(from.state.keep, recorder)
+        self.save(from.state.keep, recorder)?;
+        if before >= self.about.run.guard.rollbacks {
+            // What it gives up on is set aside, in the mirror as well, where a next start does not find it.
+            self.report(recorder, |saver| saver.finish())?;
+            bail!(
+                "{bad} steps in a row left the weights as they were, and going back {before} times did not help; the newest sound checkpoint is {path}: {advice}"
+            );
+        }
+        Ok(())
     }
 
     /// Opens the run's records at the step that it has come to.
