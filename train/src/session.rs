@@ -272,7 +272,7 @@ impl<M: Machine> Session<'_, M> {
         let advice = "lower optimizer.learning_rate, or look at the rows of a bad step with --replay STEP";
         // One behind which no step succeeded after it was gone back to may itself be what is wrong.
         let before = self.progress.returned.unwrap_or(u64::MAX);
-        let Some(target) = self.saver.store().sound(before)? else {
+        let Some(target) = self.saver.sound(before, &self.progress)? else {
             // What it gives up on is not what a next start should find.
             self.unsaved = false;
             bail!(
