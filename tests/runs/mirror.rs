@@ -24,7 +24,9 @@ fn hanging(bench: &Bench, step: u64) -> String {
 fn a_mirror_that_hangs_holds_neither_checkpoints_nor_a_signal_up() {
     let bench = bench();
     let mirror = hanging(&bench, 4);
-    let args = ["--steps", "100000", "--set", "checkpoint.every=4", "--set", &mirror];
+    // Of a constant rate, so that the number of steps may change.
+    let constant = "schedule.kind=constant";
+    let args = ["--steps", "100000", "--set", "checkpoint.every=4", "--set", &mirror, "--set", constant];
     let mut started = bench.start("run", &args);
     started.wait_for("checkpoint run/checkpoints/step_00000012");
     started.signal(&["-TERM"]);
@@ -43,7 +45,7 @@ fn a_mirror_that_hangs_holds_neither_checkpoints_nor_a_signal_up() {
 
     // At the end of all steps it is waited for, too; the next start brings the copies up to date.
     let steps = (newest + 4).to_string();
-    let args = ["--steps", &steps, "--set", "checkpoint.every=4", "--set", &mirror];
+    let args = ["--steps", &steps, "--set", "checkpoint.every=4", "--set", &mirror, "--set", constant];
     let _ = fs::remove_dir_all(bench.path("drive"));
     let mirror = hanging(&bench, newest);
     let mut started = bench.start("run", &args);
@@ -94,7 +96,8 @@ fn the_second_process_is_told_who_has_the_folder() {
 fn a_run_on_a_new_machine_has_its_records_again() {
     let bench = bench();
     let mirror = format!("checkpoint.mirror={}", bench.path("drive").display());
-    let args = |steps| ["--steps", steps, "--set", "checkpoint.every=4", "--set", &mirror];
+    let constant = "schedule.kind=constant";
+    let args = |steps| ["--steps", steps, "--set", "checkpoint.every=4", "--set", &mirror, "--set", constant];
     bench.succeed("run", &args("8"));
     fs::remove_dir_all(bench.path("run")).unwrap();
     let said = bench.succeed("run", &args("12"));

@@ -245,7 +245,10 @@ fn changed_settings_are_said_and_kept() {
     assert!(said.contains("settings steps was 8, is 12\n"), "{said}");
     // From here on it is the run's own.
     let said = bench.succeed("run", &run("16", &decay));
-    assert!(said.contains("settings steps was 12, is 16") && !said.contains("weight_decay"), "{said}");
+    assert!(
+        said.contains("settings steps was 12, is 16") && !said.contains("settings optimizer.weight_decay"),
+        "{said}"
+    );
     let eras = &bench.state("run", 16)["settings"];
     let eras: Vec<_> = eras
         .as_array()

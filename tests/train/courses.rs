@@ -64,6 +64,9 @@ const SETTINGS: &[&str] = &[
     "log.every=1",
 ];
 
+/// What a run says that cannot go back.
+const NOWHERE: &str = "there is no checkpoint to go back to";
+
 /// What one step was given and gave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Launch {
@@ -347,23 +350,30 @@ impl Undisturbed {
         let mut field = Field::new(data);
         let every = ["--set".to_owned(), format!("checkpoint.keep_every={EVERY}")];
         let mut launches = BTreeMap::new();
-        let mut run = |field: &mut Field, beginning: Beginning| {
+        let run = |field: &mut Field, launches: &mut BTreeMap<_, _>, beginning: Beginning| {
             let cli = field.cli(beginning.out(), &[beginning.args(), every.to_vec()].concat());
             let ended = field.live(&cli, End::Finish).unwrap();
             assert_eq!(ended.outcome, Outcome::Finished);
             launches.insert(beginning, (field.launched(beginning.out()), field.last(beginning.out())));
         };
-        run(&mut field, Beginning::New);
-        let root = field.path("trunk/checkpoints");
+        run(&mut field, &mut launches, Beginning::New);
+        // What the trunk turned back from, or to, is another thing before than after.
+        let (launched, (_, progress)): &(BTreeSet<Launch>, (u64, Progress)) = &launches[&Beginning::New];
+        let once = |step: &u64| {
+            !progress.turns.contains(step)
+                && launched.iter().filter(|launch| launch.step + 1 == *step).count() == 1
+        };
+        let all = steps(&field.path("trunk/checkpoints"));
         let kept: Vec<u64> =
-            steps(&root).into_iter().map(|(step, _)| step).filter(|step| step % EVERY == 0).collect();
+            all.into_iter().map(|(step, _)| step).filter(|step| step % EVERY == 0 && once(step)).collect();
+        println!("begun at {kept:?}");
         for step in &kept {
             for beginning in [Beginning::At(*step), Beginning::Init(*step), Beginning::Branch(*step)] {
                 // Behind the stable phase there is no branch.
                 if matches!(beginning, Beginning::Branch(step) if step >= STEPS * 4 / 5) {
                     continue;
                 }
-                run(&mut field, beginning);
+                run(&mut field, &mut launches, beginning);
                 fs::remove_dir_all(field.path(beginning.out())).unwrap();
                 field.launches.clear();
             }
@@ -417,6 +427,8 @@ struct Play<'u> {
     beginnings: BTreeMap<&'static str, Beginning>,
     /// Runs of which a checkpoint was lost that the undisturbed run has: they may go back to another one.
     poorer: BTreeSet<Beginning>,
+    /// How often a run had nothing to go back to.
+    nowhere: usize,
 }
 
 impl Play<'_> {
@@ -442,6 +454,17 @@ impl Play<'_> {
         match (&result, end) {
             (Ok(ended), End::Finish) => assert_eq!(ended.outcome, Outcome::Finished),
             (Ok(_), _) | (Err(_), End::Kill(_) | End::Disk(_)) => {}
+            // All that is left was taken among bad steps: a person begins anew.
+            (Err(error), _) if self.poorer.contains(&beginning) && error.to_string().contains(NOWHERE) => {
+                for lost in [out, &mirror] {
+                    let _ = fs::remove_dir_all(self.field.path(lost));
+                }
+                self.nowhere += 1;
+                if self.can_live(beginning) {
+                    self.live(beginning, &[], end);
+                }
+                return;
+            }
             (Err(error), _) => panic!("{beginning:?} by its own command, {end:?}: {error:#}"),
         }
         if let (Err(error), true) = (&result, error_is_refusal(&result)) {
@@ -485,6 +508,7 @@ impl Play<'_> {
             undisturbed: self.undisturbed,
             beginnings: self.beginnings.clone(),
             poorer: self.poorer.clone(),
+            nowhere: 0,
         };
         for (path, bytes) in &after {
             let path = copy.field.path("").join(path);
@@ -658,34 +682,38 @@ fn error_is_refusal(result: &Result<Ended>) -> bool {
 fn whatever_happens_the_run_is_the_same() {
     let folder = data();
     let undisturbed = Undisturbed::of(&folder.path().join("data"));
-    let counted = Mutex::new((0, 0));
+    let counted = Mutex::new([0; 4]);
     property(300, &vec((0_u8..16, 0_usize..4, 0_usize..100_000), 1..9), |actions| {
         let mut play = Play {
             field: Field::new(&folder.path().join("data")),
             undisturbed: &undisturbed,
             beginnings: BTreeMap::new(),
             poorer: BTreeSet::new(),
+            nowhere: 0,
         };
-        let mut counts = counted.lock().unwrap();
-        counts.0 += 1;
-        counts.1 += actions.len();
-        drop(counts);
+        let acts = actions.len();
         actions.into_iter().for_each(|action| play.act(action));
         for beginning in play.beginnings.clone().into_values() {
             if !play.can_live(beginning) {
                 continue;
             }
             play.live(beginning, &[], End::Finish);
-            if play.poorer.contains(&beginning) {
-                assert_eq!(
-                    play.field.last(beginning.out()).1.step,
-                    play.undisturbed.of_beginning(beginning).1.1.step
-                );
+            if !play.can_live(beginning) {
                 continue;
             }
             let (_, last) = play.undisturbed.of_beginning(beginning);
-            assert_eq!(play.field.last(beginning.out()), *last, "{beginning:?}");
+            if play.poorer.contains(&beginning) {
+                assert_eq!(play.field.last(beginning.out()).1.step, last.1.step);
+            } else {
+                assert_eq!(play.field.last(beginning.out()), *last, "{beginning:?}");
+            }
         }
+        let mut counts = counted.lock().unwrap();
+        let of_play = [1, acts, play.poorer.len(), play.nowhere];
+        counts.iter_mut().zip(of_play).for_each(|(all, of_play)| *all += of_play);
     });
-    println!("{:?} sequences and acts", counted.lock().unwrap());
+    let [sequences, acts, poorer, nowhere] = *counted.lock().unwrap();
+    println!(
+        "{sequences} sequences of {acts} acts; {poorer} runs lost a checkpoint to a disk or a machine, {nowhere} of them all"
+    );
 }

@@ -20,7 +20,8 @@ pub use retention::{Retention, most_at_once};
 pub use saver::Saver;
 pub use store::{
     Candidate, Latest, Saved, Store, architecture, candidates, checkpoint_bytes, first_good, latest_before,
-    latest_good, load, load_params, load_weights, newest_stable, newest_step, steps, weight_files, whole,
+    latest_good, load, load_params, load_weights, newest_stable, newest_step, sound, steps, weight_files,
+    whole,
 };
 pub use tensors::{TensorFile, write_tensors};
 

@@ -13,7 +13,7 @@ use crate::metrics::{self, BadStep, Held, LossSums, Recorder, peak};
 use crate::run::{Outcome, World};
 use crate::scaling::Plan;
 use crate::state::StepInputs;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use model::counts::flops_per_token;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -295,21 +295,14 @@ impl<M: Machine> Session<'_, M> {
         let advice = "lower optimizer.learning_rate, or look at the rows of a bad step with --replay STEP";
         // One behind which no step succeeded after it was gone back to may itself be what is wrong.
         let before = self.progress.returned.unwrap_or(u64::MAX);
-        let Some(target) = self.saver.store().sound(before)? else {
+        let Some(target) = self.saver.sound(before, &self.progress)? else {
             // What it gives up on is not what a next start should find.
             self.unsaved = false;
             bail!(
                 "{bad} steps in a row left the weights as they were, and there is no checkpoint to go back to: {advice}"
             );
         };
-        let path = target.path().display();
-        let given_up = self.progress.rollbacks >= self.about.run.guard.rollbacks;
-        self.unsaved &= !given_up;
-        ensure!(
-            !given_up,
-            "{bad} steps in a row left the weights as they were, and going back {} times did not help; the newest sound checkpoint is {path}: {advice}",
-            self.progress.rollbacks
-        );
+        let (path, before) = (target.path().display(), self.progress.rollbacks);
         let from = Reader::open(&target, &self.about.run.model)?;
         let state = from.state().clone();
         self.saver.store().set_aside(state.progress.step)?;
@@ -323,7 +316,15 @@ impl<M: Machine> Session<'_, M> {
             "{bad} steps in a row left the weights as they were: back to {path}, and on behind their rows; newer checkpoints are set aside"
         ));
         // At once: a stop before the next checkpoint must not meet the same rows again.
-        self.save(state.keep, recorder)
+        self.save(state.keep, recorder)?;
+        if before >= self.about.run.guard.rollbacks {
+            // What it gives up on is set aside, in the mirror as well, where a next start does not find it.
+            self.report(recorder, |saver| saver.finish())?;
+            bail!(
+                "{bad} steps in a row left the weights as they were, and going back {before} times did not help; the newest sound checkpoint is {path}: {advice}"
+            );
+        }
+        Ok(())
     }
 
     /// Opens the run's records at the step that it has come to.

@@ -1,7 +1,7 @@
 //! [`Saver`]: checkpoints written by a thread while training goes on, and offered to a mirror.
 
 use super::mirror::{Copied, CopyProgress, Mirror};
-use super::{CheckpointError, Keep, Retention, Saved, Snapshot, Store};
+use super::{CheckpointError, Keep, Progress, Retention, Saved, Snapshot, Store, Verified, sound};
 use program::esay;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -28,6 +28,18 @@ impl Saver {
     /// Where it writes to.
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// The checkpoint to go back to, as [`sound`]: the store's, or the mirror's if the store has none, as on a new machine.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn sound(&self, before: u64, now: &Progress) -> Result<Option<Verified>, CheckpointError> {
+        if let Some(good) = sound(self.store.root(), before, now)? {
+            return Ok(Some(good));
+        }
+        // Best effort, as all that is in a mirror.
+        Ok(self.mirror.as_ref().and_then(|mirror| sound(mirror.root(), before, now).ok().flatten()))
     }
 
     /// Waits for the checkpoint before, then starts writing this one and returns what became of the one before.

@@ -7,7 +7,8 @@ use super::retention::superseded;
 use super::tensors::{file_bytes, write_tensors};
 use super::weights::{self, Weights};
 use super::{
-    CheckpointError, FORMAT, Keep, Loaded, Manifest, OLDEST, Retention, Snapshot, State, files, verify,
+    CheckpointError, FORMAT, Keep, Loaded, Manifest, OLDEST, Progress, Retention, Snapshot, State, files,
+    verify,
 };
 use crate::atomic::{self, AtomicDir, Disk, TEMPORARY};
 use crate::lock::{Held, Lock};
@@ -106,21 +107,6 @@ impl Store {
             atomic::remove_dir(&*self.disk, path).map_err(CheckpointError::Write)?;
         }
         Ok(removed)
-    }
-
-    /// The checkpoint to go back to when steps come out bad: the newest good one of a step before `before` that was not
-    /// itself taken among bad steps. One that was taken where the run was asked to stop counts only if there is no other.
-    ///
-    /// # Errors
-    /// If the folder cannot be read.
-    pub fn sound(&self, before: u64) -> Result<Option<Verified>, CheckpointError> {
-        let usable = |(step, path): (u64, PathBuf)| {
-            let state = whole(&path).filter(|state| state.progress.watch.bad_in_a_row == 0)?;
-            (step < before).then_some((state.keep != Keep::Stop, step, path))
-        };
-        let mut all: Vec<_> = steps(&self.root)?.into_iter().filter_map(usable).collect();
-        all.sort();
-        Ok(all.into_iter().rev().find_map(|(.., path)| verify(&path).ok()))
     }
 
     /// Sets all checkpoints of later steps aside under another name, so that no start finds them.
@@ -242,6 +228,22 @@ pub(super) fn check_room(disk: &dyn Disk, folder: &Path, needed: u64) -> Result<
         return Err(CheckpointError::NoRoom { path: folder.into(), needed_mib, available_mib });
     }
     Ok(())
+}
+
+/// The checkpoint to go back to when steps come out bad: the newest good one of a folder, of a step before `before`, that was
+/// not itself taken among bad steps and that `now` continues. One that was taken where the run was asked to stop counts only
+/// if there is no other.
+///
+/// # Errors
+/// If the folder cannot be read.
+pub fn sound(root: &Path, before: u64, now: &Progress) -> Result<Option<Verified>, CheckpointError> {
+    let usable = |(step, path): (u64, PathBuf)| {
+        let state = whole(&path).filter(|state| state.progress.watch.bad_in_a_row == 0)?;
+        (step < before && now.continues(&state.progress)).then_some((state.keep != Keep::Stop, step, path))
+    };
+    let mut all: Vec<_> = steps(root)?.into_iter().filter_map(usable).collect();
+    all.sort();
+    Ok(first_good(all.into_iter().rev().map(|(.., path)| path)).good)
 }
 
 /// A checkpoint's folder by a look that opens no weights: its state if all its files are there at full length, or what is
