@@ -23,8 +23,9 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tests::property;
 use tests::trainer::files;
+use train::atomic::RealDisk;
 use train::atomic::faults::{Fault, FaultyDisk};
-use train::checkpoint::{CheckpointError, Progress, State, latest_good};
+use train::checkpoint::{CheckpointError, Progress, State, Store, latest_good};
 use train::cli::{Cli, Resume};
 use train::config::RunConfig;
 use train::data::{Batch, Dataset, Loader, PrepareOptions, Tokenizer, TokenizerSource, prepare};
@@ -427,6 +428,8 @@ struct Play<'u> {
     beginnings: BTreeMap<&'static str, Beginning>,
     /// Runs of which a checkpoint was lost that the undisturbed run has: they may go back to another one.
     poorer: BTreeSet<Beginning>,
+    /// Runs that began at a checkpoint of such a trunk: it may be another one than the undisturbed trunk's of that step.
+    others: BTreeSet<Beginning>,
     /// How often a run had nothing to go back to.
     nowhere: usize,
 }
@@ -444,6 +447,15 @@ impl Play<'_> {
         let (out, mirror) = (beginning.out(), beginning.mirror());
         let more: Vec<String> = more.iter().map(|word| (*word).to_owned()).collect();
         let cli = self.field.cli(out, &[beginning.mirrored(), more].concat());
+        let copied = latest_good(&self.field.path(&mirror)).unwrap().good.is_some();
+        if beginning != Beginning::New
+            && self.poorer.contains(&Beginning::New)
+            && !self.holds(beginning)
+            && !copied
+        {
+            self.others.insert(beginning);
+            self.poorer.insert(beginning);
+        }
         let before = self.others(&[out, &mirror]);
         let result = self.field.live(&cli, end);
         assert_eq!(
@@ -478,6 +490,9 @@ impl Play<'_> {
 
     /// Every step is that of the undisturbed run.
     fn compare(&self, beginning: Beginning) {
+        if self.others.contains(&beginning) {
+            return;
+        }
         let (wanted, _) = self.undisturbed.of_beginning(beginning);
         let launched = self.field.launched(beginning.out());
         // Up to the first bad step in a row at the least.
@@ -489,6 +504,11 @@ impl Play<'_> {
     /// A command that is not this run's own: refused, nothing changes, and its advice is accepted.
     fn mistype(&mut self, out: &str, args: &[String]) {
         let cli = self.field.cli(out, args);
+        // What a crash left is mended by whoever looks.
+        let root = cli.out.join("checkpoints");
+        if root.exists() {
+            drop(Store::open(Arc::new(RealDisk), &root).unwrap());
+        }
         let before = self.others(&[]);
         let launches = self.field.launched(out);
         let error = match self.field.live(&cli, End::Stop(1)) {
@@ -508,6 +528,7 @@ impl Play<'_> {
             undisturbed: self.undisturbed,
             beginnings: self.beginnings.clone(),
             poorer: self.poorer.clone(),
+            others: self.others.clone(),
             nowhere: 0,
         };
         for (path, bytes) in &after {
@@ -661,6 +682,8 @@ impl Play<'_> {
         bytes[at] ^= 1;
         fs::write(&path, &bytes).unwrap();
         let copied = latest_good(&self.field.path(&beginning.mirror())).unwrap().good.is_some();
+        // It may be just the one to go back to.
+        self.poorer.insert(beginning);
         if all.len() > 1 || copied {
             self.live(beginning, &[], End::Stop(3));
         } else {
@@ -689,6 +712,7 @@ fn whatever_happens_the_run_is_the_same() {
             undisturbed: &undisturbed,
             beginnings: BTreeMap::new(),
             poorer: BTreeSet::new(),
+            others: BTreeSet::new(),
             nowhere: 0,
         };
         let acts = actions.len();
