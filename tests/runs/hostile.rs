@@ -77,7 +77,8 @@ fn a_signal_while_compiling_ends_at_once_and_leaves_nothing() {
         started.signal(&[signal]);
         let (code, said) = started.end();
         // Had it waited for the compiler, the next line would be there.
-        assert!(!said.contains("device "), "compiled too soon for this test: {said}");
+        let compiled = said.lines().any(|line| line.starts_with("device "));
+        assert!(!compiled, "compiled too soon for this test: {said}");
         assert_eq!(code, Some(75), "{said}");
         assert!(said.contains("there is nothing to save"), "{said}");
         assert!(!bench.path("early").exists());
@@ -398,7 +399,8 @@ fn a_start_and_a_resume_hold_the_state_once() {
     };
     let small = peak("small again", &steps("2000"));
     for (what, out) in [("start", "large again"), ("resume", "large")] {
-        let large = peak(out, &[&size[..], &steps("40")].concat());
+        // Behind the decay of the first run: another course.
+        let large = peak(out, &[&size[..], &steps("40"), &["--accept-changes"]].concat());
         let share = large.saturating_sub(small) as f64 / state as f64;
         println!("{what}: {share:.2} of the state, which is {} MiB", state >> 20);
         assert!(share < 1.6, "{what}: {share}");

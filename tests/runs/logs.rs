@@ -64,7 +64,7 @@ fn records_that_cannot_be_written_do_not_end_a_run() {
     // What is there is whole: the same command reads it.
     let whole = fs::read_to_string(bench.path("run/metrics.jsonl")).unwrap();
     assert!(whole.ends_with('\n') && whole.lines().count() > 300, "{}", whole.lines().count());
-    bench.succeed("run", &["--steps", "2501"]);
+    bench.succeed("run", &["--steps", "2501", "--accept-changes"]);
 }
 
 #[test]
