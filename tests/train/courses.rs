@@ -706,7 +706,7 @@ fn whatever_happens_the_run_is_the_same() {
     let folder = data();
     let undisturbed = Undisturbed::of(&folder.path().join("data"));
     let counted = Mutex::new([0; 4]);
-    property(300, &vec((0_u8..16, 0_usize..4, 0_usize..100_000), 1..9), |actions| {
+    property(300, &vec((0_u8..16, 0_usize..4, 0_usize..100_000), 1..7), |actions| {
         let mut play = Play {
             field: Field::new(&folder.path().join("data")),
             undisturbed: &undisturbed,
