@@ -386,9 +386,9 @@ fn a_start_and_a_resume_hold_the_state_once() {
         ["--set", "model.vocab_size=60000", "--set", "model.hidden_size=256", "--set", "model.head_dim=64"];
     let steps = |steps| ["--steps", steps, "--set", "validation.batches=0"];
     // What is compiled for the first time takes more memory than any state.
-    bench.succeed("small", &steps("1"));
-    bench.succeed("large", &[&size[..], &steps("1")].concat());
-    let state = bench.checkpoint("large", 1).iter().map(Vec::len).sum::<usize>() as u64;
+    bench.succeed("small", &steps("2"));
+    bench.succeed("large", &[&size[..], &steps("2")].concat());
+    let state = bench.checkpoint("large", 2).iter().map(Vec::len).sum::<usize>() as u64;
     let peak = |out: &str, args: &[&str]| {
         let malloc = ("MALLOC_MMAP_THRESHOLD_", Path::new("65536"));
         let mut started = bench.start_with(out, args, &[malloc]);
