@@ -110,7 +110,9 @@ fn what_to_type_next_works_when_it_is_pasted() {
 
     // A branch: from where it began. Nothing before the decay: anew. No decay: on in place.
     let stable = "a run's 1st/checkpoints/step_00000004";
-    let said = bench.succeed("branch", &[&given[..], &["--resume", stable, "--branch-decay", "2"]].concat());
+    // A mirror is one run's.
+    let own = ["--set", "checkpoint.mirror=drive of the branch", "--resume", stable, "--branch-decay", "2"];
+    let said = bench.succeed("branch", &[&given[..], &own].concat());
     says(&bench.paste(command(&said)), &["resume   a run's 1st/checkpoints/step_00000004", "12 steps"]);
     let plain = ["--data", "my data", "--steps", "3"];
     let said = bench.succeed("short", &plain);
