@@ -376,37 +376,6 @@ fn checkpoints_take_one_copy_of_the_state() {
     assert!(always < none + state + state / 2);
 }
 
-/// Weights go up one by one and moments are made on the device, which is main memory here; a resume holds one tensor beside
-/// them. The state is 12 bytes a parameter, the largest tensor (the embedding) nearly a third of it: 4/3 of the state, and as
-/// much as the small model takes. Twice the state is what it would be with a copy in main memory.
-#[test]
-fn a_start_and_a_resume_hold_the_state_once() {
-    let bench = bench();
-    let size =
-        ["--set", "model.vocab_size=60000", "--set", "model.hidden_size=256", "--set", "model.head_dim=64"];
-    let steps = |steps| ["--steps", steps, "--set", "validation.batches=0"];
-    // What is compiled for the first time takes more memory than any state.
-    bench.succeed("small", &steps("2"));
-    bench.succeed("large", &[&size[..], &steps("2")].concat());
-    let state = bench.checkpoint("large", 2).iter().map(Vec::len).sum::<usize>() as u64;
-    let peak = |out: &str, args: &[&str]| {
-        let malloc = ("MALLOC_MMAP_THRESHOLD_", Path::new("65536"));
-        let mut started = bench.start_with(out, args, &[malloc]);
-        started.wait_for("ready ");
-        let peak = started.peak().unwrap();
-        assert_eq!(started.end().0, Some(0));
-        peak
-    };
-    let small = peak("small again", &steps("2000"));
-    for (what, out) in [("start", "large again"), ("resume", "large")] {
-        // Behind the decay of the first run: another course.
-        let large = peak(out, &[&size[..], &steps("40"), &["--accept-changes"]].concat());
-        let share = large.saturating_sub(small) as f64 / state as f64;
-        println!("{what}: {share:.2} of the state, which is {} MiB", state >> 20);
-        assert!(share < 1.6, "{what}: {share}");
-    }
-}
-
 #[test]
 fn memory_stays_flat_over_thousands_of_steps() {
     let bench = bench();
