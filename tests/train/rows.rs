@@ -318,12 +318,12 @@ fn shards_of_unequal_size_are_seen_whole_and_an_empty_one_is_none() {
     assert_eq!(seen(&dataset, Packing::BestFit), (1..450).collect());
     // A file of no bytes is no Parquet.
     fs::write(at("e.parquet"), "").expect("write");
-    let message = open(dir.path(), 0.0).expect_err("refused").to_string();
+    let message = open(dir.path(), 0.0).err().expect("refused").to_string();
     assert!(message.contains("e.parquet") && message.contains("truncated or damaged"), "{message}");
     // Nothing but a file of no rows.
     fs::remove_file(at("e.parquet")).expect("remove");
     write(&at("b.parquet"), &[]);
-    let message = open(dir.path(), 0.0).expect_err("refused").to_string();
+    let message = open(dir.path(), 0.0).err().expect("refused").to_string();
     assert!(message.contains("holds no training rows") && message.contains("prepare-data"), "{message}");
 }
 
@@ -355,7 +355,7 @@ fn a_half_written_folder_is_never_taken_for_a_whole_one() {
         // Before any of this, the folder has at most a tokenizer.
         if matches!(state, PrepareProgress::Tokenised { .. }) {
             looked += 1;
-            let message = open(&options.out, 0.0).expect_err("refused").to_string();
+            let message = open(&options.out, 0.0).err().expect("refused").to_string();
             assert!(message.contains("run the same prepare-data command again"), "{message}");
             // As killed between a shard and the list of shards.
             fs::remove_file(options.out.join("progress.json")).expect("it is there from the beginning");
@@ -371,7 +371,7 @@ fn a_half_written_folder_is_never_taken_for_a_whole_one() {
     wrong.max_file_bytes = 1;
     let message = prepare(&wrong, &mut go).expect_err("nothing is left").to_string();
     assert!(message.contains("too large"), "{message}");
-    let message = open(&out, 0.0).expect_err("refused").to_string();
+    let message = open(&out, 0.0).err().expect("refused").to_string();
     assert!(message.contains("not finished") || message.contains("holds no training rows"), "{message}");
     prepare(&preparation(dir.path().join("programs.jsonl"), out.clone()), &mut go).expect("other options");
     open(&out, 0.0).expect("whole");

@@ -15,7 +15,7 @@ mod folder;
 mod process;
 mod together;
 
-use crate::problems::Problem;
+use crate::problem::Problem;
 use crate::python::Python;
 use crate::sandbox::{self, Level, Limits};
 use anyhow::{Context, Result, bail};

@@ -23,6 +23,7 @@ pub mod generate;
 #[cfg(feature = "command")]
 pub mod json;
 pub mod judge;
+pub mod problem;
 #[cfg(feature = "command")]
 pub mod problems;
 pub mod python;

@@ -1,6 +1,7 @@
 //! Problems: the prompt that a model continues, and the tests that judge it.
 
 use crate::json::parse;
+use crate::problem::Problem;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
 use fetch::wheel::{Wheel, cache_folder};
@@ -29,34 +30,6 @@ pub enum Format {
     HumanEval,
     /// A task in words with its first test, and a list of tests.
     Mbpp,
-}
-
-/// One problem.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// `HumanEval/0`; the numbers of MBPP as text.
-    pub id: String,
-    /// What a completion continues.
-    pub prompt: String,
-    /// A completion that is right, if the file holds one.
-    pub canonical: Option<String>,
-    /// What follows the completion.
-    pub tests: String,
-    /// The functions and classes that the tests find in it: the one of the prompt, or what the right one defines; none if
-    /// that is not known.
-    pub functions: Vec<String>,
-}
-
-impl Problem {
-    /// The solution that a completion makes, which follows the prompt.
-    pub fn solution(&self, completion: &str) -> String {
-        format!("{}{completion}\n", self.prompt)
-    }
-
-    /// A solution and its tests in one program.
-    pub fn program(&self, solution: &str) -> String {
-        format!("{solution}{}", self.tests)
-    }
 }
 
 /// The problems of a benchmark.

@@ -6,7 +6,7 @@
 
 use super::process::{Process, exchange};
 use super::{Judge, Outcome, TICK, Watch, Words};
-use crate::problems::Problem;
+use crate::problem::Problem;
 use std::io;
 
 /// What the interpreter of a solution runs.
