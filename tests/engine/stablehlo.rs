@@ -52,9 +52,9 @@ fn golden_program(name: &str, program: &Program) {
         let found = program.compile(client).unwrap().call(&hosts).unwrap();
         for ((found, wanted), port) in found.iter().zip(&wanted).zip(program.outputs()) {
             for (found, wanted) in found.to_f64().into_iter().zip(wanted.to_host().to_f64()) {
-                // Sums of tens of terms, and functions that XLA approximates, through a few layers and back: 115 roundings for
-                // the gradient of the scanned ones.
-                let close = (found - wanted).abs() <= 512.0 * F32 * (1.0 + wanted.abs());
+                // Sums of tens of terms, and functions that XLA approximates, through a few layers and back, where they cancel:
+                // 643 roundings for a gradient of the scanned ones.
+                let close = (found - wanted).abs() <= 2048.0 * F32 * (1.0 + wanted.abs());
                 let same = found == wanted || found.is_nan() && wanted.is_nan();
                 assert!(close || same, "{name}, {}: {found}, wanted {wanted}", port.name);
             }
