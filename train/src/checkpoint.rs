@@ -13,6 +13,7 @@ mod tensors;
 mod weights;
 
 pub use manifest::{FileRecord, Manifest, Verified, verify};
+pub(crate) use mirror::Drive;
 pub use mirror::{Copied, CopyProgress, Copying, Mirror, PATIENCE, RECORDS, fetch_records};
 pub use params::{read_params, write_params};
 pub use reader::Reader;

@@ -5,8 +5,8 @@
 use crate::atomic::{self, Disk};
 use crate::changes::{self, Change, Kind, changes};
 use crate::checkpoint::{
-    self, Candidate, CheckpointError, Era, Keep, Progress, Reader, State, Verified, architecture, candidates,
-    files, latest_good, load_weights, verify, whole,
+    self, Candidate, CheckpointError, Drive, Era, Keep, Progress, Reader, State, Verified, architecture,
+    candidates, files, latest_good, load_weights, verify, whole,
 };
 use crate::cli::{Cli, Resume};
 use crate::config::{self, Resolved, RunConfig, Source};
@@ -24,6 +24,7 @@ use model::config::Bearing;
 use model::initial_params;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The folder of a run's checkpoints in its own folder.
 pub(crate) const CHECKPOINTS: &str = "checkpoints";
@@ -458,17 +459,17 @@ fn unused(folder: &Path) -> PathBuf {
 /// Says in folder and mirror whose they are, and writes the settings down: what they are now, and since when.
 pub(crate) fn claim(out: &Path, world: &World, beginning: &Beginning, resolved: &Resolved) -> Result<()> {
     let disk = &*world.disk;
-    let write = |folder: &Path| -> Result<()> {
+    let write = |folder: &Path, disk: &dyn Disk| -> Result<()> {
         if Identity::read(folder)?.as_ref() != Some(&beginning.identity) {
             let path = folder.join(identity::FILE);
             beginning.identity.write(disk, folder).with_context(|| format!("writing {}", path.display()))?;
         }
         Ok(())
     };
-    write(out)?;
+    write(out, disk)?;
     // Best effort, as all that goes to a mirror; its copies say whose they are, too.
     if let Some(mirror) = &resolved.run.checkpoint.mirror
-        && let Err(error) = write(mirror)
+        && let Err(error) = write(mirror, &Drive(Arc::clone(&world.disk)))
     {
         world.look.say(format_args!("mirror   its owner is not written down: {error:#}"));
     }

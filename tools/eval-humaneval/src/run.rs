@@ -13,7 +13,7 @@ use crate::sandbox::{self, Limits};
 use anyhow::{Context, Result, bail};
 use decode::{Decoder, Options, Sampling, Speculation, find_checkpoint};
 use indicatif::{ProgressBar, ProgressStyle};
-use program::{exit_code, say, with_large_pages};
+use program::{esay, exit_code, say, with_large_pages};
 use serde_json::{Map, Value, json};
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -84,8 +84,8 @@ impl<'a> Evaluation<'a> {
         let judging = &arguments.judging;
         let python = Python::find(judging.python.as_deref())?;
         let judge = Judge::new(python.clone(), judging.sandbox, judging.limits())?;
-        eprintln!("sandbox   {}; Python {}", judge.level(), python.version);
-        eprintln!("problems  {} of {}", problems.list.len(), problems.name);
+        esay!("sandbox   {}; Python {}", judge.level(), python.version);
+        esay!("problems  {} of {}", problems.list.len(), problems.name);
         let workers = match judging.workers {
             Some(workers) => usize::try_from(workers)?,
             None => thread::available_parallelism().map_or(1, usize::from),
@@ -207,7 +207,7 @@ impl<'a> Evaluation<'a> {
                 }
                 // A damaged one does not keep the others from being evaluated.
                 Err(error) => {
-                    eprintln!("left out: {error:#}");
+                    esay!("left out: {error:#}");
                     refused.push(json!({ "step": step, "reason": format!("{error:#}") }));
                 }
             }
@@ -260,7 +260,7 @@ impl<'a> Evaluation<'a> {
             Ok(())
         })?;
         if let Some(statistics) = statistics.filter(|statistics| statistics.new_tokens > 0) {
-            eprintln!(
+            esay!(
                 "generated {} tokens, {:.0} tokens/s{}",
                 statistics.new_tokens,
                 statistics.tokens_per_second(),
@@ -292,7 +292,7 @@ impl<'a> Evaluation<'a> {
         let style = ProgressStyle::with_template("{bar:40} {pos}/{len} judged, {msg} passed, ETA {eta}");
         bar.set_style(style.expect("a correct template"));
         if !done.is_empty() {
-            eprintln!("going on   {} of {total} completions have their verdict", done.len());
+            esay!("going on   {} of {total} completions have their verdict", done.len());
         }
         let record = |(key, line): Label, verdict, place| {
             results.add(key, line, verdict, place)?;

@@ -8,7 +8,7 @@ use decode::{
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use program::output::{self, Reader};
-use program::{arguments, exit_code, say, with_large_pages};
+use program::{arguments, esay, exit_code, say, with_large_pages};
 use serde_json::json;
 use std::fs;
 use std::io::{self, IsTerminal, Read};
@@ -192,7 +192,7 @@ fn prompt(arguments: &Arguments) -> Result<String> {
         (None, None) => {
             let mut stdin = io::stdin().lock();
             if stdin.is_terminal() {
-                eprintln!("reading the prompt from standard input; Ctrl-D ends it");
+                esay!("reading the prompt from standard input; Ctrl-D ends it");
             }
             let mut bytes = Vec::new();
             stdin.read_to_end(&mut bytes).context("reading the prompt from standard input")?;
@@ -263,13 +263,13 @@ fn report(took: &Statistics, texts: &[Completion]) {
         },
         _ => "",
     };
-    eprintln!(
+    esay!(
         "{} tokens in {:.2} s, {:.1} tokens/s{ended}",
         took.new_tokens,
         took.decode.as_secs_f64(),
         took.tokens_per_second()
     );
-    eprintln!(
+    esay!(
         "prompt of {} tokens in {:.2} s, programs ready in {:.2} s",
         took.prompt_tokens,
         took.prefill.as_secs_f64(),
@@ -277,8 +277,8 @@ fn report(took: &Statistics, texts: &[Completion]) {
     );
     match took.acceptance() {
         Some(share) => {
-            eprintln!("the second head drafted {} tokens, {:.1} % were accepted", took.drafted, 100.0 * share)
+            esay!("the second head drafted {} tokens, {:.1} % were accepted", took.drafted, 100.0 * share)
         }
-        None => eprintln!("no drafts"),
+        None => esay!("no drafts"),
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
-use program::{arguments, exit_code, say};
+use program::{arguments, esay, exit_code, say};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use train::data::{
     BAD_LINES_FILE, BadLines, DataError, PrepareOptions, PrepareProgress, PrepareSummary, TokenizerSource,
@@ -106,7 +106,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
     match done {
         Ok(summary) => report(&summary),
         Err(error @ DataError::Interrupted) => {
-            eprintln!("{error}");
+            esay!("{error}");
             return Ok(ExitCode::from(INTERRUPTED));
         }
         Err(error) => return Err(error.into()),
@@ -138,7 +138,7 @@ impl Interrupt {
         }
         let PrepareProgress::Tokenised { shards, open, .. } = state else { return ControlFlow::Break(()) };
         let since = *self.since.get_or_insert_with(|| {
-            eprintln!("interrupted: stops when the open shard is finished; once more to stop at once");
+            esay!("interrupted: stops when the open shard is finished; once more to stop at once");
             shards
         });
         if open == 0 || shards > since { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -187,7 +187,7 @@ impl Screen {
             }
             Self::Lines { total, next } if Instant::now() >= *next => {
                 *next = Instant::now() + LINE_EVERY;
-                eprintln!("read {} of {}, {what}", HumanBytes(read), HumanBytes(*total));
+                esay!("read {} of {}, {what}", HumanBytes(read), HumanBytes(*total));
             }
             Self::Lines { .. } => {}
         }

@@ -5,7 +5,7 @@ use clap::Parser;
 use decode::{DeviceFlags, Scorer, Scores, find_checkpoint, load_model, load_tokenizer};
 use model::Config;
 use program::output::{self, Reader};
-use program::{arguments, exit_code, with_large_pages};
+use program::{arguments, esay, exit_code, with_large_pages};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -214,23 +214,23 @@ fn show(
 
 /// Sums up on standard error; something was scored.
 fn summary(config: &Config, total: &Sums, has_tokenizer: bool) {
-    eprintln!("tokens        {}", total.main.targets);
+    esay!("tokens        {}", total.main.targets);
     if total.empty > 0 {
-        eprintln!("left out      {} with fewer than two tokens, where nothing is predicted", total.empty);
+        esay!("left out      {} with fewer than two tokens, where nothing is predicted", total.empty);
     }
     if let (Some(loss), Some(main)) = (total.loss(config), total.main.mean()) {
-        eprintln!("loss          {loss:.6} nats");
-        eprintln!("next token    {main:.6} nats, perplexity {:.3}", main.exp());
+        esay!("loss          {loss:.6} nats");
+        esay!("next token    {main:.6} nats, perplexity {:.3}", main.exp());
     }
     if let Some(mtp) = total.mtp.mean() {
-        eprintln!("one after it  {mtp:.6} nats, perplexity {:.3}", mtp.exp());
+        esay!("one after it  {mtp:.6} nats, perplexity {:.3}", mtp.exp());
     }
     match (has_tokenizer, total.bytes) {
-        (false, _) => eprintln!("bits a byte   unknown: the checkpoint has no tokenizer.json"),
-        (true, 0) => eprintln!("bits a byte   unknown: no predicted token stands for text"),
+        (false, _) => esay!("bits a byte   unknown: the checkpoint has no tokenizer.json"),
+        (true, 0) => esay!("bits a byte   unknown: no predicted token stands for text"),
         (true, bytes) => {
             let bits = total.main.nats / std::f64::consts::LN_2 / bytes as f64;
-            eprintln!("bits a byte   {bits:.4} over {bytes} bytes");
+            esay!("bits a byte   {bits:.4} over {bytes} bytes");
         }
     }
 }

@@ -507,7 +507,7 @@ fn prune(disk: &dyn Disk, root: &Path, retention: Retention, own: &State) -> Res
 }
 
 /// A disk on which names need not be made durable: drives in user space refuse to sync a folder.
-struct Drive(Arc<dyn Disk>);
+pub(crate) struct Drive(pub(crate) Arc<dyn Disk>);
 
 impl Disk for Drive {
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
