@@ -3,7 +3,7 @@
 
 use divan::{Bencher, black_box};
 use engine::{
-    Builder, DType, KernelChoice, Locations, Program, Save, ScanOptions, Target, Tensor, Type, grad, passes,
+    Builder, DType, Locations, Program, Save, ScanOptions, Target, Tensor, Type, grad, passes,
 };
 
 const LAYERS: usize = 24;
@@ -157,5 +157,5 @@ fn print(bencher: Bencher<'_, '_>, layout: Layers) {
 #[divan::bench(args = LAYOUTS)]
 fn lower(bencher: Bencher<'_, '_>, layout: Layers) {
     let program = step(layout);
-    bencher.bench(|| passes::lower(black_box(&program), Target::TpuV6e, KernelChoice::Auto));
+    bencher.bench(|| passes::lower(black_box(&program), Target::TpuV6e, None));
 }

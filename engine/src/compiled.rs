@@ -1,11 +1,12 @@
 //! [`Compiled`]: a program on its devices; arguments are checked against its ports before the plugin sees them.
 
 use crate::host::Host;
+use crate::ir::Port;
 use crate::pjrt::{
     Arg, Buffer, Client, CompileOptions, Error, Executable, ExecutableCache, Loaded, Lookup, Partitioner,
     Result, Topology, Value,
 };
-use crate::program::{Port, Program};
+use crate::program::Program;
 use crate::text::Locations;
 
 /// A compiled program and its ports.

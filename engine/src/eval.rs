@@ -148,25 +148,6 @@ impl Array {
     }
 }
 
-/// Row-major strides of a shape.
-pub(crate) fn strides(shape: &[usize]) -> Vec<usize> {
-    let mut strides = vec![1; shape.len()];
-    for axis in (1..shape.len()).rev() {
-        strides[axis - 1] = strides[axis] * shape[axis];
-    }
-    strides
-}
-
-/// The index on each axis of row-major element `i`.
-pub(crate) fn unravel(mut i: usize, shape: &[usize]) -> Vec<usize> {
-    let mut index = vec![0; shape.len()];
-    for axis in (0..shape.len()).rev() {
-        index[axis] = i % shape[axis];
-        i /= shape[axis];
-    }
-    index
-}
-
 impl Evaluator {
     /// Results of a function on the given arguments.
     pub(crate) fn call(&self, func: &Func, args: &[Rc<Array>]) -> Vec<Rc<Array>> {

@@ -15,8 +15,8 @@ pub(crate) enum Cotangent<'f> {
     None,
     /// To be added to what other users of the operand contribute.
     Add(Tensor<'f>),
-    /// Already added to [`Vjp::so_far`]: replaces it.
-    Total(Tensor<'f>),
+    /// Already added to [`Vjp::accumulator`]: replaces it.
+    Accumulated(Tensor<'f>),
 }
 
 impl<'f> From<Tensor<'f>> for Cotangent<'f> {
@@ -33,7 +33,7 @@ pub(crate) struct Vjp<'f> {
     results: Vec<Tensor<'f>>,
     cts: Vec<Option<Tensor<'f>>>,
     wanted: Vec<bool>,
-    so_far: Vec<Option<Tensor<'f>>>,
+    accumulators: Vec<Option<Tensor<'f>>>,
 }
 
 impl<'f> Vjp<'f> {
@@ -79,8 +79,8 @@ impl<'f> Vjp<'f> {
 
     /// The cotangent that operand `i` has from its other users so far, perhaps of a wider type; a rule may add to it in
     /// place. Given for the first of equal operands only.
-    pub(crate) fn so_far(&self, i: usize) -> Option<Tensor<'f>> {
-        self.so_far[i]
+    pub(crate) fn accumulator(&self, i: usize) -> Option<Tensor<'f>> {
+        self.accumulators[i]
     }
 }
 
@@ -234,10 +234,10 @@ pub(crate) fn vjp<'f>(
             continue;
         }
         let first = |i: usize| !node.operands[..i].contains(&node.operands[i]);
-        let so_far =
+        let accumulators =
             (0..wanted.len()).map(|i| sums.get(&node.operands[i]).filter(|_| first(i)).copied()).collect();
         let operands = node.operands.iter().map(|&value| builder.tensor(value)).collect();
-        let rule = Vjp { builder, node: index, operands, results, cts, wanted, so_far };
+        let rule = Vjp { builder, node: index, operands, results, cts, wanted, accumulators };
         let flows = builder.attributed(node.at, || node.op.rules().vjp(&rule));
         let flows = match flows {
             Ok(flows) => flows,
@@ -245,7 +245,7 @@ pub(crate) fn vjp<'f>(
         };
         for (i, flow) in flows.into_iter().enumerate().filter(|(i, _)| rule.wanted(*i)) {
             let operand = node.operands[i];
-            let (Cotangent::Add(ct) | Cotangent::Total(ct)) = flow else { continue };
+            let (Cotangent::Add(ct) | Cotangent::Accumulated(ct)) = flow else { continue };
             let summed = sums.get(&operand).map(|sum| sum.ty());
             assert!(
                 ct.ty() == builder.ty(operand) || Some(ct.ty()) == summed,
@@ -255,7 +255,7 @@ pub(crate) fn vjp<'f>(
                 builder.ty(operand)
             );
             builder.attributed(node.at, || match flow {
-                Cotangent::Total(total) => drop(sums.insert(operand, total)),
+                Cotangent::Accumulated(total) => drop(sums.insert(operand, total)),
                 _ => add(&mut sums, operand, ct),
             });
             touched.insert(operand);
@@ -291,7 +291,7 @@ pub(crate) fn widened<'f>(ct: Tensor<'f>, dtype: DType) -> Tensor<'f> {
     wide.convert(dtype)
 }
 
-/// A function's forward nodes, and behind them its gradient, in one scratch builder. Region ops cut their forward and
+/// A function's forward nodes, followed by those of its gradient, in one scratch builder. Region ops cut their forward and
 /// backward bodies out of it.
 pub(crate) struct Linearized<'g> {
     pub(crate) builder: &'g Builder<'g>,
@@ -331,8 +331,8 @@ pub(crate) fn linearize<'g>(
     Linearized { builder, params, results, cts, grads, end }
 }
 
-/// Which forward values the backward part computes again instead of receiving them.
-pub(crate) enum Again<'a> {
+/// Which forward values the backward part computes itself instead of receiving them.
+pub(crate) enum Recompute<'a> {
     /// Only what costs nothing: constants and rearrangements of values not larger than their result.
     Views,
     /// Everything but the values with these names.
@@ -341,8 +341,8 @@ pub(crate) enum Again<'a> {
 
 impl<'g> Linearized<'g> {
     /// The forward values that the backward part must be given, parameters among them, in order.
-    pub(crate) fn frontier(&self, again: &Again) -> Vec<Value> {
-        let saved = self.saved(again);
+    pub(crate) fn frontier(&self, recompute: &Recompute) -> Vec<Value> {
+        let saved = self.saved(recompute);
         let mut frontier = BTreeSet::new();
         let mut seen = HashSet::new();
         let mut open: Vec<Value> = self.grads.iter().flatten().map(|grad| grad.value()).collect();
@@ -355,7 +355,7 @@ impl<'g> Linearized<'g> {
             if value.node >= self.end && parameter {
                 continue;
             }
-            let given = parameter || saved.contains(&value) || !self.computed_again(&node, again);
+            let given = parameter || saved.contains(&value) || !self.recomputes(&node, recompute);
             if value.node < self.end && given {
                 frontier.insert(value);
                 continue;
@@ -366,8 +366,8 @@ impl<'g> Linearized<'g> {
     }
 
     /// Values that the backward part is given under the policy, whatever it could compute itself.
-    fn saved(&self, again: &Again) -> HashSet<Value> {
-        let Again::AllBut(names) = again else { return HashSet::new() };
+    fn saved(&self, recompute: &Recompute) -> HashSet<Value> {
+        let Recompute::AllBut(names) = recompute else { return HashSet::new() };
         let mut saved = HashSet::new();
         for index in 0..self.end {
             self.builder.with_node(index, |node| match &node.op {
@@ -378,10 +378,10 @@ impl<'g> Linearized<'g> {
         saved
     }
 
-    fn computed_again(&self, node: &Node, again: &Again) -> bool {
-        match again {
-            Again::AllBut(_) => true,
-            Again::Views => {
+    fn recomputes(&self, node: &Node, recompute: &Recompute) -> bool {
+        match recompute {
+            Recompute::AllBut(_) => true,
+            Recompute::Views => {
                 let view = matches!(
                     node.op,
                     Op::Constant(_)
@@ -428,14 +428,14 @@ impl<'g> Linearized<'g> {
                 (0..node.types.len()).map(|result| made.get(&of_node(result)).copied()).collect::<Vec<_>>()
             };
             let results = into.attributed(node.at, || {
-                let again = match &node.op {
-                    Op::KernelCall(kernel) => kernel.0.again(&operands, &known()),
+                let recomputed = match &node.op {
+                    Op::KernelCall(kernel) => kernel.0.recompute(&operands, &known()),
                     _ => None,
                 };
-                again.unwrap_or_else(|| into.push(node.op.clone(), &operands))
+                recomputed.unwrap_or_else(|| into.push(node.op.clone(), &operands))
             });
             for (result, tensor) in (0u32..).zip(results) {
-                // a value that was given stays what was given
+                // What the backward part was given is not replaced by what it computes.
                 made.entry(Value { node: index, result }).or_insert(tensor);
             }
         }

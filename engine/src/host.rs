@@ -1,8 +1,6 @@
 //! [`Host`]: bytes and their type in main memory, aligned for zero-copy transfers.
 
-use crate::eval::{strides, unravel};
-use crate::ops::host_call::{View, ViewMut};
-use crate::types::{DType, Type};
+use crate::types::{DType, Type, strides, unravel};
 use bytemuck::{Pod, Zeroable};
 use std::fmt;
 
@@ -16,6 +14,71 @@ struct Line([u8; 64]);
 pub struct Host {
     ty: Type,
     lines: Vec<Line>,
+}
+
+/// A tensor that somebody else holds, to be read: dense, row-major.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    pub(crate) dtype: DType,
+    pub(crate) shape: &'a [usize],
+    pub(crate) bytes: &'a [u8],
+}
+
+/// A tensor that somebody else holds, to be written: dense, row-major.
+#[derive(Debug)]
+pub struct ViewMut<'a> {
+    pub(crate) dtype: DType,
+    pub(crate) shape: &'a [usize],
+    pub(crate) bytes: &'a mut [u8],
+}
+
+impl<'a> View<'a> {
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The extent of each axis.
+    pub fn shape(&self) -> &'a [usize] {
+        self.shape
+    }
+
+    /// The numbers.
+    ///
+    /// # Panics
+    /// If the element type is another one.
+    #[track_caller]
+    pub fn as_slice<E: Element>(&self) -> &'a [E] {
+        assert!(self.dtype == E::DTYPE, "an operand is {}, read as {}", self.dtype, E::DTYPE);
+        bytemuck::cast_slice(self.bytes)
+    }
+
+    /// One byte for each bool, 0 or 1.
+    ///
+    /// # Panics
+    /// If the element type is another one.
+    #[track_caller]
+    pub fn as_bools(&self) -> &'a [u8] {
+        assert!(self.dtype == DType::Bool, "an operand is {}, read as bool", self.dtype);
+        self.bytes
+    }
+}
+
+impl<'a> ViewMut<'a> {
+    /// The extent of each axis.
+    pub fn shape(&self) -> &'a [usize] {
+        self.shape
+    }
+
+    /// The numbers, to be written.
+    ///
+    /// # Panics
+    /// If the element type is another one.
+    #[track_caller]
+    pub fn into_slice<E: Element>(self) -> &'a mut [E] {
+        assert!(self.dtype == E::DTYPE, "a result is {}, written as {}", self.dtype, E::DTYPE);
+        bytemuck::cast_slice_mut(self.bytes)
+    }
 }
 
 /// A Rust number that is the element of a [`DType`].

@@ -3,8 +3,8 @@
 //! **Invariants**: operands precede users; a body is closed, what it takes from outside are its parameters (both
 //! checked by [`crate::passes::verify`]); equal pure nodes of one function exist once (kept by [`Builder`]).
 
+use crate::ops::collective::Sharding;
 use crate::ops::{HostCall, Op, Parameter};
-use crate::program::Port;
 use crate::types::{DType, Type};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -131,6 +131,38 @@ impl Func {
         calls
     }
 
+    /// This function rebuilt, bodies first: `rule` may replace each node.
+    pub(crate) fn rewrite<R>(&self, rule: &mut R) -> Func
+    where
+        R: for<'f> FnMut(&'f Builder<'f>, &Op, &[Tensor<'f>]) -> Option<Vec<Tensor<'f>>>,
+    {
+        let builder = Builder::new();
+        let mut made: Vec<Vec<Tensor<'_>>> = Vec::with_capacity(self.nodes().len());
+        let params: Vec<Tensor<'_>> =
+            self.param_types().into_iter().map(|ty| builder.parameter(ty)).collect();
+        for node in self.nodes() {
+            let results = match &node.op {
+                Op::Parameter(parameter) => vec![params[parameter.index]],
+                op => {
+                    let operands: Vec<Tensor<'_>> = node
+                        .operands
+                        .iter()
+                        .map(|value| made[value.node as usize][value.result as usize])
+                        .collect();
+                    let bodies = op.bodies().into_iter().map(|body| Arc::new(body.rewrite(rule))).collect();
+                    let op = op.with_bodies(bodies);
+                    builder.attributed(node.at, || {
+                        rule(&builder, &op, &operands).unwrap_or_else(|| builder.push(op.clone(), &operands))
+                    })
+                }
+            };
+            made.push(results);
+        }
+        let results: Vec<Tensor<'_>> =
+            self.results().iter().map(|value| made[value.node as usize][value.result as usize]).collect();
+        builder.finish(&results)
+    }
+
     /// The parameters, in order.
     pub fn params(&self) -> &[Value] {
         &self.params
@@ -191,8 +223,8 @@ pub struct Builder<'p> {
     state: RefCell<State>,
     /// While a gradient rule runs: the line of the forward node, given to every node that the rule makes.
     author: Cell<Option<&'static Location<'static>>>,
-    /// The gradient is cut from the function that it is made in, into a loop of its own.
-    pub(crate) cut: bool,
+    /// Forward and backward pass are split into functions of their own, as those of a scan.
+    pub(crate) split: bool,
 }
 
 #[derive(Default)]
@@ -204,6 +236,26 @@ struct State {
     captures: Vec<(Value, Value)>,
     /// Of the main function of a program; no other function has any.
     ports: Option<Ports>,
+}
+
+/// A named input or output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// Path in the caller's tree, `params.layers.gate`.
+    pub name: String,
+    /// Its type.
+    pub ty: Type,
+    /// How it is cut over devices; without one, each device of the program holds all of it.
+    pub sharding: Option<Sharding>,
+    /// For an input that is donated: the output that is written over it.
+    pub replaced_by: Option<usize>,
+}
+
+impl Port {
+    /// The type of what one device holds.
+    pub fn local(&self) -> Type {
+        self.sharding.as_ref().map_or_else(|| self.ty.clone(), |sharding| sharding.part(&self.ty))
+    }
 }
 
 /// What a program takes and gives, as declared so far.
@@ -222,12 +274,12 @@ pub struct Tensor<'f> {
 
 impl<'f> Builder<'f> {
     pub(crate) fn new() -> Builder<'f> {
-        Builder { parent: None, state: RefCell::default(), author: Cell::new(None), cut: false }
+        Builder { parent: None, state: RefCell::default(), author: Cell::new(None), split: false }
     }
 
-    /// The builder of a function whose gradient goes into a loop of its own.
-    pub(crate) fn to_be_cut() -> Builder<'f> {
-        Builder { cut: true, ..Builder::new() }
+    /// The builder of a function whose forward and backward pass are split into functions of their own.
+    pub(crate) fn split() -> Builder<'f> {
+        Builder { split: true, ..Builder::new() }
     }
 
     /// The builder of a program's main function.

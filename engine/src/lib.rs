@@ -29,8 +29,7 @@
 //! | `program.rs` | [`Program`]: a main function with named ports, donation and sharding |
 //! | `ops/` | the operations, one file for each family: shape, gradient, text and meaning of each stand together |
 //! | `grad.rs` | [`grad`] and [`grad_into`]: one walk from the last node to the first |
-//! | `passes.rs` | [`passes::select`], [`passes::fold`], [`passes::verify`] |
-//! | `stacks.rs` | the pass for TPUs that lets kernels in a loop read and write rows of stacks where they lie |
+//! | `passes/` | [`passes::select`], [`passes::simplify`], [`passes::verify`], and the pass for TPUs that lets kernels in a scan read and write the scanned arrays in place |
 //! | `text.rs` | the printer |
 //! | `eval.rs` | [`evaluate`]: what a program means, in `f64`; slow, and the oracle of the tests |
 //! | `compiled.rs` | [`Compiled`]: a program on its devices |
@@ -70,6 +69,7 @@ mod compiled;
 mod eval;
 mod grad;
 mod host;
+mod host_function;
 mod ir;
 pub mod ops;
 pub mod passes;
@@ -77,26 +77,24 @@ pub mod pjrt;
 pub mod plugin;
 mod program;
 pub mod random;
-mod stacks;
 mod text;
 mod types;
 
 pub use compiled::{Compiled, faithful};
 pub use eval::{Array, Rounding, evaluate};
 pub use grad::{grad, grad_into};
-pub use host::{Element, Host};
-pub use ir::{Builder, Func, Node, Tensor, Value};
+pub use host::{Element, Host, View, ViewMut};
+pub use host_function::{CallFrame, HostFunction, Workers};
+pub use ir::{Builder, Func, Node, Port, Tensor, Value};
 pub use ops::collective::Sharding;
 pub use ops::control::Save;
 pub use ops::elementwise::Operand;
-pub use ops::host_call::{Frame, HostCall, HostFunction, View, ViewMut, Workers};
-pub use ops::kernel::{
-    Backward, CustomCall, InPlace, Interpreter, Kernel, KernelChoice, Lowering, Places, Target,
-};
+pub use ops::host_call::HostCall;
+pub use ops::kernel::{Backward, CustomCall, Form, InPlace, Interpreter, Kernel, Scanned, Target};
 pub use ops::random::threefry;
 pub use ops::reduce::{Direction, Reduction};
 pub use ops::scan::ScanOptions;
 pub use ops::{Op, ShapeError};
-pub use program::{Port, Program};
+pub use program::Program;
 pub use text::Locations;
 pub use types::{DType, Type};

@@ -1,24 +1,11 @@
 //! [`Program`]: a main function with named inputs and outputs, the unit that is printed, compiled and run.
 
-use crate::ir::{Builder, Func, Ports, Tensor, Value};
+use crate::ir::{Builder, Func, Port, Ports, Tensor, Value};
 use crate::ops::Op;
 use crate::ops::collective::Sharding;
 use crate::text::{self, Locations};
 use crate::types::Type;
 use std::collections::BTreeSet;
-
-/// A named input or output.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Port {
-    /// Path in the caller's tree, `params.layers.gate`.
-    pub name: String,
-    /// Its type.
-    pub ty: Type,
-    /// How it is cut over devices; without one, each device of the program holds all of it.
-    pub sharding: Option<Sharding>,
-    /// For an input that is donated: the output that is written over it.
-    pub replaced_by: Option<usize>,
-}
 
 /// A closed program.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,13 +14,6 @@ pub struct Program {
     main: Func,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
-}
-
-impl Port {
-    /// The type of what one device holds.
-    pub fn local(&self) -> Type {
-        self.sharding.as_ref().map_or_else(|| self.ty.clone(), |sharding| sharding.part(&self.ty))
-    }
 }
 
 impl Program {

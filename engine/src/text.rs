@@ -1,10 +1,11 @@
 //! StableHLO text. Equal programs print equal text: names are counted in the order of nodes, nothing depends on
 //! hash maps, floats are hex bits. Only what StableHLO 1.13 knows is printed.
 
+use crate::ir::Port;
 use crate::ir::{Body, Func, Node};
 use crate::ops::Op;
 use crate::ops::collective::Sharding;
-use crate::program::{Port, Program};
+use crate::program::Program;
 use crate::types::Type;
 use std::panic::Location;
 

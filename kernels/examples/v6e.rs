@@ -18,8 +18,8 @@
 
 use engine::pjrt::{CompileOptions, Plugin, Topology};
 use engine::plugin::Platform;
-use engine::{DType, KernelChoice, Program, Target, Type, grad, passes};
-use kernels::{CachedAttention, DiffAttention, HeadNorm, Keys, ROWS, SwiGlu, Tiling, rotate};
+use engine::{DType, Form, Program, Target, Type, grad, passes};
+use kernels::{BLOCK_ROWS, CachedAttention, DiffAttention, HeadNorm, Keys, SwiGlu, Tiling, rotate};
 use std::path::Path;
 use std::process::{Command, ExitCode, Output};
 
@@ -45,7 +45,7 @@ enum Case {
     },
     SwiGlu {
         rate: f64,
-        choice: KernelChoice,
+        choice: Option<Form>,
     },
 }
 
@@ -74,14 +74,14 @@ fn cases() -> Vec<(String, Case)> {
         }
     }
     for rate in [0.0, 0.1] {
-        for (choice, name) in [(KernelChoice::Native, "native"), (KernelChoice::Portable, "xla")] {
+        for (choice, name) in [(Some(Form::Native), "native"), (Some(Form::Portable), "xla")] {
             cases.push((format!("swiglu-{rate}-{name}"), Case::SwiGlu { rate, choice }));
         }
     }
     cases
 }
 
-fn program(case: Case) -> (Program, KernelChoice) {
+fn program(case: Case) -> (Program, Option<Form>) {
     let bf16 = |shape: Vec<usize>| Type::new(DType::Bf16, shape);
     match case {
         Case::Attention { pass, seq, tiling } => {
@@ -93,7 +93,7 @@ fn program(case: Case) -> (Program, KernelChoice) {
                 keys: Keys::PerMap,
                 norm: HeadNorm::Rms { eps: 1e-5 },
                 cap: 0.0,
-                rows: ROWS,
+                rows: BLOCK_ROWS,
                 tiling: Some(tiling),
             };
             let program = Program::build("attention", |f| {
@@ -112,7 +112,7 @@ fn program(case: Case) -> (Program, KernelChoice) {
                 let grads = grad(loss, &[qkv, lambda]);
                 grads.into_iter().enumerate().for_each(|(i, x)| f.output(&format!("d{i}"), x));
             });
-            (program, KernelChoice::Native)
+            (program, Some(Form::Native))
         }
         Case::Cached { tokens, slots, block } => {
             let (b, d, e) = (BATCH, 128, 256);
@@ -127,7 +127,7 @@ fn program(case: Case) -> (Program, KernelChoice) {
                 let kernel = CachedAttention { norm: HeadNorm::Rms { eps: 1e-5 }, cap: 0.0, block };
                 f.output("y", f.kernel(kernel, &[q, keys, values, visible, slot, lambda])[0]);
             });
-            (program, if block.is_some() { KernelChoice::Native } else { KernelChoice::Portable })
+            (program, if block.is_some() { Some(Form::Native) } else { Some(Form::Portable) })
         }
         Case::SwiGlu { rate, choice } => {
             let (n, m, i) = (16384, 1536, 4096);

@@ -23,10 +23,7 @@
 //! 0.4 % of dh at 1 - p = 5e-4 for 512 columns. Checked against automatic differentiation by the tests.
 
 use crate::wide;
-use engine::{
-    Backward, Builder, DType, Func, Kernel, KernelChoice, Lowering, ScanOptions, ShapeError, Target, Tensor,
-    Type,
-};
+use engine::{Backward, Builder, DType, Form, Func, Kernel, ScanOptions, ShapeError, Target, Tensor, Type};
 
 /// Which gradients are computed beside the loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,14 +156,14 @@ impl LinearCrossEntropy {
         let Some(dw) = dw else { return (loss, None) };
         // Without the pins libtpu stores q in f32 and rounds it in both products' loops, and XLA reads the others before
         // they were rounded.
-        let [q] = Tensor::pinned([self.times_slope(e, x).convert(narrow)]);
-        let [q_target] = Tensor::pinned([self.times_slope(e_target, x_target).convert(narrow)]);
+        let [q] = Tensor::materialized([self.times_slope(e, x).convert(narrow)]);
+        let [q_target] = Tensor::materialized([self.times_slope(e_target, x_target).convert(narrow)]);
         let q_target = q_target.convert(wide);
         let r = weights * (1.0 + lse * (2.0 * self.z_loss)) / sum;
         let c = weights * (sum - e_target - e_target * lse * (2.0 * self.z_loss)) / sum;
         let c = self.times_slope(c, x_target);
         let along_h = |x: Tensor<'f>| x.along(rows, &[0]);
-        let [scaled] = Tensor::pinned([(h.convert(wide) * along_h(r)).convert(narrow)]);
+        let [scaled] = Tensor::materialized([(h.convert(wide) * along_h(r)).convert(narrow)]);
         let dh =
             q.einsum_as("nv,vm->nm", w, wide) * along_h(r) - along_h(c + r * q_target) * rows.convert(wide);
         let dw = dw + q.einsum_as("nv,nm->vm", scaled, wide);
@@ -287,11 +284,11 @@ impl Kernel for LinearCrossEntropy {
         1
     }
 
-    fn again<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
+    fn recompute<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
         None
     }
 
-    fn lower(&self, args: &[Type], target: Target, _: KernelChoice) -> Lowering {
-        Lowering::Portable(Func::build(args, |f, args| self.portable(f, args, chunk_of(target))))
+    fn lower(&self, args: &[Type], target: Target, _: Option<Form>) -> Option<(Form, Func)> {
+        Some((Form::Portable, Func::build(args, |f, args| self.portable(f, args, chunk_of(target)))))
     }
 }

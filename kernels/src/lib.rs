@@ -7,10 +7,10 @@
 //! | [`DiffAttention`] | one block of all rows | blocks of rows up to the diagonal | forward and backward, `diff_attention/{forward,backward}.rs` | forward and backward, `diff_attention/host/` |
 //! | [`CachedAttention`] | plain ops | on the CPU small products row by row | a few tokens, `cached_attention/native.rs` | a few tokens, `cached_attention/host.rs` |
 //! | [`CachedBlock`] | plain ops and the kernels that it is made of | the reference | none | up to 32 rows, matrices in panels |
-//! | [`Linear`] | plain ops | the reference | none | matrices in panels |
-//! | [`Draw`] | plain ops | the reference | none | all |
+//! | [`PackedLinear`] | plain ops | the reference | none | matrices in panels |
+//! | [`Sampling`] | plain ops | the reference | none | all |
 //! | [`SwiGlu`] | plain ops, which XLA fuses | the reference | forward, `swiglu/tiles.rs`; chosen only by name | backward, `swiglu/host.rs` |
-//! | [`ScaledLinear`] | plain ops, which XLA fuses | the reference | none | none |
+//! | [`RmsNormLinear`] | plain ops, which XLA fuses | the reference | none | none |
 //! | `row_dot`, for [`rms_scale`] and the gradients of scales | a product and a sum | on a TPU a product with ones | none | none |
 //! | [`LinearCrossEntropy`] | all logits at once | chunks of tokens, loss and gradients in one visit | the portable form | the portable form |
 //!
@@ -46,16 +46,16 @@
 
 mod cached_attention;
 mod cached_block;
+mod cpu;
 mod cross_entropy;
 mod diff_attention;
-mod draw;
 mod dropout;
 #[doc = include_str!("gradients.md")]
 pub mod gradients {}
-mod host;
-mod linear;
+mod packed_linear;
+mod rms_norm_linear;
 mod row_dot;
-mod scaled_linear;
+mod sampling;
 mod swiglu;
 pub mod tile;
 #[doc = include_str!("v6e.md")]
@@ -64,11 +64,11 @@ pub mod v6e {}
 pub use cached_attention::CachedAttention;
 pub use cached_block::{CachedBlock, normalized, project};
 pub use cross_entropy::{Gradients, LinearCrossEntropy};
-pub use diff_attention::{DiffAttention, HeadNorm, Keys, ROWS, Tiling, document_starts, rotate};
-pub use draw::{Draw, Filter, Sampler};
+pub use diff_attention::{BLOCK_ROWS, DiffAttention, HeadNorm, Keys, Tiling, document_starts, rotate};
 pub use dropout::dropout_mask;
-pub use linear::{Linear, PANEL, panels};
-pub use scaled_linear::{ScaledLinear, rms_scale};
+pub use packed_linear::{PANEL, PackedLinear, panels};
+pub use rms_norm_linear::{RmsNormLinear, rms_scale};
+pub use sampling::{Filter, Sampler, Sampling};
 pub use swiglu::SwiGlu;
 
 use engine::DType;

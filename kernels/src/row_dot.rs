@@ -1,7 +1,7 @@
 //! Sums along the rows of a product of two matrices.
 
 use crate::wide;
-use engine::{Backward, Builder, Func, Kernel, KernelChoice, Lowering, ShapeError, Target, Tensor, Type};
+use engine::{Backward, Builder, Form, Func, Kernel, ShapeError, Target, Tensor, Type};
 
 /// Arguments: a and b `[n, m]` of one type. Result: `sum_m a b`, `[n]` f32.
 #[derive(Clone, Debug)]
@@ -47,21 +47,24 @@ impl Kernel for RowDot {
         1
     }
 
-    fn again<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
+    fn recompute<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
         None
     }
 
     /// On a TPU a product with ones: libtpu estimates 82 kcycles for 16384 rows of 1536 and 213 for a reduction, and it
     /// lets the matrices keep their row-major layout ([`v6e`](crate::v6e)). The products are rounded to bf16 before they are summed.
-    fn lower(&self, args: &[Type], target: Target, _: KernelChoice) -> Lowering {
+    fn lower(&self, args: &[Type], target: Target, _: Option<Form>) -> Option<(Form, Func)> {
         if target != Target::TpuV6e {
-            return Lowering::Reference;
+            return None;
         }
-        Lowering::Portable(Func::build(args, |f: &Builder<'_>, args| {
-            let (a, b) = (args[0], args[1]);
-            let ones = f.full(a.ty().with_shape([a.dim(1), LANES]), 1.0);
-            let sums = (a * b).einsum_as("nm,ml->nl", ones, wide(a.dtype()));
-            vec![sums.slice_axis(1, 0, 1).reshape([a.dim(0)])]
-        }))
+        Some((
+            Form::Portable,
+            Func::build(args, |f: &Builder<'_>, args| {
+                let (a, b) = (args[0], args[1]);
+                let ones = f.full(a.ty().with_shape([a.dim(1), LANES]), 1.0);
+                let sums = (a * b).einsum_as("nm,ml->nl", ones, wide(a.dtype()));
+                vec![sums.slice_axis(1, 0, 1).reshape([a.dim(0)])]
+            }),
+        ))
     }
 }

@@ -23,7 +23,7 @@ pub use weights::{Layer, Matrices, Second, Weights, prepare_program, weight_type
 use crate::config::{Attention, Config, Yarn};
 use crate::rope::rope_tables;
 use engine::{Builder, DType, Host, Program, Tensor, Type};
-use kernels::{CachedBlock, Draw, HeadNorm, normalized, project};
+use kernels::{CachedBlock, HeadNorm, Sampling, normalized, project};
 
 /// Keys and values of all layers, and which slots each row sees. They lie exactly as the products read them: for another
 /// shape, even of the same bytes, XLA writes the update twice, once for the loop and once for the product, and copies the
@@ -431,7 +431,7 @@ struct Pass<'c, 'f> {
     stops: Tensor<'f>,
 }
 
-/// What a random draw depends on beside logits and positions, as [`Draw`] wants it. Unused numbers are there for every
+/// What a random draw depends on beside logits and positions, as [`Sampling`] wants it. Unused numbers are there for every
 /// sampler, so that one list of inputs serves all.
 #[derive(Clone, Copy)]
 struct Numbers<T> {
@@ -455,8 +455,11 @@ impl<T> Numbers<T> {
 impl<'f> Pass<'_, 'f> {
     /// The drawn tokens at `positions` `[b]` and their log-probabilities, given the logits before the cap, `[b, v]`.
     fn draw(&self, logits: Tensor<'f>, positions: Tensor<'f>) -> (Tensor<'f>, Tensor<'f>) {
-        let kernel =
-            Draw { sampler: self.sampler, cap: self.config.final_logit_cap, columns: self.config.num_tokens };
+        let kernel = Sampling {
+            sampler: self.sampler,
+            cap: self.config.final_logit_cap,
+            columns: self.config.num_tokens,
+        };
         let Numbers { keys, temperature, top_k, top_p } = self.numbers;
         let args = match self.sampler {
             Sampler::Greedy => vec![logits],

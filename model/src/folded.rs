@@ -2,108 +2,54 @@
 
 use crate::config::{Compute, Config};
 use crate::params::{Block, Diff, Params, specs};
+use crate::tree::tree;
 use engine::{Func, Host, Program, Tensor, Type, grad};
 
-/// The parameters as the forward pass reads them: matrices in the compute type, and the weights of norms inside of the
-/// matrices that read what they norm. `L` layers stacked, as in [`Params`].
-///
-/// `norm(x) W = r (x (w W))` with r the scale of x's row: the norm's weight w costs nothing a token, and x itself is the
-/// product's operand.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Folded<T> {
-    /// Rows of the embedding, and the main head, `[V, D]`.
-    pub embed: T,
-    /// The blocks.
-    pub layers: FoldedBlock<T>,
-    /// Norm before the heads, `[D]` f32: the main head is the embedding too, so it stays outside.
-    pub norm: T,
-    /// The head of the second token.
-    pub mtp: Option<FoldedMtp<T>>,
-}
-
-/// The blocks; every leaf is stacked, `[L, ..]`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct FoldedBlock<T> {
-    /// Query, key and value projections side by side behind the norm before attention, `[D, Q + 2*K*d]`.
-    pub qkv: T,
-    /// Lambda of each layer, f32 (`diff_v1`), or its projection behind the norm, `[D, H]` (`diff_v2`).
-    pub lambda: T,
-    /// Output projection behind the heads' norm with its fixed factor, `[H*d, D]`.
-    pub o: T,
-    /// SwiGLU's gate projection behind the norm before the MLP, `[D, I]`.
-    pub gate: T,
-    /// SwiGLU's up projection behind the same norm, `[D, I]`.
-    pub up: T,
-    /// SwiGLU's down projection, `[I, D]`.
-    pub down: T,
-}
-
-/// The head of the second token.
-#[derive(Clone, Debug, PartialEq)]
-pub struct FoldedMtp<T> {
-    /// `[2D, D]`; rows ordered (hidden state, embedding).
-    pub proj: T,
-    /// Norm `[D]` f32.
-    pub norm: T,
-    /// Untied head `[V, D]`.
-    pub lm_head: T,
-}
-
-impl<T> Folded<T> {
-    /// Applies a function to every weight with its name (`layers.qkv`), in the order of declaration; that order is the
-    /// order of every flat list of weights.
-    pub fn map<U>(self, mut f: impl FnMut(&'static str, T) -> U) -> Folded<U> {
-        Folded {
-            embed: f("embed", self.embed),
-            layers: self.layers.map(&mut f),
-            norm: f("norm", self.norm),
-            mtp: self.mtp.map(|mtp| FoldedMtp {
-                proj: f("mtp.proj", mtp.proj),
-                norm: f("mtp.norm", mtp.norm),
-                lm_head: f("mtp.lm_head", mtp.lm_head),
-            }),
-        }
-    }
-
-    /// Names and weights in the order of declaration.
-    pub fn into_flat(self) -> Vec<(&'static str, T)> {
-        let mut flat = Vec::new();
-        self.map(|name, leaf| flat.push((name, leaf)));
-        flat
-    }
-}
-
-impl<T: Clone> Folded<T> {
-    /// The weights in the order of declaration.
-    pub fn leaves(&self) -> Vec<T> {
-        self.clone().into_flat().into_iter().map(|(_, leaf)| leaf).collect()
-    }
-
-    /// A tree of the same form from a flat list in the order of declaration.
+tree! {
+    /// The parameters as the forward pass reads them: matrices in the compute type, and the weights of norms inside of the
+    /// matrices that read what they norm. `L` layers stacked, as in [`Params`].
     ///
-    /// # Panics
-    /// If the list has another length.
-    #[track_caller]
-    pub fn with_leaves<U>(&self, leaves: impl IntoIterator<Item = U>) -> Folded<U> {
-        let mut leaves = leaves.into_iter();
-        let tree =
-            self.clone().map(|name, _| leaves.next().unwrap_or_else(|| panic!("no leaf left for `{name}`")));
-        assert!(leaves.next().is_none(), "more leaves than the tree has weights");
-        tree
+    /// `norm(x) W = r (x (w W))` with r the scale of x's row: the norm's weight w costs nothing a token, and x itself is the
+    /// product's operand.
+    pub struct Folded<T> {
+        /// Rows of the embedding, and the main head, `[V, D]`.
+        leaf embed: T,
+        /// The blocks.
+        part layers: FoldedBlock<T>,
+        /// Norm before the heads, `[D]` f32: the main head is the embedding too, so it stays outside.
+        leaf norm: T,
+        /// The head of the second token.
+        part mtp: Option<FoldedMtp<T>>,
     }
 }
 
-impl<T> FoldedBlock<T> {
-    /// Applies a function to every weight with its name in the whole tree (`layers.qkv`).
-    pub fn map<U>(self, mut f: impl FnMut(&'static str, T) -> U) -> FoldedBlock<U> {
-        FoldedBlock {
-            qkv: f("layers.qkv", self.qkv),
-            lambda: f("layers.lambda", self.lambda),
-            o: f("layers.o", self.o),
-            gate: f("layers.gate", self.gate),
-            up: f("layers.up", self.up),
-            down: f("layers.down", self.down),
-        }
+tree! {
+    /// The blocks; every leaf is stacked, `[L, ..]`.
+    pub struct FoldedBlock<T> {
+        /// Query, key and value projections side by side, with the norm before attention in them: `[D, Q + 2*K*d]`.
+        leaf qkv: T,
+        /// Lambda of each layer, f32 (`diff_v1`), or its projection with the norm in it, `[D, H]` (`diff_v2`).
+        leaf lambda: T,
+        /// Output projection with the heads' norm and its fixed factor in it, `[H*d, D]`.
+        leaf o: T,
+        /// SwiGLU's gate projection with the norm before the MLP in it, `[D, I]`.
+        leaf gate: T,
+        /// SwiGLU's up projection with the same norm in it, `[D, I]`.
+        leaf up: T,
+        /// SwiGLU's down projection, `[I, D]`.
+        leaf down: T,
+    }
+}
+
+tree! {
+    /// The head of the second token.
+    pub struct FoldedMtp<T> {
+        /// `[2D, D]`; rows ordered (hidden state, embedding).
+        leaf proj: T,
+        /// Norm `[D]` f32.
+        leaf norm: T,
+        /// Untied head `[V, D]`.
+        leaf lm_head: T,
     }
 }
 

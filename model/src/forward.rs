@@ -8,7 +8,7 @@ use crate::dropout::{Dropout, Masks, Site};
 use crate::folded::{Folded, FoldedBlock};
 use crate::rope::rope_tables;
 use engine::{Builder, DType, Save, ScanOptions, Tensor, Type};
-use kernels::{DiffAttention, HeadNorm, Keys, ROWS, ScaledLinear, SwiGlu, document_starts, rms_scale};
+use kernels::{BLOCK_ROWS, DiffAttention, HeadNorm, Keys, RmsNormLinear, SwiGlu, document_starts, rms_scale};
 use serde::{Deserialize, Serialize};
 
 /// Token ids and document segments, `[b, s]` i32 each. Segments do not decrease along a row; a negative one is padding.
@@ -140,7 +140,7 @@ fn block<'f>(
     let attended = attention(config, weights, x, scale, shared);
     let x = (x + dropped(attended, masks, Site::Attention)).named("x1");
     let scale = rms_scale(x, config.rms_norm_eps).named("scale1");
-    let [x] = Tensor::pinned([x + dropped(mlp(weights, x, scale, masks), masks, Site::Mlp)]);
+    let [x] = Tensor::materialized([x + dropped(mlp(weights, x, scale, masks), masks, Site::Mlp)]);
     x
 }
 
@@ -166,7 +166,7 @@ fn attention<'f>(
     let (heads, groups, d) = (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
     let (n, rows) = (x.dim(0), shared.starts.shape());
     // One product, one array: that is how the kernel reads them.
-    let qkv = f.kernel(ScaledLinear, &[x, scale, weights.qkv])[0].named("qkv"); // [n, w]
+    let qkv = f.kernel(RmsNormLinear, &[x, scale, weights.qkv])[0].named("qkv"); // [n, w]
     let per_row = |x: Tensor<'f>| x.reshape([&rows[..], &[x.dim(1)]].concat()); // [n, ..] -> [b, s, ..]
     let kernel = DiffAttention {
         heads: heads / 2,
@@ -176,14 +176,14 @@ fn attention<'f>(
         keys: Keys::PerMap,
         norm: HeadNorm::Rms { eps: config.subln_eps },
         cap: config.attention_logit_cap,
-        rows: ROWS,
+        rows: BLOCK_ROWS,
         tiling: None,
     };
     let (kernel, lambda) = match config.attention {
         Attention::DiffV1 => (kernel, weights.lambda),
         Attention::DiffV2 => {
             let (value_dim, keys, norm) = (d, Keys::Shared, HeadNorm::None);
-            let lambda = f.kernel(ScaledLinear, &[x, scale, weights.lambda])[0].convert(DType::F32);
+            let lambda = f.kernel(RmsNormLinear, &[x, scale, weights.lambda])[0].convert(DType::F32);
             (DiffAttention { heads, groups, value_dim, keys, norm, ..kernel }, per_row(lambda.logistic()))
         }
     };

@@ -13,7 +13,10 @@ const LANES: usize = 64;
 /// Fresh master weights for a seed. One thread a parameter: the first touch of the memory takes as long as the numbers.
 pub fn initial_params(config: &Config, seed: u64) -> Params<Host> {
     std::thread::scope(|scope| {
-        let threads = specs(config).map(|name, spec| scope.spawn(move || initial_values(name, &spec, seed)));
+        let threads = specs(config).map(|name, spec| {
+            let name = name.to_owned();
+            scope.spawn(move || initial_values(&name, &spec, seed))
+        });
         threads.map(|name, thread| thread.join().unwrap_or_else(|_| panic!("initialising `{name}` panicked")))
     })
 }

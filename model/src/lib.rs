@@ -18,6 +18,7 @@ pub mod loss;
 pub mod maths {}
 pub mod params;
 pub mod rope;
+mod tree;
 
 pub use config::{Attention, Compute, Config, ConfigError, Preset, Yarn};
 pub use dropout::Dropout;

@@ -2,11 +2,12 @@
 //! accumulators, several gradients in one program.
 
 use engine::{
-    Array, Backward, Builder, DType, Direction, Func, Host, Kernel, KernelChoice, Locations, Lowering, Node,
-    Program, Rounding, Save, ScanOptions, ShapeError, Target, Tensor, Type, evaluate, grad, grad_into,
-    passes,
+    Array, Backward, Builder, DType, Direction, Form, Func, Host, Kernel, Locations, Node, Program, Rounding,
+    Save, ScanOptions, ShapeError, Target, Tensor, Type, evaluate, grad, grad_into, passes,
 };
-use kernels::{DiffAttention, Gradients, HeadNorm, Keys, LinearCrossEntropy, ROWS, ScaledLinear, SwiGlu};
+use kernels::{
+    BLOCK_ROWS, DiffAttention, Gradients, HeadNorm, Keys, LinearCrossEntropy, RmsNormLinear, SwiGlu,
+};
 use std::cell::Cell;
 use tests::close::assert_close;
 use tests::kernel::{GatedUnit, GradientFrom};
@@ -368,11 +369,11 @@ impl Kernel for Forgetful {
     fn differentiable(&self) -> usize {
         1
     }
-    fn again<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
+    fn recompute<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
         None
     }
-    fn lower(&self, _: &[Type], _: Target, _: KernelChoice) -> Lowering {
-        Lowering::Reference
+    fn lower(&self, _: &[Type], _: Target, _: Option<Form>) -> Option<(Form, Func)> {
+        None
     }
 }
 
@@ -407,7 +408,7 @@ fn attention_by_its_rotation() {
                 keys,
                 norm: HeadNorm::Rms { eps: 1e-3 },
                 cap: 0.0,
-                rows: ROWS,
+                rows: BLOCK_ROWS,
                 tiling: None,
             };
             let maps = if keys == Keys::PerMap { 2 } else { 1 };
@@ -457,7 +458,7 @@ fn scaled_rows_at_scale_zero() {
             let scale = (0..n).map(|row| if zeros || row % 2 == 0 { 0.0 } else { 1.5 }).collect::<Vec<f64>>();
             let scale = Array::from_host(&Host::from_f64(Type::new(DType::F64, [n]), &scale));
             let (x, scale, w) = (c.x([n, m]), c.given(scale, true), c.x([m, i]));
-            c.out(c.f.kernel(ScaledLinear, &[x, scale, w])[0]);
+            c.out(c.f.kernel(RmsNormLinear, &[x, scale, w])[0]);
             let (gate, up, down) = (c.x([m, i]), c.x([m, i]), c.x([i, m]));
             c.out(c.f.kernel(SwiGlu { rate: 0.0 }, &[x, scale, gate, up, down])[0]);
         });
@@ -528,7 +529,7 @@ fn a_kernel_has_a_form_for_each_target() {
         let forms: Vec<String> = forms.into_iter().map(|(name, form)| format!("{name} {form:?}")).collect();
         (lowered.text(Locations::Omit), forms.join(", "))
     };
-    let (native, chosen) = forms(Target::TpuV6e, KernelChoice::Auto);
+    let (native, chosen) = forms(Target::TpuV6e, None);
     assert_eq!(chosen, "gated_unit_OwnKernel Native, gated_unit_backward Reference");
     for part in [
         "stablehlo.custom_call @gated_unit(%arg0, %arg1)",
@@ -539,10 +540,10 @@ fn a_kernel_has_a_form_for_each_target() {
     ] {
         assert!(native.contains(part), "no `{part}` in\n{native}");
     }
-    let (portable, chosen) = forms(Target::Cpu, KernelChoice::Auto);
+    let (portable, chosen) = forms(Target::Cpu, None);
     assert_eq!(chosen, "gated_unit_OwnKernel Portable, gated_unit_backward Reference");
     assert!(portable.contains("stablehlo.exponential") && !portable.contains("custom_call"), "{portable}");
-    let (reference, chosen) = forms(Target::TpuV6e, KernelChoice::Reference);
+    let (reference, chosen) = forms(Target::TpuV6e, Some(Form::Reference));
     assert_eq!(chosen, "gated_unit_OwnKernel Reference, gated_unit_backward Reference");
     assert!(reference.contains("stablehlo.logistic") && !reference.contains("custom_call"), "{reference}");
 }

@@ -4,12 +4,12 @@
 use engine::pjrt::{Client, Code, Plugin};
 use engine::plugin::Platform;
 use engine::{
-    Array, DType, Frame, Host, HostCall, HostFunction, Kernel, KernelChoice, Program, Rounding, Target, Type,
+    Array, CallFrame, DType, Form, Host, HostCall, HostFunction, Kernel, Program, Rounding, Target, Type,
     evaluate, grad, passes,
 };
 use kernels::{
-    CachedAttention, CachedBlock, DiffAttention, Draw, Filter, HeadNorm, Keys, Linear, PANEL, ROWS, Sampler,
-    SwiGlu, panels,
+    BLOCK_ROWS, CachedAttention, CachedBlock, DiffAttention, Filter, HeadNorm, Keys, PANEL, PackedLinear,
+    Sampler, Sampling, SwiGlu, panels,
 };
 use proptest::prelude::*;
 use std::sync::OnceLock;
@@ -28,7 +28,7 @@ struct Scaled;
 impl HostFunction for Scaled {
     const NAME: &'static str = "test_scaled";
 
-    fn call(Frame { attributes, operands, results, workers }: Frame<'_>) {
+    fn call(CallFrame { attributes, operands, results, workers }: CallFrame<'_>) {
         let [y, count] = <[_; 2]>::try_from(results).unwrap();
         assert_eq!(y.shape(), operands[0].shape());
         let pairs =
@@ -74,7 +74,7 @@ struct Impostor;
 impl HostFunction for Impostor {
     const NAME: &'static str = Scaled::NAME;
 
-    fn call(_: Frame<'_>) {}
+    fn call(_: CallFrame<'_>) {}
 }
 
 #[test]
@@ -97,7 +97,7 @@ struct Refusing;
 impl HostFunction for Refusing {
     const NAME: &'static str = "test_refusing";
 
-    fn call(Frame { operands, results, workers, .. }: Frame<'_>) {
+    fn call(CallFrame { operands, results, workers, .. }: CallFrame<'_>) {
         let x = operands[0].as_slice::<f32>();
         let y: Vec<&mut f32> = results.into_iter().flat_map(|y| y.into_slice::<f32>()).collect();
         workers.for_each(y.into_iter().zip(x).collect(), |(y, &x): (&mut f32, &f32)| {
@@ -132,7 +132,7 @@ struct Chained;
 impl HostFunction for Chained {
     const NAME: &'static str = "test_chained";
 
-    fn call(Frame { attributes, operands, results, workers }: Frame<'_>) {
+    fn call(CallFrame { attributes, operands, results, workers }: CallFrame<'_>) {
         let mut x = operands[0].as_slice::<f32>().to_vec();
         workers.awake(|workers| {
             assert!(x[0] < 100.0, "{} is too much", x[0]);
@@ -200,8 +200,8 @@ fn check<K: Kernel + Clone + 'static>(kernel: K, args: &[Host], tolerance: f64) 
 }
 
 fn check_program(program: &Program, args: &[Host], tolerance: f64) {
-    let (native, forms) = passes::lower(program, Target::Cpu, KernelChoice::Native);
-    assert!(!forms.is_empty() && forms.iter().all(|(_, form)| *form == passes::Form::Native), "{forms:?}");
+    let (native, forms) = passes::lower(program, Target::Cpu, Some(Form::Native));
+    assert!(!forms.is_empty() && forms.iter().all(|(_, form)| *form == Form::Native), "{forms:?}");
     check_lowered(&native, args, &exactly(program, args), tolerance, &[]);
 }
 
@@ -244,7 +244,7 @@ fn a_linear_map() {
     property(48, &(any::<u64>(), sizes), |(seed, (n, m, panels))| {
         let mut random = Random::new(seed);
         let args = [numbers(&mut random, [n, m], 1.0), numbers(&mut random, [panels, m, PANEL], 1.0)];
-        check(Linear { result: DType::F32 }, &args, SUMS);
+        check(PackedLinear { result: DType::F32 }, &args, SUMS);
     });
 }
 
@@ -256,9 +256,9 @@ fn rows_do_not_depend_on_the_rows_beside_them() {
         let part = Host::new([count, 96], &x.as_slice::<f32>()[96 * first..96 * (first + count)]);
         let program = Program::build("rows", |f| {
             let (x, w) = (f.input("x", part.ty().clone()), f.input("w", w.ty().clone()));
-            f.output("y", f.kernel(Linear { result: DType::F32 }, &[x, w])[0]);
+            f.output("y", f.kernel(PackedLinear { result: DType::F32 }, &[x, w])[0]);
         });
-        let (native, _) = passes::lower(&program, Target::Cpu, KernelChoice::Native);
+        let (native, _) = passes::lower(&program, Target::Cpu, Some(Form::Native));
         let y = native.compile(client()).unwrap().call(&[part, w.clone()]).unwrap();
         y[0].as_slice::<f32>().to_vec()
     };
@@ -276,7 +276,7 @@ fn panels_are_the_same_matrix() {
     let program = Program::build("panels", |f| {
         let [x, w] = [0, 1].map(|i| f.input(&format!("x{i}"), args[i].ty().clone()));
         for (name, w) in [("rows", w), ("panels", panels(w))] {
-            f.output(name, f.kernel(Linear { result: DType::F32 }, &[x, w])[0]);
+            f.output(name, f.kernel(PackedLinear { result: DType::F32 }, &[x, w])[0]);
         }
     });
     let arrays: Vec<Array> = args.iter().map(Array::from_host).collect();
@@ -325,12 +325,12 @@ fn draws_are_those_of_the_reference() {
         let program = Program::build("draw", |f| {
             let inputs: Vec<_> =
                 args.iter().enumerate().map(|(i, arg)| f.input(&format!("x{i}"), arg.ty().clone())).collect();
-            let results = f.kernel(Draw { sampler, cap, columns: sizes.1 }, &inputs);
+            let results = f.kernel(Sampling { sampler, cap, columns: sizes.1 }, &inputs);
             f.output("token", results[0]);
             f.output("log_prob", results[1]);
         });
         let truth = exactly(&program, &args);
-        let (native, _) = passes::lower(&program, Target::Cpu, KernelChoice::Native);
+        let (native, _) = passes::lower(&program, Target::Cpu, Some(Form::Native));
         let compiled = native.compile(client()).unwrap();
         let found = compiled.call(&args).unwrap();
         let pairs = found[0].as_slice::<i32>().iter().zip(found[1].as_slice::<f32>());
@@ -381,11 +381,11 @@ fn draws_at_the_ends_of_their_numbers() {
         let program = Program::build("draw", |f| {
             let inputs: Vec<_> =
                 args.iter().enumerate().map(|(i, arg)| f.input(&format!("x{i}"), arg.ty().clone())).collect();
-            let results = f.kernel(Draw { sampler: Sampler::Random(filter), cap, columns }, &inputs);
+            let results = f.kernel(Sampling { sampler: Sampler::Random(filter), cap, columns }, &inputs);
             f.output("token", results[0]);
             f.output("log_prob", results[1]);
         });
-        let forms = [KernelChoice::Native, KernelChoice::Portable].map(|choice| {
+        let forms = [Some(Form::Native), Some(Form::Portable)].map(|choice| {
             let (lowered, _) = passes::lower(&program, Target::Cpu, choice);
             lowered.compile(client()).unwrap()
         });
@@ -521,7 +521,7 @@ fn differential_attention() {
             keys,
             norm: if normed { HeadNorm::Rms { eps: 1e-2 } } else { HeadNorm::None },
             cap: if capped { 5.0 } else { 0.0 },
-            rows: ROWS,
+            rows: BLOCK_ROWS,
             tiling: None,
         };
         let maps = if shared { 1 } else { 2 };
@@ -560,8 +560,8 @@ fn differential_attention() {
         };
         let given = program(&args);
         let truth = exactly(&given, &args);
-        let (native, forms) = passes::lower(&given, Target::Cpu, KernelChoice::Native);
-        assert!(forms.iter().all(|(_, form)| *form == passes::Form::Native), "{forms:?}");
+        let (native, forms) = passes::lower(&given, Target::Cpu, Some(Form::Native));
+        assert!(forms.iter().all(|(_, form)| *form == Form::Native), "{forms:?}");
         // y = f (O1 - lambda O2), with O2 [b, h, e, s] and f the last of three statistics [b, h, 3, s].
         let lambdas = args[3].to_f64();
         let lambda = |token: usize, head: usize| lambdas[if per_token { token * heads + head } else { 0 }];
@@ -618,10 +618,9 @@ fn the_gradient_of_swiglu() {
             }
         });
         let args = [&args[..], &[dy]].concat();
-        let (native, forms) = passes::lower(&program, Target::Cpu, KernelChoice::Auto);
-        let on_host = |(name, form): &(String, passes::Form)| {
-            name.starts_with("swiglu_backward") && *form == passes::Form::Native
-        };
+        let (native, forms) = passes::lower(&program, Target::Cpu, None);
+        let on_host =
+            |(name, form): &(String, Form)| name.starts_with("swiglu_backward") && *form == Form::Native;
         assert!(forms.iter().any(on_host), "{forms:?}");
         check_lowered(&native, &args, &exactly(&program, &args), SUMS, &[]);
     });

@@ -4,7 +4,7 @@ mod errors;
 mod table;
 
 use engine::ops::Op;
-use engine::{Array, DType, Func, Host, KernelChoice, Program, Target, Type, grad, passes, threefry};
+use engine::{Array, DType, Form, Func, Host, Program, Target, Type, grad, passes, threefry};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use table::{Gradient, Row, row_of, table, variants};
@@ -35,7 +35,7 @@ fn check_on_cpu(dtype: DType) {
     let rows: Vec<&Row> = rows.iter().filter(|row| row.dtypes.contains(&dtype)).collect();
     let Sample { program, args } = program_of(&rows, dtype, 1000, false);
     assert_eq!(passes::verify(&program), Ok(()));
-    let (printed, _) = passes::select(&program, Target::Cpu, KernelChoice::Auto);
+    let (printed, _) = passes::select(&program, Target::Cpu, None);
     assert_agreement(&printed, &program, &args);
 }
 
@@ -60,7 +60,7 @@ fn folded_programs_mean_the_same() {
         let rows = table();
         let rows: Vec<&Row> = rows.iter().filter(|row| row.dtypes.contains(&dtype)).collect();
         let Sample { program, args } = program_of(&rows, dtype, 77, false);
-        let (before, after) = (evaluated(&program, &args), evaluated(&passes::fold(&program), &args));
+        let (before, after) = (evaluated(&program, &args), evaluated(&passes::simplify(&program), &args));
         for ((port, a), b) in program.outputs().iter().zip(&before).zip(&after) {
             assert_eq!(tests::difference(b, a), None, "{dtype} {}", port.name);
         }
@@ -124,7 +124,7 @@ fn powers_have_their_derivatives_at_zero_and_below() {
             }
         })
     };
-    let (program, folded) = (built(false), passes::fold(&built(true)));
+    let (program, folded) = (built(false), passes::simplify(&built(true)));
     let of_nothing: [Array; 0] = [];
     for found in [
         evaluated(&program, &args),
@@ -174,7 +174,7 @@ fn a_sum_with_zero_keeps_its_sign_of_zero() {
         f.output("n", count + 0);
     });
     let args = [Array::from_host(&Host::new([1], &[-0.0f32])), Array::from_host(&Host::new([1], &[7i32]))];
-    let folded = passes::fold(&program);
+    let folded = passes::simplify(&program);
     let negative =
         |found: &[Array]| found[..6].iter().map(|y| y.floats()[0].is_sign_negative()).collect::<Vec<_>>();
     let wanted = [false, false, true, true, true, false];
@@ -294,7 +294,7 @@ fn no_op_is_missing_from_the_table() {
     // A custom call has no meaning outside its target: its text is what can be checked here.
     let kernel: Vec<&Row> = rows.iter().filter(|row| row.name == "kernel_call").collect();
     let program = program_of(&kernel, DType::F32, 9, false).program;
-    let (native, _) = passes::lower(&program, Target::TpuV6e, KernelChoice::Native);
+    let (native, _) = passes::lower(&program, Target::TpuV6e, Some(Form::Native));
     collect(native.main(), &mut met);
     println!("| custom_call | any | yes | refused | yes | refused | text |");
 

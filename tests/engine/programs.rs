@@ -1,10 +1,10 @@
 //! Programs as a whole: ports and donation, compiled arguments, the executable cache, passes, and where errors point.
 
-use engine::passes::{self, Form};
+use engine::passes;
 use engine::pjrt::{Arg, CompileOptions, ExecutableCache, Lookup};
 use engine::{
-    Array, Backward, Builder, CustomCall, DType, Func, Host, Kernel, KernelChoice, Locations, Lowering,
-    Program, Rounding, Save, ScanOptions, ShapeError, Target, Tensor, Type, evaluate, grad, grad_into,
+    Array, Backward, Builder, CustomCall, DType, Form, Func, Host, Kernel, Locations, Program, Rounding,
+    Save, ScanOptions, ShapeError, Target, Tensor, Type, evaluate, grad, grad_into,
 };
 use tempfile::TempDir;
 use tests::close::{F32, assert_close};
@@ -186,13 +186,14 @@ impl Kernel for Double {
     fn differentiable(&self) -> usize {
         1
     }
-    fn again<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
+    fn recompute<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
         None
     }
-    fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering {
+    fn lower(&self, args: &[Type], target: Target, choice: Option<Form>) -> Option<(Form, Func)> {
         match (target, choice) {
-            (_, KernelChoice::Reference) => Lowering::Reference,
-            (Target::TpuV6e, KernelChoice::Auto | KernelChoice::Native) => Lowering::Native(
+            (_, Some(Form::Reference)) => None,
+            (Target::TpuV6e, None | Some(Form::Native)) => Some((
+                Form::Native,
                 CustomCall {
                     target: "tpu_custom_call".to_owned(),
                     backend_config: String::new(),
@@ -203,8 +204,8 @@ impl Kernel for Double {
                     in_place: None,
                 }
                 .alone(args),
-            ),
-            _ => Lowering::Portable(Func::build(args, |_, x| vec![x[0] + x[0]])),
+            )),
+            _ => Some((Form::Portable, Func::build(args, |_, x| vec![x[0] + x[0]]))),
         }
     }
 }
@@ -227,18 +228,18 @@ fn kernels_take_the_form_that_fits_the_target() {
     let forms = |target, choice| passes::lower(&with_kernels(), target, choice).1;
     let both = |form| vec![("double_4".to_owned(), form), ("double_8".to_owned(), form)];
     for target in [Target::Cpu, Target::Cuda] {
-        assert_eq!(forms(target, KernelChoice::Auto), both(Form::Portable));
+        assert_eq!(forms(target, None), both(Form::Portable));
     }
-    assert_eq!(forms(Target::TpuV6e, KernelChoice::Auto), both(Form::Native));
-    assert_eq!(forms(Target::TpuV6e, KernelChoice::Portable), both(Form::Portable));
-    assert_eq!(forms(Target::TpuV6e, KernelChoice::Reference), both(Form::Reference));
+    assert_eq!(forms(Target::TpuV6e, None), both(Form::Native));
+    assert_eq!(forms(Target::TpuV6e, Some(Form::Portable)), both(Form::Portable));
+    assert_eq!(forms(Target::TpuV6e, Some(Form::Reference)), both(Form::Reference));
 
-    let native = passes::lower(&with_kernels(), Target::TpuV6e, KernelChoice::Auto).0.text(Locations::Omit);
+    let native = passes::lower(&with_kernels(), Target::TpuV6e, None).0.text(Locations::Omit);
     // Four calls of two functions, each of which calls the target's kernel.
     assert_eq!(native.matches("func.call @double_").count(), 4, "{native}");
     assert_eq!(native.matches("custom_call @tpu_custom_call").count(), 2, "{native}");
     let client = cpu();
-    for choice in [KernelChoice::Auto, KernelChoice::Reference] {
+    for choice in [None, Some(Form::Reference)] {
         let (program, _) = passes::lower(&with_kernels(), Target::Cpu, choice);
         let found = program.compile(client).unwrap().call(&[Host::new([8], &[1f32; 8])]).unwrap();
         // 2 (2/4)^3 each
@@ -267,7 +268,7 @@ fn folding_leaves_what_constants_do_not_decide() {
         g.output("large", ones.transpose(&[1, 0]));
         g.output("kept", ones.named("ones") * 3.0);
     });
-    let folded = passes::fold(&program);
+    let folded = passes::simplify(&program);
     passes::verify(&folded).unwrap();
     let host = Host::new([3], &[1f32, -2.0, 0.5]);
     let client = cpu();
@@ -282,13 +283,13 @@ fn folding_leaves_what_constants_do_not_decide() {
     }
     // x + ramp, the loop's product and its count, and the product with the named value.
     assert_eq!((count(&folded, "stablehlo.multiply"), count(&folded, "stablehlo.add ")), (2, 2));
-    assert_eq!(passes::fold(&folded), folded);
+    assert_eq!(passes::simplify(&folded), folded);
     // A division that is not exact must stay as the device would do it.
     let zero = Program::build("zero", |g| {
         let x = g.input("x", Type::f32([]));
         g.output("y", x * (g.scalar(1f32) / 3.0));
     });
-    assert!(passes::fold(&zero).text(Locations::Omit).contains("dense<0x3EAAAAAB>"));
+    assert!(passes::simplify(&zero).text(Locations::Omit).contains("dense<0x3EAAAAAB>"));
 }
 
 #[test]
@@ -305,7 +306,7 @@ fn what_has_no_native_form_is_named() {
 /// Kernels that are made for a v6e take no native form on another TPU.
 #[test]
 fn another_tpu_gets_portable_forms() {
-    for choice in [KernelChoice::Auto, KernelChoice::Native] {
+    for choice in [None, Some(Form::Native)] {
         let (_, forms) = passes::lower(&with_kernels(), Target::OtherTpu, choice);
         assert!(forms.iter().all(|(_, form)| *form == Form::Portable), "{forms:?}");
     }
@@ -316,7 +317,7 @@ fn verify_passes_what_is_built_and_lowered() {
     for program in [mlp_step(), with_kernels()] {
         passes::verify(&program).unwrap();
         for target in [Target::Cpu, Target::Cuda, Target::TpuV6e, Target::OtherTpu] {
-            passes::verify(&passes::lower(&program, target, KernelChoice::Auto).0).unwrap();
+            passes::verify(&passes::lower(&program, target, None).0).unwrap();
         }
     }
 }
@@ -341,11 +342,11 @@ impl Kernel for Liar {
     fn differentiable(&self) -> usize {
         1
     }
-    fn again<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
+    fn recompute<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
         None
     }
-    fn lower(&self, args: &[Type], _: Target, _: KernelChoice) -> Lowering {
-        Lowering::Portable(Func::build(args, |_, x| vec![x[0].sum_all()]))
+    fn lower(&self, args: &[Type], _: Target, _: Option<Form>) -> Option<(Form, Func)> {
+        Some((Form::Portable, Func::build(args, |_, x| vec![x[0].sum_all()])))
     }
 }
 
@@ -358,7 +359,7 @@ fn kernels_that_break_their_word_are_found() {
             g.output("y", if gradient { grad(y.sum_all(), &[x])[0] } else { y });
         })
     };
-    let form = message_of(|| drop(passes::lower(&program(false), Target::Cpu, KernelChoice::Auto)));
+    let form = message_of(|| drop(passes::lower(&program(false), Target::Cpu, None)));
     assert!(form.contains("kernel liar: its Portable form gives"), "{form}");
     let gradients = message_of(|| drop(program(true)));
     assert_eq!(gradients, "kernel liar gives 0 gradients for 1 arguments");

@@ -6,7 +6,7 @@ use engine::{
     Array, DType, Direction, Host, Kernel, Locations, Program, Rounding, Save, ScanOptions, Sharding, Type,
     evaluate, grad, grad_into, passes,
 };
-use engine::{Backward, CustomCall, KernelChoice, Lowering, ShapeError, Target, Tensor};
+use engine::{Backward, CustomCall, Form, Func, ShapeError, Target, Tensor};
 use half::{bf16, f16};
 use std::path::Path;
 use std::{env, fs, thread};
@@ -47,7 +47,7 @@ fn golden_program(name: &str, program: &Program) {
         (1..).zip(program.inputs()).map(|(seed, port)| numbers(port.ty.clone(), seed)).collect();
     let arrays: Vec<Array> = hosts.iter().map(Array::from_host).collect();
     let wanted = evaluate(program, &arrays, Rounding::EachOp);
-    let (lowered, _) = passes::lower(program, Target::Cpu, KernelChoice::Auto);
+    let (lowered, _) = passes::lower(program, Target::Cpu, None);
     for program in [program, &lowered] {
         let found = program.compile(client).unwrap().call(&hosts).unwrap();
         for ((found, wanted), port) in found.iter().zip(&wanted).zip(program.outputs()) {
@@ -192,12 +192,13 @@ impl Kernel for InPlace {
     fn differentiable(&self) -> usize {
         1
     }
-    fn again<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
+    fn recompute<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
         None
     }
-    fn lower(&self, args: &[Type], _: Target, choice: KernelChoice) -> Lowering {
+    fn lower(&self, args: &[Type], _: Target, choice: Option<Form>) -> Option<(Form, Func)> {
         match choice {
-            KernelChoice::Native | KernelChoice::Auto => Lowering::Native(
+            Some(Form::Native) | None => Some((
+                Form::Native,
                 CustomCall {
                     target: "tpu_custom_call".to_owned(),
                     backend_config: "{\"custom_call_config\": {\n\"body\": \"\\\\\"}}".to_owned(),
@@ -208,8 +209,8 @@ impl Kernel for InPlace {
                     in_place: None,
                 }
                 .alone(args),
-            ),
-            KernelChoice::Portable | KernelChoice::Reference => Lowering::Reference,
+            )),
+            Some(Form::Portable) | Some(Form::Reference) => None,
         }
     }
 }
@@ -219,7 +220,7 @@ fn custom_call() -> Program {
         let stack = g.input("stack", Type::f32([4, 8]));
         let layer = g.input("layer", Type::i32([]));
         let results = g.kernel(InPlace, &[stack, layer]);
-        let [over] = Tensor::pinned([results[0]]);
+        let [over] = Tensor::materialized([results[0]]);
         g.output_over("stack", over, stack);
         g.output("layer", results[1]);
     })
@@ -291,13 +292,10 @@ fn shardings() {
 
 #[test]
 fn custom_calls_with_aliases() {
-    let (program, _) = passes::lower(&custom_call(), Target::TpuV6e, KernelChoice::Auto);
+    let (program, _) = passes::lower(&custom_call(), Target::TpuV6e, None);
     golden("custom_call", &program.text(Locations::Omit));
     // A kernel that is not lowered prints as its reference.
-    golden_program(
-        "kernel_reference",
-        &passes::select(&custom_call(), Target::Cpu, KernelChoice::Reference).0,
-    );
+    golden_program("kernel_reference", &passes::select(&custom_call(), Target::Cpu, Some(Form::Reference)).0);
 }
 
 #[test]

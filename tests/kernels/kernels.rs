@@ -2,10 +2,10 @@
 //! automatic differentiation of a formulation of its own.
 
 use engine::{
-    Array, DType, Host, Kernel, KernelChoice, Program, Rounding, Target, Tensor, Type, evaluate, grad, passes,
+    Array, DType, Form, Host, Kernel, Program, Rounding, Target, Tensor, Type, evaluate, grad, passes,
 };
 use kernels::{
-    CachedAttention, DiffAttention, Gradients, HeadNorm, Keys, LinearCrossEntropy, ScaledLinear, SwiGlu,
+    CachedAttention, DiffAttention, Gradients, HeadNorm, Keys, LinearCrossEntropy, RmsNormLinear, SwiGlu,
     document_starts, dropout_mask,
 };
 use proptest::prelude::*;
@@ -14,7 +14,7 @@ use tests::close::{assert_small, error_beside};
 use tests::{Random, golden, panic_of, property, run_on_cpu};
 
 /// The forms that run on the CPU.
-const FORMS: [KernelChoice; 2] = [KernelChoice::Reference, KernelChoice::Portable];
+const FORMS: [Option<Form>; 2] = [Some(Form::Reference), Some(Form::Portable)];
 
 /// Largest error as a part of the largest element; of 1 where elements are smaller, because gradients may cancel to 0.
 #[track_caller]
@@ -482,7 +482,7 @@ fn scales(random: &mut Random, n: usize) -> Vec<f64> {
 
 fn check_scaled_linear(seed: u64, [n, m, w]: [usize; 3], dtype: DType, tolerance: f64, on_cpu: bool) {
     Check {
-        kernel: ScaledLinear,
+        kernel: RmsNormLinear,
         wrt: vec![0, 1, 2],
         types: vec![Type::new(dtype, [n, m]), Type::new(wide(dtype), [n]), Type::new(dtype, [m, w])],
         given: vec![(1, scales(&mut Random::new(!seed), n))],
@@ -497,7 +497,7 @@ fn check_scaled_linear(seed: u64, [n, m, w]: [usize; 3], dtype: DType, tolerance
 }
 
 #[test]
-fn scaled_linear() {
+fn rms_norm_linear() {
     let cases = (any::<u64>(), 1usize..6, 1usize..6, 1usize..6);
     property(24, &cases, |(seed, n, m, w)| {
         check_scaled_linear(seed, [n, m, w], DType::F64, 1e-11, false);
@@ -573,7 +573,7 @@ fn linear_cross_entropy() {
 #[test]
 fn linear_cross_entropy_adds_to_a_sum() {
     let (n, m, v) = (1200, 8, 20);
-    let sum_of = |gradients: Gradients, form: KernelChoice| {
+    let sum_of = |gradients: Gradients, form: Option<Form>| {
         let program = Program::build("sum", |f| {
             let mut random = Random::new(3);
             let mut drawn = |shape: &[usize]| {
@@ -596,7 +596,7 @@ fn linear_cross_entropy_adds_to_a_sum() {
         let (lowered, _) = passes::lower(&program, Target::Cpu, form);
         run_on_cpu(&lowered, &[])
     };
-    let wanted = sum_of(Gradients::With, KernelChoice::Reference);
+    let wanted = sum_of(Gradients::With, Some(Form::Reference));
     for form in FORMS {
         for (found, wanted) in sum_of(Gradients::Into, form).iter().zip(&wanted) {
             assert!(error(found.floats(), wanted.floats()) < 1e-6, "{form:?}");
@@ -678,7 +678,7 @@ fn linear_cross_entropy_of_confident_tokens() {
     let args = hosts.map(|host| Array::from_host(&host));
     let program = head_program(30.0, columns, DType::Bf16, [n, m, v]);
     let lowered = |target, form| passes::lower(&program, target, form).0;
-    let truth = evaluate(&lowered(Target::Cpu, KernelChoice::Reference), &args, Rounding::None);
+    let truth = evaluate(&lowered(Target::Cpu, Some(Form::Reference)), &args, Rounding::None);
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
     let size = |i: usize| {
         let row = &truth[1].floats()[i * m..][..m];
@@ -690,9 +690,9 @@ fn linear_cross_entropy_of_confident_tokens() {
         (1.0 - (dot(h, w) / 30.0).tanh().powi(2)) * dot(w, w).sqrt()
     };
     let found = [
-        ("reference", run_on_cpu(&lowered(Target::Cpu, KernelChoice::Reference), &args)),
-        ("CPU", run_on_cpu(&lowered(Target::Cpu, KernelChoice::Portable), &args)),
-        ("v6e", evaluate(&lowered(Target::TpuV6e, KernelChoice::Auto), &args, Rounding::EachOp)),
+        ("reference", run_on_cpu(&lowered(Target::Cpu, Some(Form::Reference)), &args)),
+        ("CPU", run_on_cpu(&lowered(Target::Cpu, Some(Form::Portable)), &args)),
+        ("v6e", evaluate(&lowered(Target::TpuV6e, None), &args, Rounding::EachOp)),
     ];
     for (form, found) in found {
         // Tokens whose gradient is between 1 and 10, 0.1 and 1 ...
@@ -738,8 +738,8 @@ fn linear_cross_entropy_of_certain_tokens() {
         let program = head_program(cap, v - 7, DType::Bf16, [n, m, v]);
         let lowered = |target, form| passes::lower(&program, target, form).0;
         for (form, found) in [
-            ("CPU", run_on_cpu(&lowered(Target::Cpu, KernelChoice::Portable), &args)),
-            ("v6e", evaluate(&lowered(Target::TpuV6e, KernelChoice::Auto), &args, Rounding::EachOp)),
+            ("CPU", run_on_cpu(&lowered(Target::Cpu, Some(Form::Portable)), &args)),
+            ("v6e", evaluate(&lowered(Target::TpuV6e, None), &args, Rounding::EachOp)),
         ] {
             let length = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
             for (i, &target) in targets.iter().enumerate() {
@@ -774,7 +774,7 @@ fn linear_cross_entropy_of_any_cap() {
         let args = [h, w, Host::new([n], &targets)].map(|host| Array::from_host(&host));
         let program = head_program(cap, v - 3, dtype, [n, m, v]);
         let lowered = |form| passes::lower(&program, Target::Cpu, form).0;
-        let truth = evaluate(&lowered(KernelChoice::Reference), &args, Rounding::None);
+        let truth = evaluate(&lowered(Some(Form::Reference)), &args, Rounding::None);
         // Logits are rounded a few times, which is as much in the logarithm of a probability.
         let rounding = if dtype == DType::F32 { 1e-5 } else { 2f64.powi(-8) };
         let tolerance = rounding + 4.0 * cap * 2f64.powi(-24);

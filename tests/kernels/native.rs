@@ -1,10 +1,9 @@
 //! The native forms, run by the tile interpreter, against the references: the numbers of the very programs that a TPU gets.
 
 use engine::{
-    Array, DType, Host, KernelChoice, Locations, Program, Rounding, ScanOptions, Target, Type, evaluate,
-    grad, passes,
+    Array, DType, Form, Host, Locations, Program, Rounding, ScanOptions, Target, Type, evaluate, grad, passes,
 };
-use kernels::{CachedAttention, DiffAttention, HeadNorm, Keys, ROWS, SwiGlu, Tiling};
+use kernels::{BLOCK_ROWS, CachedAttention, DiffAttention, HeadNorm, Keys, SwiGlu, Tiling};
 use proptest::prelude::*;
 use std::ops::Range;
 use tests::close::{assert_small, error_beside};
@@ -103,7 +102,7 @@ fn kernel(heads: usize, groups: usize, d: usize, cap: f64, tiling: Tiling) -> Di
         keys: Keys::PerMap,
         norm: HeadNorm::Rms { eps: EPS },
         cap,
-        rows: ROWS,
+        rows: BLOCK_ROWS,
         tiling: Some(tiling),
     }
 }
@@ -147,8 +146,8 @@ fn errors(case: &Case, dtype: DType) -> Vec<Errors> {
     let mut args = arguments(&given, &case.documents, case.scale, case.seed);
     let truth = evaluate(&given, &args, Rounding::None);
     let plain = evaluate(&given, &args, Rounding::EachOp);
-    let (native, forms) = passes::lower(&given, Target::TpuV6e, KernelChoice::Native);
-    assert!(forms.iter().all(|(_, form)| *form == passes::Form::Native), "{forms:?}");
+    let (native, forms) = passes::lower(&given, Target::TpuV6e, Some(Form::Native));
+    assert!(forms.iter().all(|(_, form)| *form == Form::Native), "{forms:?}");
     let found = evaluate(&native, &args, Rounding::None);
     // The gradient by lambda is one sum, whose terms cancel: with O = O1 - lambda O2 and y = f O it has a term f O2 ct for each
     // element, of which y takes away what lies along O. What is rounded is a part of each.
@@ -312,8 +311,8 @@ impl Cached {
         let args = self.arguments(&given);
         let truth = evaluate(&given, &args, Rounding::None);
         let plain = evaluate(&given, &args, Rounding::EachOp);
-        let (native, forms) = passes::lower(&given, Target::TpuV6e, KernelChoice::Native);
-        assert!(forms.iter().all(|(_, form)| *form == passes::Form::Native), "{forms:?}");
+        let (native, forms) = passes::lower(&given, Target::TpuV6e, Some(Form::Native));
+        assert!(forms.iter().all(|(_, form)| *form == Form::Native), "{forms:?}");
         let found = evaluate(&native, &args, Rounding::None);
         let [native, plain] = [found, plain].map(|x| error(&x[0], &truth[0], 0.0));
         println!("{dtype} y {native:.1e} plain {plain:.1e}");
@@ -372,8 +371,8 @@ fn swiglu_is_its_reference() {
         };
         let args: Vec<Array> = program.inputs().iter().map(|port| of(&mut noise, &port.ty)).collect();
         let truth = evaluate(&program, &args, Rounding::None);
-        let (native, forms) = passes::lower(&program, Target::TpuV6e, KernelChoice::Native);
-        assert!(forms.iter().all(|(_, form)| *form == passes::Form::Native), "{forms:?}");
+        let (native, forms) = passes::lower(&program, Target::TpuV6e, Some(Form::Native));
+        assert!(forms.iter().all(|(_, form)| *form == Form::Native), "{forms:?}");
         for (found, truth) in evaluate(&native, &args, Rounding::None).iter().zip(&truth) {
             assert_small(&format!("{dtype} rate {rate}"), error(found, truth, 0.0), tolerance);
         }
@@ -412,7 +411,7 @@ fn attention_works_in_stacks() {
     });
     let args = arguments(&program, &[11, 32 + 11], 1.0, 5);
     let truth = evaluate(&program, &args, Rounding::None);
-    let (native, _) = passes::lower(&program, Target::TpuV6e, KernelChoice::Native);
+    let (native, _) = passes::lower(&program, Target::TpuV6e, Some(Form::Native));
     let text = native.text(Locations::Omit);
     assert_eq!(text.matches("@tpu_custom_call").count(), 2);
     // y, O2 and the statistics are written into stacks by the call, and qkv before it.

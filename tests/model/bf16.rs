@@ -1,7 +1,7 @@
 //! What rounding to bf16 does to gradients, all along a run: beside those of f32, of every parameter, for text that is
 //! learned by heart, for text that is learned in part, and for noise. Their gradients end up decades apart.
 
-use engine::{Compiled, DType, Host, KernelChoice, Program, Target, Type, passes};
+use engine::{Compiled, DType, Form, Host, Program, Target, Type, passes};
 use model::folded::unfold_gradients;
 use model::loss::{Counts, gradients};
 use model::{Batch, Compute, Config, Preset, Remat, fold, initial_params, specs};
@@ -61,7 +61,7 @@ impl Text {
     }
 }
 
-fn compiled(program: &Program, form: KernelChoice) -> Compiled {
+fn compiled(program: &Program, form: Option<Form>) -> Compiled {
     passes::lower(program, Target::Cpu, form).0.compile(cpu()).unwrap()
 }
 
@@ -76,7 +76,7 @@ fn gradient_program(config: &Config, rows: usize) -> Program {
         let (losses, folded) = gradients(config, &weights, batch, counts, None, Remat::Selective, None);
         f.output("loss", losses.main);
         for (name, gradient) in unfold_gradients(config, &params, &folded).into_flat() {
-            f.output(name, gradient);
+            f.output(&name, gradient);
         }
     })
 }
@@ -122,12 +122,12 @@ fn gradients_along_a_run() {
     let config = config();
     let kinds = [0, 0, 0, 1, 1, 1, 2, 2].map(|kind| Text::ALL[kind]);
     let shape = BatchShape { accumulation: 1, micro: kinds.len(), seq: SEQ };
-    let step = compiled(&step_program(&config, shape, ADAMW, Remat::Selective), KernelChoice::Auto);
-    let exact = compiled(&gradient_program(&config, 2), KernelChoice::Auto);
+    let step = compiled(&step_program(&config, shape, ADAMW, Remat::Selective), None);
+    let exact = compiled(&gradient_program(&config, 2), None);
     let narrow = gradient_program(&Config { dtype: Compute::Bf16, ..config.clone() }, 2);
-    let forms = [KernelChoice::Portable, KernelChoice::Reference];
+    let forms = [Some(Form::Portable), Some(Form::Reference)];
     let programs = forms.map(|form| compiled(&narrow, form));
-    let names: Vec<&str> = specs(&config).into_flat().into_iter().map(|(name, _)| name).collect();
+    let names: Vec<String> = specs(&config).into_flat().into_iter().map(|(name, _)| name).collect();
     let mut state: Vec<Host> =
         initial_params(&config, 1).into_flat().into_iter().map(|(_, host)| host).collect();
     let zeros: Vec<Host> = state.iter().map(|host| Host::zeros(host.ty().clone())).collect();

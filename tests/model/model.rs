@@ -441,7 +441,7 @@ fn what_is_kept_is_not_computed_again() {
         let shape = BatchShape { accumulation: 2, micro: 2, seq: SEQ };
         let mut found = Vec::new();
         calls(step_program(&config(), shape, ADAMW, remat).main(), &mut found);
-        ["diff_attention", "diff_attention_backward", "swiglu", "scaled_linear"]
+        ["diff_attention", "diff_attention_backward", "swiglu", "rms_norm_linear"]
             .map(|name| found.iter().filter(|found| *found == name).count())
     };
     assert_eq!(count(Remat::Full), [2, 1, 2, 2]);

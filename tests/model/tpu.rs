@@ -1,12 +1,12 @@
 //! Programs compile for TPU v6e on a machine without one.
 
-use engine::passes::{self, Form};
+use engine::passes;
 use engine::pjrt::CompileOptions;
 use engine::{
-    Backward, CustomCall, DType, Kernel, KernelChoice, Lowering, Program, Save, ShapeError, Sharding, Target,
-    Tensor, Type, grad,
+    Backward, CustomCall, DType, Form, Func, Kernel, Program, Save, ShapeError, Sharding, Target, Tensor, Type,
+    grad,
 };
-use kernels::{CachedAttention, DiffAttention, HeadNorm, Keys, ROWS, SwiGlu};
+use kernels::{BLOCK_ROWS, CachedAttention, DiffAttention, HeadNorm, Keys, SwiGlu};
 use model::decode::{Drafts, Matrices, Sampler, Shape, cache_types, tokens_program};
 use model::{Config, Preset};
 use tests::{Mlp, mlp_step, residual_mlp, tpu};
@@ -107,15 +107,16 @@ impl Kernel for Twice {
     fn differentiable(&self) -> usize {
         1
     }
-    fn again<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
+    fn recompute<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
         None
     }
-    fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering {
-        if target != Target::TpuV6e || choice == KernelChoice::Portable {
-            return Lowering::Reference;
+    fn lower(&self, args: &[Type], target: Target, choice: Option<Form>) -> Option<(Form, Func)> {
+        if target != Target::TpuV6e || choice == Some(Form::Portable) {
+            return None;
         }
         let body = base64(MOSAIC.as_bytes());
-        Lowering::Native(
+        Some((
+            Form::Native,
             CustomCall {
                 target: "tpu_custom_call".to_owned(),
                 backend_config: format!(
@@ -128,7 +129,7 @@ impl Kernel for Twice {
                 in_place: None,
             }
             .alone(args),
-        )
+        ))
     }
 }
 
@@ -149,12 +150,12 @@ fn base64(bytes: &[u8]) -> String {
 fn a_native_kernel_compiles_in_place_with_its_gradient() {
     let program = Program::build("native", |g| {
         let x = g.input("x", Type::f32([8, 128]));
-        let [y] = Tensor::pinned([g.kernel(Twice, &[x])[0]]);
+        let [y] = Tensor::materialized([g.kernel(Twice, &[x])[0]]);
         let loss = (y * y).mean(&[0, 1]);
         g.output_over("x", x - grad(loss, &[x])[0], x);
         g.output("loss", loss);
     });
-    let (native, forms) = passes::lower(&program, Target::TpuV6e, KernelChoice::Auto);
+    let (native, forms) = passes::lower(&program, Target::TpuV6e, None);
     assert_eq!(forms, [("twice".to_owned(), Form::Native)]);
     let executable = native.compile_for(&tpu("v6e:1x1"), &native.options()).unwrap();
     let memory = executable.memory_use().unwrap();
@@ -181,7 +182,7 @@ fn the_kernels_compile_at_the_shapes_of_1b() {
                 keys: Keys::PerMap,
                 norm: HeadNorm::Rms { eps: 1e-5 },
                 cap: 0.0,
-                rows: ROWS,
+                rows: BLOCK_ROWS,
                 tiling: None,
             };
             let qkv = f.input("qkv", bf16(vec![batch, seq, 2560]));
@@ -217,7 +218,7 @@ fn the_kernels_compile_at_the_shapes_of_1b() {
 
 /// Compiles for v6e what asks for native forms; which kernels have them.
 fn compiled_natively(program: &Program) -> Vec<(String, Form)> {
-    let (native, forms) = passes::lower(program, Target::TpuV6e, KernelChoice::Native);
+    let (native, forms) = passes::lower(program, Target::TpuV6e, Some(Form::Native));
     let executable = native.compile_for(&tpu("v6e:1x1"), &CompileOptions::single()).unwrap();
     println!("{}: {}", program.name(), executable.memory_use().unwrap());
     forms
@@ -250,17 +251,17 @@ fn attention_to_a_cache_compiles() {
     for (tokens, slots) in [(1, 2048), (2, 2048), (1, 8192), (2, 8192), (1, 256), (2, 1280)] {
         for key_maps in [2, 1] {
             let program = cached_attention(key_maps, tokens, slots);
-            assert_eq!(form(&program, KernelChoice::Auto), Form::Native);
-            let (native, _) = passes::lower(&program, Target::TpuV6e, KernelChoice::Auto);
+            assert_eq!(form(&program, None), Form::Native);
+            let (native, _) = passes::lower(&program, Target::TpuV6e, None);
             native.compile_for(&tpu("v6e:1x1"), &CompileOptions::single()).unwrap();
         }
     }
     let program = cached_attention(2, 1, 2048);
-    assert_eq!(form(&program, KernelChoice::Portable), Form::Reference);
-    assert_eq!(form(&program, KernelChoice::Reference), Form::Reference);
+    assert_eq!(form(&program, Some(Form::Portable)), Form::Reference);
+    assert_eq!(form(&program, Some(Form::Reference)), Form::Reference);
     // A chunk of a prompt, and a cache that is not made of blocks.
-    assert_eq!(form(&cached_attention(2, 64, 2048), KernelChoice::Auto), Form::Reference);
-    assert_eq!(form(&cached_attention(2, 1, 2000), KernelChoice::Auto), Form::Reference);
+    assert_eq!(form(&cached_attention(2, 64, 2048), None), Form::Reference);
+    assert_eq!(form(&cached_attention(2, 1, 2000), None), Form::Reference);
 }
 
 /// Decoding reads the cache through the kernel and writes it in place: nothing of its size is copied.
@@ -270,7 +271,7 @@ fn decoding_compiles_with_its_cache_in_place() {
         Config { num_hidden_layers: 2, vocab_size: 4096, num_tokens: 4096, ..Config::preset(Preset::OneB) };
     let shape = Shape { rows: 8, slots: 2048, matrices: Matrices::RowMajor };
     let program = tokens_program(&config, shape, Sampler::Greedy, Drafts::SecondHead);
-    let (program, forms) = passes::lower(&program, Target::TpuV6e, KernelChoice::Auto);
+    let (program, forms) = passes::lower(&program, Target::TpuV6e, None);
     let native: Vec<_> = forms.iter().filter(|(_, form)| *form == Form::Native).collect();
     assert!(native.len() == 1 && native[0].0.starts_with("cached_attention("), "{forms:?}");
     let executable = program.compile_for(&tpu("v6e:1x1"), &program.options()).unwrap();

@@ -1,6 +1,6 @@
 //! A trivial kernel, `y = x * logistic(x) * w`, that has every form a kernel can have.
 
-use engine::{Backward, CustomCall, Func, Kernel, KernelChoice, Lowering, ShapeError, Target, Tensor, Type};
+use engine::{Backward, CustomCall, Form, Func, Kernel, ShapeError, Target, Tensor, Type};
 
 /// Where the kernel's gradient comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,13 +78,14 @@ impl Kernel for GatedUnit {
     fn differentiable(&self) -> usize {
         1
     }
-    fn again<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
+    fn recompute<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
         None
     }
-    fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering {
+    fn lower(&self, args: &[Type], target: Target, choice: Option<Form>) -> Option<(Form, Func)> {
         match (target, choice) {
-            (_, KernelChoice::Reference) => Lowering::Reference,
-            (Target::TpuV6e, KernelChoice::Auto | KernelChoice::Native) => Lowering::Native(
+            (_, Some(Form::Reference)) => None,
+            (Target::TpuV6e, None | Some(Form::Native)) => Some((
+                Form::Native,
                 CustomCall {
                     target: "gated_unit".to_owned(),
                     backend_config: "{\"rows\": \"all\"}".to_owned(),
@@ -95,11 +96,12 @@ impl Kernel for GatedUnit {
                     in_place: None,
                 }
                 .alone(args),
-            ),
+            )),
             // x / (1 + e^-x) * w: the same numbers in another way
-            _ => Lowering::Portable(Func::build(args, |_, args| {
-                vec![args[0] / ((-args[0]).exp() + 1.0) * args[1]]
-            })),
+            _ => Some((
+                Form::Portable,
+                Func::build(args, |_, args| vec![args[0] / ((-args[0]).exp() + 1.0) * args[1]]),
+            )),
         }
     }
 }
@@ -121,10 +123,10 @@ impl Kernel for GatedUnitBackward {
     fn differentiable(&self) -> usize {
         1
     }
-    fn again<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
+    fn recompute<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
         None
     }
-    fn lower(&self, _: &[Type], _: Target, _: KernelChoice) -> Lowering {
-        Lowering::Reference
+    fn lower(&self, _: &[Type], _: Target, _: Option<Form>) -> Option<(Form, Func)> {
+        None
     }
 }

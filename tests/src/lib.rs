@@ -16,8 +16,7 @@ pub use property::{Panic, message_of, panic_of, property};
 use engine::pjrt::{Client, Plugin};
 use engine::plugin::Platform;
 use engine::{
-    Array, Builder, DType, Host, KernelChoice, Locations, Program, Rounding, Target, Tensor, Type, evaluate,
-    grad, passes,
+    Array, Builder, DType, Host, Locations, Program, Rounding, Target, Tensor, Type, evaluate, grad, passes,
 };
 use proptest::strategy::Strategy;
 use std::cell::RefCell;
@@ -31,7 +30,7 @@ pub fn cpu() -> &'static Client {
 
 /// The program as the CPU plugin gets it: kernels chosen, constants folded.
 pub fn lowered(program: &Program) -> Program {
-    passes::lower(program, Target::Cpu, KernelChoice::Auto).0
+    passes::lower(program, Target::Cpu, None).0
 }
 
 /// Runs a program on the CPU plugin, as it stands.

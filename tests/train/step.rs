@@ -1,7 +1,7 @@
 //! The step in the forms chosen for speed against the plain one: no accumulation, every layer computed again, kernels as
 //! their references define them. The same mathematics: the same losses, gradients and updates.
 
-use engine::{Array, DType, Host, KernelChoice, Program, Rounding, Target, evaluate, passes};
+use engine::{Array, DType, Form, Host, Program, Rounding, Target, evaluate, passes};
 use model::folded::fold_program;
 use model::{Attention, Compute, Config, Remat, specs};
 use proptest::prelude::*;
@@ -79,12 +79,12 @@ fn run(
 fn plain(config: &Config, rows: &Rows, adamw: AdamW) -> Program {
     let shape = BatchShape { accumulation: 1, micro: rows.count, seq: rows.seq };
     let program = step_program(config, shape, adamw, Remat::Full);
-    passes::lower(&program, Target::Cpu, KernelChoice::Reference).0
+    passes::lower(&program, Target::Cpu, Some(Form::Reference)).0
 }
 
 fn fast(config: &Config, rows: &Rows, adamw: AdamW, micro: usize, target: Target) -> Program {
     let shape = BatchShape { accumulation: rows.count / micro, micro, seq: rows.seq };
-    passes::lower(&step_program(config, shape, adamw, Remat::Selective), target, KernelChoice::Auto).0
+    passes::lower(&step_program(config, shape, adamw, Remat::Selective), target, None).0
 }
 
 /// Largest error of an array, as a part of its largest element.

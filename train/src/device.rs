@@ -2,10 +2,10 @@
 
 use crate::config::Kernels;
 use anyhow::{Context, Result, bail};
-use engine::passes::{self, Form};
+use engine::passes;
 use engine::pjrt::{Buffer, Client, CompileOptions, ExecutableCache, Lookup, Plugin, Value};
 use engine::plugin::{Platform, cache_folder};
-use engine::{Compiled, Host, KernelChoice, Program, Target};
+use engine::{Compiled, Form, Host, Program, Target};
 use program::esay;
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 pub struct Device {
     client: Client,
     target: Target,
-    kernels: KernelChoice,
+    kernels: Option<Form>,
     cache: ExecutableCache,
 }
 
@@ -41,12 +41,12 @@ const CACHE_BYTES: u64 = 4 << 30;
 
 impl Kernels {
     /// The engine's word for it.
-    pub fn choice(self) -> KernelChoice {
+    pub fn choice(self) -> Option<Form> {
         match self {
-            Kernels::Auto => KernelChoice::Auto,
-            Kernels::Reference => KernelChoice::Reference,
-            Kernels::Portable => KernelChoice::Portable,
-            Kernels::Native => KernelChoice::Native,
+            Kernels::Auto => None,
+            Kernels::Reference => Some(Form::Reference),
+            Kernels::Portable => Some(Form::Portable),
+            Kernels::Native => Some(Form::Native),
         }
     }
 }
@@ -66,9 +66,9 @@ pub(crate) fn tpu_target(kind: &str) -> Target {
 pub fn lower(
     program: &Program,
     target: Target,
-    kernels: KernelChoice,
+    kernels: Option<Form>,
 ) -> Result<(Program, Vec<(String, Form)>)> {
-    if kernels == KernelChoice::Native
+    if kernels == Some(Form::Native)
         && let Err(missing) = passes::require_native(program, target)
     {
         bail!(

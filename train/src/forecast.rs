@@ -15,7 +15,7 @@ use crate::metrics::peak::peak_flops;
 use crate::state::optimizer_tensors;
 use crate::step::{Kept, step_of};
 use anyhow::{Result, ensure};
-use engine::passes::Form;
+use engine::Form;
 use engine::pjrt::{Arg, Client, Code, Error, Plugin};
 use engine::plugin::{Platform, cache_folder};
 use engine::{DType, Host, Locations, Program, ScanOptions, Target, Type};

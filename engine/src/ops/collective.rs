@@ -2,11 +2,11 @@
 
 use super::reduce::Reduction;
 use super::{Rules, ShapeError, want};
-use crate::eval::{Array, Evaluator, unravel};
+use crate::eval::{Array, Evaluator};
 use crate::grad::{Cotangent, NoGradient, Vjp};
 use crate::ir::Tensor;
 use crate::text::{Line, Printer};
-use crate::types::{DType, Type};
+use crate::types::{DType, Type, unravel};
 
 /// Elementwise sum, maximum or minimum over the replicas of each group.
 ///
@@ -165,14 +165,14 @@ impl Rules for ShardingConstraint {
 /// Operands unchanged, each row-major in memory: without it the TPU's compiler may choose a transposed layout that slows
 /// every user down. Other targets drop it ([`crate::passes::select`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Pin {
-    /// No more than that.
-    Layout,
-    /// And made once, all at one place, in their own types: merged with no user, not kept wider than they are.
-    Value,
+pub enum LayoutConstraint {
+    /// The layout alone.
+    RowMajor,
+    /// Computed once, all at one place, in their own types, and written: fused with no user, not kept wider than they are.
+    Materialized,
 }
 
-impl Rules for Pin {
+impl Rules for LayoutConstraint {
     fn infer(&self, x: &[Type]) -> Result<Vec<Type>, ShapeError> {
         want!(!x.is_empty(), "wants at least one operand");
         Ok(x.to_vec())
@@ -182,7 +182,7 @@ impl Rules for Pin {
         Ok((0..v.operands()).map(|i| v.ct_if_any(i).map_or(Cotangent::None, Cotangent::Add)).collect())
     }
     fn print(&self, p: &mut Printer, line: &Line) {
-        let mut pinned = Vec::new();
+        let mut constrained = Vec::new();
         for (operand, ty) in line.operands.iter().zip(line.types) {
             let (name, mlir) = (p.fresh(), ty.mlir());
             let axes: Vec<usize> = (0..ty.rank()).rev().collect();
@@ -190,16 +190,16 @@ impl Rules for Pin {
             p.line(&format!(
                 "{name} = stablehlo.custom_call @LayoutConstraint({operand}) {{operand_layouts = {layout}, result_layouts = {layout}}} : ({mlir}) -> {mlir}",
             ));
-            pinned.push(name);
+            constrained.push(name);
         }
         match self {
-            Pin::Layout => p.aliases(line, pinned),
-            Pin::Value => {
+            LayoutConstraint::RowMajor => p.aliases(line, constrained),
+            LayoutConstraint::Materialized => {
                 let types: Vec<String> = line.types.iter().map(Type::mlir).collect();
                 p.line(&format!(
                     "{} = stablehlo.optimization_barrier {} : {}",
                     line.result,
-                    pinned.join(", "),
+                    constrained.join(", "),
                     types.join(", ")
                 ));
             }
@@ -229,20 +229,20 @@ impl<'f> Tensor<'f> {
         self.builder().push(ShardingConstraint { sharding }, &[self])[0]
     }
 
-    /// This value, row-major in memory where that matters ([`Pin::Layout`]).
+    /// This value, row-major in memory where that matters ([`LayoutConstraint::RowMajor`]).
     #[track_caller]
     pub fn row_major(self) -> Tensor<'f> {
-        self.builder().push(Pin::Layout, &[self])[0]
+        self.builder().push(LayoutConstraint::RowMajor, &[self])[0]
     }
 
-    /// The same values, row-major and made together where that matters ([`Pin::Value`]).
+    /// The same values, row-major and computed together where that matters ([`LayoutConstraint::Materialized`]).
     ///
     /// # Panics
     /// If there is none.
     #[track_caller]
-    pub fn pinned<const N: usize>(tensors: [Tensor<'f>; N]) -> [Tensor<'f>; N] {
-        let first = tensors.first().expect("pinned(): wants at least one operand");
-        let pinned = first.builder().push(Pin::Value, &tensors);
-        std::array::from_fn(|i| pinned[i])
+    pub fn materialized<const N: usize>(tensors: [Tensor<'f>; N]) -> [Tensor<'f>; N] {
+        let first = tensors.first().expect("materialized(): wants at least one operand");
+        let constrained = first.builder().push(LayoutConstraint::Materialized, &tensors);
+        std::array::from_fn(|i| constrained[i])
     }
 }

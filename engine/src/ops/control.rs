@@ -2,9 +2,8 @@
 
 use super::{Op, Regions, Rules, ShapeError, want};
 use crate::eval::{Array, Evaluator};
-use crate::grad::{Again, Cotangent, NoGradient, Vjp, linearize};
+use crate::grad::{Cotangent, NoGradient, Recompute, Vjp, linearize};
 use crate::ir::{Body, Builder, Func, Node, Tensor, Value, list};
-use crate::passes::rewrite;
 use crate::text::{Line, Printer};
 use crate::types::{DType, Type};
 use std::collections::HashMap;
@@ -60,12 +59,12 @@ impl Rules for Call {
     fn vjp<'f>(&self, v: &Vjp<'f>) -> Result<Vec<Cotangent<'f>>, NoGradient> {
         let has_ct: Vec<bool> = (0..v.all_results().len()).map(|i| v.ct_if_any(i).is_some()).collect();
         let scratch = Builder::new();
-        let (body, again) = match &self.save {
-            Save::Everything => (self.body.clone(), Again::Views),
-            Save::Only(names) => (Arc::new(with_plain_calls_inline(&self.body)), Again::AllBut(names)),
+        let (body, recompute) = match &self.save {
+            Save::Everything => (self.body.clone(), Recompute::Views),
+            Save::Only(names) => (Arc::new(with_plain_calls_inline(&self.body)), Recompute::AllBut(names)),
         };
         let linear = linearize(&scratch, &body, &has_ct, v.all_wanted());
-        let frontier = linear.frontier(&again);
+        let frontier = linear.frontier(&recompute);
         let index_of = |value: &Value| linear.params.iter().position(|param| param.value() == *value);
         let residuals: Vec<Value> =
             frontier.iter().filter(|value| index_of(value).is_none()).copied().collect();
@@ -82,7 +81,7 @@ impl Rules for Call {
             ),
         });
         let (values, mut tensors): (Vec<Value>, Vec<Tensor<'f>>) = kept.chain(cts).unzip();
-        if matches!(self.save, Save::Only(_)) && !v.builder.cut {
+        if matches!(self.save, Save::Only(_)) && !v.builder.split {
             // Both passes stand in one function. The cotangents pass the barrier too: the second forward pass starts
             // when the backward pass arrives here.
             tensors = Tensor::optimization_barrier(&tensors);
@@ -109,7 +108,7 @@ impl Rules for Call {
 
 /// The function with the calls that keep everything in their places.
 fn with_plain_calls_inline(func: &Func) -> Func {
-    rewrite(func, &mut |builder, op, operands| match op {
+    func.rewrite(&mut |builder, op, operands| match op {
         Op::Call(Call { body, save: Save::Everything, .. }) => Some(builder.inline(body, operands)),
         _ => None,
     })

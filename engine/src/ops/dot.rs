@@ -1,11 +1,11 @@
 //! `dot_general`, the one matrix product, and [`Tensor::einsum`], its readable form.
 
 use super::{Rules, ShapeError, want};
-use crate::eval::{Array, Evaluator, strides};
+use crate::eval::{Array, Evaluator};
 use crate::grad::{Cotangent, NoGradient, Vjp};
 use crate::ir::Tensor;
 use crate::text::{Line, Printer};
-use crate::types::{DType, Type};
+use crate::types::{DType, Type, strides};
 
 /// Product over contracting axes, side by side over batch axes. Result axes: batch, free of lhs, free of rhs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -4,11 +4,11 @@
 //! are right for indices in range.
 
 use super::{Rules, ShapeError, want};
-use crate::eval::{Array, Evaluator, strides, unravel};
+use crate::eval::{Array, Evaluator};
 use crate::grad::{Cotangent, NoGradient, Vjp, widened};
 use crate::ir::Tensor;
 use crate::text::{Line, Printer};
-use crate::types::{DType, Type};
+use crate::types::{DType, Type, strides, unravel};
 
 fn scalar_indices(found: &[Type], rank: usize) -> Result<(), ShapeError> {
     want!(found.len() == rank, "wants a start index for each of the {rank} axes, got {}", found.len());
@@ -50,10 +50,10 @@ impl Rules for DynamicSlice {
     fn vjp<'f>(&self, v: &Vjp<'f>) -> Result<Vec<Cotangent<'f>>, NoGradient> {
         // The cotangent lands where the slice was taken; if there is a cotangent already, it is added there in place.
         let starts: Vec<Tensor<'f>> = (1..v.operands()).map(|i| v.operand(i)).collect();
-        let dx = match v.so_far(0) {
+        let dx = match v.accumulator(0) {
             Some(total) => {
                 let added = total.dynamic_slice(&starts, &self.sizes) + widened(v.ct(0), total.dtype());
-                Cotangent::Total(total.dynamic_update_slice(added, &starts))
+                Cotangent::Accumulated(total.dynamic_update_slice(added, &starts))
             }
             None => v.operand(0).zeros_like().dynamic_update_slice(v.ct(0), &starts).into(),
         };
@@ -122,8 +122,10 @@ impl Rules for Gather {
     }
     fn vjp<'f>(&self, v: &Vjp<'f>) -> Result<Vec<Cotangent<'f>>, NoGradient> {
         // Each row collects the cotangents of all its uses; into the cotangent that is there already, if there is one.
-        let dx = match v.so_far(0) {
-            Some(total) => Cotangent::Total(total.scatter_add(v.operand(1), widened(v.ct(0), total.dtype()))),
+        let dx = match v.accumulator(0) {
+            Some(total) => {
+                Cotangent::Accumulated(total.scatter_add(v.operand(1), widened(v.ct(0), total.dtype())))
+            }
             None => v.operand(0).zeros_like().scatter_add(v.operand(1), v.ct(0)).into(),
         };
         Ok(vec![dx, Cotangent::None])

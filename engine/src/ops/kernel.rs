@@ -36,11 +36,13 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     /// Results that have a gradient, the first ones; the others are there for the backward pass alone, and a gradient
     /// through them is refused.
     fn differentiable(&self) -> usize;
-    /// All results, from those that a gradient has saved, where that is cheaper than to compute them again from the
+    /// All results, from those that a gradient has saved, where that is cheaper than to compute them from the
     /// arguments; else `None`. `known`: the saved ones.
-    fn again<'f>(&self, args: &[Tensor<'f>], known: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>>;
-    /// The form for a target: a pure function of shapes and target.
-    fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering;
+    fn recompute<'f>(&self, args: &[Tensor<'f>], known: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>>;
+    /// The form for a target, and a function with the kernel's parameters and results; None is the reference. `wanted`: the
+    /// form that is asked for, or None for the fastest; a kernel without it answers with another one. A pure function of its
+    /// arguments.
+    fn lower(&self, args: &[Type], target: Target, wanted: Option<Form>) -> Option<(Form, Func)>;
 }
 
 /// A kernel's answer to "what is your gradient".
@@ -76,30 +78,24 @@ impl fmt::Display for Target {
     }
 }
 
-/// Which form of a kernel is wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum KernelChoice {
-    /// The fastest for the target.
-    Auto,
+/// The forms that a kernel can have. Where one is wanted, `Option<Form>` says which: None is the fastest for the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Form {
+    /// The meaning in plain ops: [`Kernel::reference`].
+    Reference,
     /// Plain StableHLO, arranged for speed.
     Portable,
-    /// Hand-written for the target; whoever asks for it asks [`passes::require_native`](crate::passes::require_native)
-    /// whether there is one.
+    /// Hand-written for the target: a call into its own kernel ([`CustomCall`]) or back into this process
+    /// ([`HostCall`](crate::HostCall)), with what prepares its operands and finishes its results. Who asks for it asks
+    /// [`passes::require_native`](crate::passes::require_native) whether there is one.
     Native,
-    /// The reference.
-    Reference,
 }
 
-/// A form of a kernel for a target.
-#[derive(Debug)]
-pub enum Lowering {
-    /// The reference as it stands.
-    Reference,
-    /// Plain StableHLO with the same parameters and results.
-    Portable(Func),
-    /// A call into the target's own kernel ([`CustomCall`]) or back into this process ([`HostCall`](crate::HostCall)), with
-    /// what prepares its operands and finishes its results.
-    Native(Func),
+impl Form {
+    /// Whether a kernel that has a native form for the target should take it.
+    pub fn takes_native(wanted: Option<Form>) -> bool {
+        matches!(wanted, None | Some(Form::Native))
+    }
 }
 
 /// A kernel applied to operands.
@@ -203,35 +199,35 @@ pub struct CustomCall {
     pub aliases: Vec<(usize, usize)>,
     /// The same numbers on the host, for the evaluator.
     pub interpreter: Option<Interpreter>,
-    /// The same call on rows of stacks, if the target has one.
+    /// The same call on scanned arrays, if the target has one.
     pub in_place: Option<InPlace>,
 }
 
-/// How a call inside a loop over layers reads and writes rows of stacks where they lie, instead of a copy of the row.
+/// How a call in a scan's body reads and writes rows of the scanned arrays where they lie, instead of a copy of the row.
 #[derive(Clone)]
 pub struct InPlace {
-    /// Operands that may be stacks.
+    /// Operands that may be scanned arrays.
     pub operands: Vec<usize>,
-    /// Results that may be written into stacks.
+    /// Results that may be written into scanned arrays.
     pub results: Vec<usize>,
     /// The call for a choice of them.
-    pub call: Arc<dyn Fn(&Places) -> CustomCall + Send + Sync>,
+    pub call: Arc<dyn Fn(&Scanned) -> CustomCall + Send + Sync>,
 }
 
-/// What a call finds in stacks. A stack `[L, n, ..]` is handed over as `[L * n, ..]`, so that row `l` begins at `l * n` of
-/// its first axis. The call's operands are the row's number `i32[1]`, then its own, then the stacks that it writes into, in
-/// order of the results.
+/// Which operands and results of a call are whole scanned arrays. An array `[L, n, ..]` is handed over as `[L * n, ..]`, so
+/// that row `l` begins at `l * n` of its first axis. The call's operands are the row's number `i32[1]`, then its own, then
+/// the arrays that it writes into, in order of the results.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Places {
-    /// Rows of the stacks, `L`.
+pub struct Scanned {
+    /// Rows of the arrays, `L`: iterations of the scan.
     pub length: usize,
-    /// Operands that are stacks.
+    /// Operands that are scanned arrays.
     pub operands: Vec<usize>,
-    /// Results that are written into stacks.
+    /// Results that are written into scanned arrays.
     pub results: Vec<usize>,
 }
 
-// Calls with the same configuration have the same form on stacks.
+// Calls with the same configuration have the same form on scanned arrays.
 impl PartialEq for InPlace {
     fn eq(&self, other: &InPlace) -> bool {
         (&self.operands, &self.results) == (&other.operands, &other.results)
@@ -253,11 +249,11 @@ impl fmt::Debug for InPlace {
 }
 
 /// Operands to results.
-type HostFunction = dyn Fn(&[Host]) -> Vec<Host> + Send + Sync;
+type Evaluate = dyn Fn(&[Host]) -> Vec<Host> + Send + Sync;
 
 /// What a custom call computes, as a function on the host.
 #[derive(Clone)]
-pub struct Interpreter(pub Arc<HostFunction>);
+pub struct Interpreter(pub Arc<Evaluate>);
 
 // Calls with the same configuration mean the same.
 impl PartialEq for Interpreter {

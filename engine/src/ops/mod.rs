@@ -28,7 +28,7 @@ use crate::text::{Line, Printer};
 use crate::types::Type;
 use std::fmt;
 
-pub use collective::{AllReduce, Pin, ShardingConstraint};
+pub use collective::{AllReduce, LayoutConstraint, ShardingConstraint};
 pub use compare::{Clamp, Compare, Select};
 pub use control::{Call, Cond, Named, OptimizationBarrier, StopGradient, While};
 pub use convert::{BitcastConvert, Convert};
@@ -137,7 +137,7 @@ ops! {
     DynamicSlice Pure, DynamicUpdateSlice Pure, Gather Pure, ScatterAdd Pure,
     DotGeneral Pure,
     OptimizationBarrier Never, StopGradient Pure, Named Pure,
-    AllReduce Pure, ShardingConstraint Pure, Pin Never,
+    AllReduce Pure, ShardingConstraint Pure, LayoutConstraint Never,
     KernelCall Pure, CustomCall Never, HostCall Pure;
     regions Scan, While, Cond, Call
 }

@@ -1,11 +1,11 @@
 //! Reductions over axes, arg-max, and running sums.
 
 use super::{Rules, ShapeError, want};
-use crate::eval::{Array, Evaluator, strides, unravel};
+use crate::eval::{Array, Evaluator};
 use crate::grad::{Cotangent, NoGradient, Vjp};
 use crate::ir::Tensor;
 use crate::text::{Line, Printer};
-use crate::types::{DType, Type};
+use crate::types::{DType, Type, strides, unravel};
 
 /// The monoid of a reduction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

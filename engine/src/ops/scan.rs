@@ -3,11 +3,11 @@
 
 use super::reduce::Direction;
 use super::{Regions, Rules, ShapeError, want};
-use crate::eval::{Array, Evaluator, strides};
-use crate::grad::{Again, Cotangent, NoGradient, Vjp, linearize, widened};
+use crate::eval::{Array, Evaluator};
+use crate::grad::{Cotangent, NoGradient, Recompute, Vjp, linearize, widened};
 use crate::ir::{Body, Builder, Tensor, Value};
 use crate::text::{Line, Printer};
-use crate::types::{DType, Type};
+use crate::types::{DType, Type, strides};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -119,9 +119,9 @@ impl Rules for Scan {
             .map(|i| if i < carries { wanted[i] } else { reached[i] && v.ct_if_any(i).is_some() })
             .collect();
         // A forward loop that was extended for an earlier gradient has more results than that gradient's caller saw.
-        let scratch = Builder::to_be_cut();
+        let scratch = Builder::split();
         let linear = linearize(&scratch, &self.body, &has_ct, &wanted);
-        let frontier = linear.frontier(&Again::Views);
+        let frontier = linear.frontier(&Recompute::Views);
         let index_of = |value: &Value| linear.params.iter().position(|param| param.value() == *value);
         // Residuals: frontier values that are neither slices nor captures. Carries are: their value differs each time.
         let residuals: Vec<Value> =
@@ -142,14 +142,14 @@ impl Rules for Scan {
         let carried: Vec<usize> = (0..carries).filter(|&i| wanted[i]).collect();
         let summed: Vec<usize> = captures.filter(|&i| linear.grads[i].is_some()).collect();
         let in_place: Vec<usize> = (carries..carries + stacks)
-            .filter(|&i| linear.grads[i].is_some() && v.so_far(i).is_some())
+            .filter(|&i| linear.grads[i].is_some() && v.accumulator(i).is_some())
             .collect();
         let sliced: Vec<usize> = (carries..carries + stacks)
-            .filter(|&i| linear.grads[i].is_some() && v.so_far(i).is_none())
+            .filter(|&i| linear.grads[i].is_some() && v.accumulator(i).is_none())
             .collect();
         let mut start: Vec<Tensor<'f>> = carried.iter().map(|&i| v.ct(i)).collect();
-        start.extend(summed.iter().map(|&i| v.so_far(i).unwrap_or_else(|| v.operand(i).zeros_like())));
-        start.extend(in_place.iter().map(|&i| v.so_far(i).expect("chosen for having one")));
+        start.extend(summed.iter().map(|&i| v.accumulator(i).unwrap_or_else(|| v.operand(i).zeros_like())));
+        start.extend(in_place.iter().map(|&i| v.accumulator(i).expect("chosen for having one")));
         let given: Vec<usize> = (carries..before).filter(|&i| has_ct[i]).collect();
         let slices: Vec<usize> = frontier
             .iter()
@@ -200,8 +200,8 @@ impl Rules for Scan {
         let mut flows: Vec<Cotangent<'f>> = (0..v.operands()).map(|_| Cotangent::None).collect();
         let in_order = carried.iter().chain(&summed).chain(&in_place).zip(totals);
         for (place, (&i, total)) in in_order.enumerate() {
-            let replaces = place >= carried.len() && v.so_far(i).is_some();
-            flows[i] = if replaces { Cotangent::Total(total) } else { Cotangent::Add(total) };
+            let replaces = place >= carried.len() && v.accumulator(i).is_some();
+            flows[i] = if replaces { Cotangent::Accumulated(total) } else { Cotangent::Add(total) };
         }
         sliced.iter().zip(parts).for_each(|(&i, part)| flows[i] = Cotangent::Add(part));
         Ok(flows)

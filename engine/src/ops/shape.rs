@@ -1,11 +1,11 @@
 //! Ops that move elements without computing: static shapes and indices only.
 
 use super::{Rules, ShapeError, want};
-use crate::eval::{Array, Evaluator, strides, unravel};
+use crate::eval::{Array, Evaluator};
 use crate::grad::{Cotangent, NoGradient, Vjp};
 use crate::ir::Tensor;
 use crate::text::{Line, Printer};
-use crate::types::{DType, Type};
+use crate::types::{DType, Type, strides, unravel};
 
 /// Puts operand axis `i` at axis `axes[i]` of a larger shape and repeats along the others.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

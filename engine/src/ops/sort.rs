@@ -3,11 +3,11 @@
 use super::leaf::Constant;
 use super::reduce::Direction;
 use super::{Rules, ShapeError, want};
-use crate::eval::{Array, Evaluator, strides, unravel};
+use crate::eval::{Array, Evaluator};
 use crate::grad::{Cotangent, NoGradient, Vjp};
 use crate::ir::Tensor;
 use crate::text::{Line, Printer};
-use crate::types::{DType, Type};
+use crate::types::{DType, Type, strides, unravel};
 
 /// Stable sort along one axis by the first operand; the other operands are carried along. The order is that of
 /// [`ArgReduce`](super::ArgReduce), and of `jax.numpy`: NaN of either sign is larger than any number, and the zeros are equal.

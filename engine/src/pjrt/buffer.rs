@@ -1,9 +1,9 @@
 //! [`Buffer`]: a tensor in a device's memory, and its ways there and back.
 
-use super::client::ClientHandle;
 use super::device::Device;
 use super::error::{Error, Result};
 use super::event::Event;
+use super::handle::ClientHandle;
 use super::plugin::{Plugin, call};
 use super::value;
 use crate::host::Host;
@@ -131,7 +131,7 @@ impl Buffer {
         // SAFETY: the buffer is alive, and its device is one of the client's.
         unsafe {
             let args = call!(&client.plugin, PJRT_Buffer_Device { buffer: self.handle.raw })?;
-            client.device(args.device)
+            Device::from_raw(client, args.device)
         }
     }
 

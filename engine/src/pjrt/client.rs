@@ -1,63 +1,23 @@
 //! [`Client`]: the devices that a plugin drives in this process.
 
 use super::buffer::Buffer;
-use super::device::{Device, DeviceDescription};
+use super::device::Device;
 use super::error::Result;
+use super::handle::{ClientHandle, Live};
 use super::loaded::Loaded;
 use super::options::CompileOptions;
 use super::plugin::{Plugin, call};
+use super::text::ProgramText;
 use super::value::{self, Value};
 use crate::host::Host;
-use pjrt_sys as sys;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A client of a plugin; clones share it.
 #[derive(Clone)]
 pub struct Client {
     handle: Arc<ClientHandle>,
     devices: Arc<[Device]>,
-}
-
-/// The C client; destroyed after everything that was made with it.
-pub(super) struct ClientHandle {
-    pub(super) plugin: Plugin,
-    pub(super) raw: *mut sys::PJRT_Client,
-    pub(super) counts: Arc<Counts>,
-}
-
-// SAFETY: the C API lets any thread use a client.
-unsafe impl Send for ClientHandle {}
-// SAFETY: as above.
-unsafe impl Sync for ClientHandle {}
-
-/// How many handles are alive; a program that leaks does not come back to zero.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Live {
-    /// Buffers on devices.
-    pub buffers: usize,
-    /// Compiled programs, loaded or not.
-    pub executables: usize,
-    /// Host tensors that a device reads in place.
-    pub borrowed_hosts: usize,
-}
-
-#[derive(Default)]
-pub(super) struct Counts {
-    pub(super) buffers: AtomicUsize,
-    pub(super) executables: AtomicUsize,
-    pub(super) borrowed_hosts: AtomicUsize,
-}
-
-impl Counts {
-    pub(super) fn read(&self) -> Live {
-        Live {
-            buffers: self.buffers.load(Ordering::SeqCst),
-            executables: self.executables.load(Ordering::SeqCst),
-            borrowed_hosts: self.borrowed_hosts.load(Ordering::SeqCst),
-        }
-    }
 }
 
 impl Client {
@@ -82,7 +42,7 @@ impl Client {
         let devices = unsafe {
             let args = call!(plugin, PJRT_Client_AddressableDevices { client: handle.raw })?;
             let raw = value::slice(args.addressable_devices, args.num_addressable_devices);
-            raw.iter().map(|&raw| handle.device(raw)).collect::<Result<Vec<Device>>>()?
+            raw.iter().map(|&raw| Device::from_raw(&handle, raw)).collect::<Result<Vec<Device>>>()?
         };
         Ok(Client { handle, devices: devices.into() })
     }
@@ -126,7 +86,7 @@ impl Client {
     /// # Errors
     /// If the text or the options are wrong, or the program does not fit.
     pub fn compile(&self, text: &str, options: &CompileOptions) -> Result<Loaded> {
-        let (mut program, bytes) = (Program::new(text), options.to_bytes()?);
+        let (mut program, bytes) = (ProgramText::new(text), options.to_bytes()?);
         let program = program.raw();
         // SAFETY: program and options live during the call, and the client is alive. What comes out is ours.
         unsafe {
@@ -206,51 +166,5 @@ fn release_freed_memory() {
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Client({:?}, {:?})", self.plugin(), self.devices)
-    }
-}
-
-impl ClientHandle {
-    /// # Safety
-    /// `raw` is a device of this client.
-    pub(super) unsafe fn device(self: &Arc<ClientHandle>, raw: *mut sys::PJRT_Device) -> Result<Device> {
-        // SAFETY: by the contract, and the description lives as long as the client.
-        let description = unsafe {
-            let args = call!(&self.plugin, PJRT_Device_GetDescription { device: raw })?;
-            DeviceDescription::read(&self.plugin, args.device_description)?
-        };
-        Ok(Device { client: self.clone(), raw, description: Arc::new(description) })
-    }
-}
-
-impl Drop for ClientHandle {
-    fn drop(&mut self) {
-        // SAFETY: the client is alive, and everything made with it held this handle. A failure could not be
-        // acted upon.
-        let _ = unsafe { call!(&self.plugin, PJRT_Client_Destroy { client: self.raw }) };
-    }
-}
-
-/// Program text with a NUL after it: the CPU plugin's parser reads past the end of a text that has none.
-pub(super) struct Program(Vec<u8>);
-
-impl Program {
-    pub(super) fn new(text: &str) -> Program {
-        let mut bytes = Vec::with_capacity(text.len() + 1);
-        bytes.extend_from_slice(text.as_bytes());
-        bytes.push(0);
-        Program(bytes)
-    }
-
-    /// The C form; it points into `self`.
-    pub(super) fn raw(&mut self) -> sys::PJRT_Program {
-        const FORMAT: &str = "mlir";
-        sys::PJRT_Program {
-            struct_size: size_of::<sys::PJRT_Program>(),
-            code_size: self.0.len() - 1,
-            code: self.0.as_mut_ptr().cast(),
-            format: FORMAT.as_ptr().cast(),
-            format_size: FORMAT.len(),
-            ..Default::default()
-        }
     }
 }

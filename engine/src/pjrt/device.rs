@@ -1,7 +1,7 @@
 //! [`Device`]s of a client, and descriptions of devices that need not be there.
 
-use super::client::ClientHandle;
 use super::error::{Code, Result};
+use super::handle::ClientHandle;
 use super::plugin::{Plugin, call};
 use super::value::{self, Value};
 use pjrt_sys as sys;
@@ -82,6 +82,17 @@ pub struct MemoryStats {
 }
 
 impl Device {
+    /// # Safety
+    /// `raw` is a device of `client`.
+    pub(super) unsafe fn from_raw(client: &Arc<ClientHandle>, raw: *mut sys::PJRT_Device) -> Result<Device> {
+        // SAFETY: by the contract, and the description lives as long as the client.
+        let description = unsafe {
+            let args = call!(&client.plugin, PJRT_Device_GetDescription { device: raw })?;
+            DeviceDescription::read(&client.plugin, args.device_description)?
+        };
+        Ok(Device { client: client.clone(), raw, description: Arc::new(description) })
+    }
+
     /// What the device is.
     pub fn description(&self) -> &DeviceDescription {
         &self.description

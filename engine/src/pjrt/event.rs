@@ -1,7 +1,7 @@
 //! [`Event`]: something that a device will have done later.
 
-use super::client::ClientHandle;
 use super::error::Result;
+use super::handle::ClientHandle;
 use super::plugin::call;
 use pjrt_sys as sys;
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! [`Executable`]: a compiled program and what its compiler knows about it.
 
 use super::buffer::type_of;
-use super::client::Counts;
 use super::error::Result;
+use super::handle::Counts;
 use super::plugin::{Plugin, call};
 use super::value::{self, Value};
 use crate::types::Type;

@@ -11,7 +11,8 @@ mod threads;
 
 use super::error::Result;
 use super::plugin::Plugin;
-use crate::ops::host_call::{Frame, HostFunction, View, ViewMut, Workers};
+use crate::host::{View, ViewMut};
+use crate::host_function::{CallFrame, HostFunction, Workers};
 use crate::types::DType;
 use pjrt_sys as sys;
 use std::any::{Any, TypeId};
@@ -23,7 +24,7 @@ use std::sync::PoisonError;
 use threads::XlaThreads;
 
 /// What XLA calls.
-pub(crate) type Handler = unsafe extern "C" fn(*mut CallFrame) -> *mut c_void;
+pub(crate) type Handler = unsafe extern "C" fn(*mut RawCallFrame) -> *mut c_void;
 
 /// The handler of a function.
 pub(crate) fn handler<F: HostFunction>() -> Handler {
@@ -82,7 +83,7 @@ struct Attributes {
 }
 
 #[repr(C)]
-pub(crate) struct CallFrame {
+pub(crate) struct RawCallFrame {
     size: usize,
     extension: *mut Extension,
     api: *const Api,
@@ -230,16 +231,16 @@ impl Plugin {
 
 /// # Safety
 /// XLA calls this with a frame that is valid during the call, of a function that was registered as `F`.
-unsafe extern "C" fn entry<F: HostFunction>(frame: *mut CallFrame) -> *mut c_void {
+unsafe extern "C" fn entry<F: HostFunction>(frame: *mut RawCallFrame) -> *mut c_void {
     // SAFETY: by the contract; what is read was checked to be there. A panic must not leave this function: there is C++
     // outside.
     unsafe {
         let failed = |message: String| error((*frame).api, &format!("host function {}: {message}", F::NAME));
-        if (*frame).size < size_of::<CallFrame>() {
+        if (*frame).size < size_of::<RawCallFrame>() {
             return failed(format!(
                 "a call frame of {} bytes, {} are known",
                 (*frame).size,
-                size_of::<CallFrame>()
+                size_of::<RawCallFrame>()
             ));
         }
         if let Some(metadata) = metadata((*frame).extension) {
@@ -281,7 +282,7 @@ unsafe fn metadata(mut extension: *mut Extension) -> Option<*mut Metadata> {
 
 /// # Safety
 /// The frame is valid, of a call that executes.
-unsafe fn run<F: HostFunction>(frame: &CallFrame) -> std::result::Result<(), String> {
+unsafe fn run<F: HostFunction>(frame: &RawCallFrame) -> std::result::Result<(), String> {
     // SAFETY: the frame's lists are as long as it says and live during the call, as do the buffers. No result overlaps an
     // operand or another result: XLA lets them share memory only where a call says so, and ours never do.
     unsafe {
@@ -313,7 +314,7 @@ unsafe fn run<F: HostFunction>(frame: &CallFrame) -> std::result::Result<(), Str
             _ => return Err(format!("its attributes are of kinds {kinds:?}, not one array")),
         };
         let threads = XlaThreads::of(frame);
-        F::call(Frame { attributes, operands, results, workers: Workers::of(&threads) });
+        F::call(CallFrame { attributes, operands, results, workers: Workers::of(&threads) });
         Ok(())
     }
 }

@@ -1,10 +1,10 @@
 //! [`Loaded`]: a compiled program on its devices, ready to run.
 
 use super::buffer::Buffer;
-use super::client::ClientHandle;
 use super::device::Device;
 use super::error::{Error, Result};
 use super::executable::Executable;
+use super::handle::ClientHandle;
 use super::plugin::call;
 use super::value;
 use pjrt_sys as sys;
@@ -65,7 +65,8 @@ impl Loaded {
             let executable = Executable::from_raw(&client.plugin, view.executable, &client.counts);
             let list = call!(&client.plugin, PJRT_LoadedExecutable_AddressableDevices { executable: raw })?;
             let devices = value::slice(list.addressable_devices, list.num_addressable_devices);
-            let devices = devices.iter().map(|&raw| client.device(raw)).collect::<Result<Vec<Device>>>()?;
+            let devices =
+                devices.iter().map(|&raw| Device::from_raw(client, raw)).collect::<Result<Vec<Device>>>()?;
             let outputs = executable.output_count()?;
             Ok(Loaded { executable, raw: handle, devices, outputs })
         }

@@ -1,11 +1,12 @@
 //! [`Topology`]: devices that need not be there, to compile for.
 
-use super::client::{Counts, Live, Program};
 use super::device::DeviceDescription;
 use super::error::Result;
 use super::executable::Executable;
+use super::handle::{Counts, Live};
 use super::options::CompileOptions;
 use super::plugin::{Plugin, call};
+use super::text::ProgramText;
 use super::value::{self, Value};
 use pjrt_sys as sys;
 use std::sync::Arc;
@@ -81,7 +82,7 @@ impl Topology {
     /// # Errors
     /// If the text or the options are wrong, or the program does not fit.
     pub fn compile(&self, text: &str, options: &CompileOptions) -> Result<Executable> {
-        let (mut program, bytes) = (Program::new(text), options.to_bytes()?);
+        let (mut program, bytes) = (ProgramText::new(text), options.to_bytes()?);
         let program = program.raw();
         // SAFETY: program and options live during the call, and the topology is alive. What comes out is
         // ours.

@@ -4,13 +4,12 @@
 //! A token reads the whole cache for a handful of products, so the time is that of the cache's bytes: 4 KiB a slot for
 //! each row and layer of `1b`.
 
-pub(crate) mod host;
-mod native;
+pub(crate) mod cpu;
 mod portable;
+mod tpu;
 
 use crate::{HeadNorm, wide};
-use engine::{Backward, DType, Func, Kernel, KernelChoice, Lowering, ShapeError, Target, Tensor, Type};
-use native::Tiles;
+use engine::{Backward, DType, Form, Func, Kernel, ShapeError, Target, Tensor, Type};
 
 /// Arguments: queries `[b, n, h, 2, d]` of n new tokens, rotated; keys `[b*g*2, d, slots]`, rotated and with those of the
 /// new tokens, or `[b*g, d, slots]` where the two maps share them; values `[b*g*2, slots, e/2]`, in two halves of their
@@ -102,29 +101,27 @@ impl Kernel for CachedAttention {
         1
     }
 
-    fn again<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
+    fn recompute<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
         None
     }
 
-    fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering {
-        let wanted = matches!(choice, KernelChoice::Auto | KernelChoice::Native);
-        let tiles = Tiles::new(self, args).filter(|_| wanted && target == Target::TpuV6e);
-        if let (Target::Cpu, true) = (target, wanted) {
-            let sizes = CachedAttention::sizes(args).expect("checked when called");
-            if let Some(call) = host::call(self, args, sizes) {
-                return Lowering::Native(Func::build(args, |f, args| f.host_call(call, args)));
+    fn lower(&self, args: &[Type], target: Target, wanted: Option<Form>) -> Option<(Form, Func)> {
+        let native = match target {
+            Target::TpuV6e if Form::takes_native(wanted) => tpu::func(self, args),
+            Target::Cpu if Form::takes_native(wanted) => cpu::func(self, args),
+            _ => None,
+        };
+        let portable = || match target {
+            Target::Cpu => {
+                let by_rows = portable::product_by_rows;
+                Some((
+                    Form::Portable,
+                    Func::build(args, |_, args| vec![portable::attention(self, args, by_rows)]),
+                ))
             }
-        }
-        match (target, tiles) {
-            (_, Some(tiles)) => Lowering::Native(Func::build(args, |f, args| {
-                let y = f.custom_call(tiles.program().custom_call(), &tiles.operands(args));
-                vec![tiles.result(y[0])]
-            })),
-            (Target::Cpu, None) => Lowering::Portable(Func::build(args, |_, args| {
-                vec![portable::attention(self, args, portable::product_by_rows)]
-            })),
             // Row by row a TPU takes six times the cycles: 99,102 instead of 16,788 for one token and 2048 slots.
-            (Target::Cuda | Target::TpuV6e | Target::OtherTpu, None) => Lowering::Reference,
-        }
+            Target::Cuda | Target::TpuV6e | Target::OtherTpu => None,
+        };
+        native.map(|func| (Form::Native, func)).or_else(portable)
     }
 }

@@ -2,14 +2,14 @@
 //! and what it does waits for all that went before. On the CPU one call does the block, with threads that stay awake for
 //! it.
 
-mod host;
+mod cpu;
 
-use crate::linear::{self, Linear};
+use crate::packed_linear::{self, PackedLinear};
 use crate::{CachedAttention, HeadNorm, rotate, wide};
-use engine::{Backward, DType, Func, Kernel, KernelChoice, Lowering, ShapeError, Target, Tensor, Type};
+use engine::{Backward, DType, Form, Func, Kernel, ShapeError, Target, Tensor, Type};
 
 /// Arguments: x `[b, n, m]`, the residual stream of n new tokens; cos and sin of their positions, `[b, n, d/2]` f32; the
-/// matrices behind their norms, all `[in, out]` or in panels as [`Linear`] has them: Wqkv `[m, w]`, Wo `[h*e, m]`, gate and
+/// matrices behind their norms, all `[in, out]` or in panels as [`PackedLinear`] has them: Wqkv `[m, w]`, Wo `[h*e, m]`, gate and
 /// up side by side `[m, 2*i]`, down `[i, m]`; keys `[b*g*t, d, slots]` and values `[b*g*2, slots, e/2]` of the tokens before, t = 2 or 1 where the two maps
 /// share their keys; visible `[b, slots]` bool; slot, i32, that of the first new token, at most `slots - n`; and behind
 /// heads with a norm lambda, an f32 scalar. Without a norm the last h columns of Wqkv give lambda, through a sigmoid.
@@ -63,7 +63,7 @@ impl CachedBlock {
             ));
         };
         let (g, e) = (of_values / (2 * b).max(1), 2 * half);
-        let matrix = |name: &str, w: &Type, rows: usize| match linear::columns(w, rows) {
+        let matrix = |name: &str, w: &Type, rows: usize| match packed_linear::columns(w, rows) {
             Some(columns) if w.dtype == x.dtype => Ok(columns),
             _ => Err(ShapeError(format!("{name} {w} does not map rows of {} {}", rows, x.dtype))),
         };
@@ -133,23 +133,26 @@ impl Kernel for CachedBlock {
         3
     }
 
-    fn again<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
+    fn recompute<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
         None
     }
 
-    fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering {
-        let wanted = target == Target::Cpu && matches!(choice, KernelChoice::Auto | KernelChoice::Native);
+    fn lower(&self, args: &[Type], target: Target, wanted: Option<Form>) -> Option<(Form, Func)> {
+        let wanted = target == Target::Cpu && Form::takes_native(wanted);
         let sizes = self.sizes(args).expect("checked when called");
-        if !wanted || !host::fits(sizes, args) {
-            return Lowering::Reference;
+        if !wanted || !cpu::fits(sizes, args) {
+            return None;
         }
-        Lowering::Native(Func::build(args, |f, args| {
-            let [y, k, v] = f.host_call(host::call(self, sizes), args)[..] else {
-                unreachable!("three results")
-            };
-            let (keys, values) = written([args[7], args[8]], [k, v], args[10]);
-            vec![y, keys, values]
-        }))
+        Some((
+            Form::Native,
+            Func::build(args, |f, args| {
+                let [y, k, v] = f.host_call(cpu::call(self, sizes), args)[..] else {
+                    unreachable!("three results")
+                };
+                let (keys, values) = written([args[7], args[8]], [k, v], args[10]);
+                vec![y, keys, values]
+            }),
+        ))
     }
 }
 
@@ -204,9 +207,9 @@ pub fn normalized(x: Tensor<'_>, eps: f64) -> Tensor<'_> {
     wide * scale.along(wide, &others)
 }
 
-/// x `[b, n, m]`, W as [`Linear`] has it -> `[b, n, v]` of the result's type: the rows of new tokens times a matrix.
+/// x `[b, n, m]`, W as [`PackedLinear`] has it -> `[b, n, v]` of the result's type: the rows of new tokens times a matrix.
 pub fn project<'f>(x: Tensor<'f>, w: Tensor<'f>, result: DType) -> Tensor<'f> {
     let [b, n, m] = x.shape()[..] else { panic!("x {} is not [b, n, m]", x.ty()) };
-    let y = x.builder().kernel(Linear { result }, &[x.reshape([b * n, m]), w])[0];
+    let y = x.builder().kernel(PackedLinear { result }, &[x.reshape([b * n, m]), w])[0];
     y.reshape([b, n, y.dim(1)])
 }

@@ -5,18 +5,14 @@
 //! Everything is one kernel because on a TPU what stands between the projections is memory traffic: written as separate
 //! operations, the rotations, the subtraction and the norm cost as much as the products ([`v6e`](crate::v6e)).
 
-mod backward;
-mod forward;
-mod host;
+mod cpu;
 mod portable;
-mod tiles;
-mod tiling;
+mod tpu;
 
 use crate::wide;
-use engine::{Backward, Builder, Func, Kernel, KernelChoice, Lowering, ShapeError, Target, Tensor, Type};
+use engine::{Backward, Builder, Form, Func, Kernel, ShapeError, Target, Tensor, Type};
 pub use portable::rotate;
-pub use tiles::Tiling;
-use tiles::{Tables, Tiles};
+pub use tpu::Tiling;
 
 /// Which keys the two maps of a head see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +59,7 @@ pub struct DiffAttention {
     pub cap: f64,
     /// Rows of one block of the portable form.
     pub rows: usize,
-    /// Tiles of the native form; None leaves the choice to the table.
+    /// Tiles of the native form on a TPU; None leaves the choice to the table.
     pub tiling: Option<Tiling>,
 }
 
@@ -75,7 +71,7 @@ struct DiffAttentionBackward {
 
 /// Rows of a block of the portable form: longer ones waste work right of the diagonal, shorter ones make small matrix
 /// products.
-pub const ROWS: usize = 256;
+pub const BLOCK_ROWS: usize = 256;
 
 /// Where each token's document begins. segments: `[b, s]` i32, the document of each token; documents are contiguous.
 pub fn document_starts<'f>(segments: Tensor<'f>) -> Tensor<'f> {
@@ -160,19 +156,6 @@ impl DiffAttention {
         Ok(vec![qkv.with_shape([b, s, h * e]), qkv.with_shape([b, h, e, s]), stats])
     }
 
-    /// Tiles of the native form, if it exists and is wanted.
-    fn native(&self, args: &[Type], target: Target, choice: KernelChoice) -> Option<Tiles> {
-        let wanted = target == Target::TpuV6e && matches!(choice, KernelChoice::Auto | KernelChoice::Native);
-        let tiling = self.tiling.or_else(|| tiling::choose(self, args[0].shape[1]));
-        Tiles::new(self, &args[0], &args[3], tiling.filter(|_| wanted)?)
-    }
-
-    /// Whether the native form of the CPU exists and is wanted.
-    fn on_host(&self, args: &[Type], target: Target, choice: KernelChoice) -> bool {
-        let wanted = target == Target::Cpu && matches!(choice, KernelChoice::Auto | KernelChoice::Native);
-        wanted && host::fits(self, &args[0])
-    }
-
     fn attributes(&self) -> String {
         let DiffAttention { heads, groups, head_dim, value_dim, keys, norm, cap, rows, tiling } = self;
         format!(
@@ -221,25 +204,25 @@ impl Kernel for DiffAttention {
         Backward::Grads(vec![Some(qkv), None, None, Some(lambda), None])
     }
 
-    fn again<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
+    fn recompute<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
         None
     }
 
-    fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering {
-        if let Some(tiles) = self.native(args, target, choice) {
-            return Lowering::Native(Func::build(args, |f, args| {
-                let operands = tiles.operands(args, Tables::Rows);
-                f.custom_call(forward::call(&tiles), &operands)
-            }));
-        }
-        if self.on_host(args, target, choice) {
-            let results = self.results(args).expect("checked when called");
-            let call = host::forward_call(self, args, results);
-            return Lowering::Native(Func::build(args, |f, args| f.host_call(call, args)[..3].to_vec()));
-        }
-        Lowering::Portable(Func::build(args, |_: &Builder<'_>, args| {
-            portable::forward(self, args, self.rows)
-        }))
+    fn lower(&self, args: &[Type], target: Target, wanted: Option<Form>) -> Option<(Form, Func)> {
+        let native = match target {
+            Target::TpuV6e if Form::takes_native(wanted) => tpu::forward_func(self, args),
+            Target::Cpu if Form::takes_native(wanted) => cpu::forward_func(self, args),
+            _ => None,
+        };
+        Some(native.map_or_else(
+            || {
+                (
+                    Form::Portable,
+                    Func::build(args, |_: &Builder<'_>, args| portable::forward(self, args, self.rows)),
+                )
+            },
+            |func| (Form::Native, func),
+        ))
     }
 }
 
@@ -268,28 +251,28 @@ impl Kernel for DiffAttentionBackward {
         2
     }
 
-    fn again<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
+    fn recompute<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
         None
     }
 
-    fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering {
-        if let Some(tiles) = self.forward.native(args, target, choice) {
-            return Lowering::Native(Func::build(args, |f, args| {
-                let &[.., y, o2, stats, dy] = args else { unreachable!("checked when called") };
-                let operands = [tiles.operands(args, Tables::Turned), vec![y, dy, o2, stats]].concat();
-                let results = f.custom_call(backward::call(&tiles), &operands);
-                let (d2, of_qkv) = results.split_last().expect("D2 is the last result");
-                let d_qkv = if of_qkv.len() == 1 { of_qkv[0] } else { Tensor::concatenate(of_qkv, 2) };
-                vec![d_qkv, -d2.sum_all()]
-            }));
-        }
-        if self.forward.on_host(args, target, choice) {
-            let call = host::backward_call(&self.forward, args);
-            return Lowering::Native(Func::build(args, |f, args| f.host_call(call, args)[..2].to_vec()));
-        }
-        Lowering::Portable(Func::build(args, |_: &Builder<'_>, args| {
-            portable::backward(&self.forward, args, self.forward.rows)
-        }))
+    fn lower(&self, args: &[Type], target: Target, wanted: Option<Form>) -> Option<(Form, Func)> {
+        let forward = &self.forward;
+        let native = match target {
+            Target::TpuV6e if Form::takes_native(wanted) => tpu::backward_func(forward, args),
+            Target::Cpu if Form::takes_native(wanted) => cpu::backward_func(forward, args),
+            _ => None,
+        };
+        Some(native.map_or_else(
+            || {
+                (
+                    Form::Portable,
+                    Func::build(args, |_: &Builder<'_>, args| {
+                        portable::backward(forward, args, forward.rows)
+                    }),
+                )
+            },
+            |func| (Form::Native, func),
+        ))
     }
 }
 
@@ -308,7 +291,7 @@ mod tests {
             keys: Keys::PerMap,
             norm: HeadNorm::None,
             cap: 0.0,
-            rows: ROWS,
+            rows: BLOCK_ROWS,
             tiling: None,
         };
         let table = Type::f32([4, 4]);

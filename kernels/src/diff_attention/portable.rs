@@ -56,7 +56,7 @@ pub fn rotate<'f>(x: Tensor<'f>, [cos, sin]: [Tensor<'f>; 2]) -> Tensor<'f> {
 }
 
 /// Some query rows against the first keys.
-struct Block<'f> {
+struct QueryBlock<'f> {
     /// `[b, q, g, r, t, d]`
     q: Tensor<'f>,
     /// `[b, k, g, t, d]`
@@ -71,9 +71,9 @@ struct Block<'f> {
     slope: Option<Tensor<'f>>,
 }
 
-impl<'f> Block<'f> {
+impl<'f> QueryBlock<'f> {
     /// `first`: position of the first query, an i32 scalar. x: q, lambda and starts of the rows; k and v of the keys.
-    fn new(kernel: &DiffAttention, first: Tensor<'f>, x: Operands<'f>) -> Block<'f> {
+    fn new(kernel: &DiffAttention, first: Tensor<'f>, x: Operands<'f>) -> QueryBlock<'f> {
         let Operands { q, k, v, lambda, starts } = x;
         let (b, queries) = (q.dim(0), q.dim(1));
         let (g, r, d) = (kernel.groups, kernel.heads / kernel.groups, kernel.head_dim);
@@ -87,7 +87,7 @@ impl<'f> Block<'f> {
             }
         };
         let mask = visible(first, starts, k.dim(1)).broadcast_in_dim(scores.shape(), &[0, 3, 5]);
-        Block { q, k, v, lambda, scores: mask.select(scores, f64::NEG_INFINITY), slope }
+        QueryBlock { q, k, v, lambda, scores: mask.select(scores, f64::NEG_INFINITY), slope }
     }
 
     /// One of the two maps, `[b, g, q, r, k]`.
@@ -99,7 +99,7 @@ impl<'f> Block<'f> {
 
     /// `A = P1 - lambda P2`, subtracted before rounding: the difference cancels.
     fn difference(&self, p: Tensor<'f>) -> Tensor<'f> {
-        let (p1, p2) = (Block::map(p, 0), Block::map(p, 1));
+        let (p1, p2) = (QueryBlock::map(p, 0), QueryBlock::map(p, 1));
         p1 - self.lambda.along(p1, &[0, 1, 2, 3]) * p2
     }
 
@@ -124,7 +124,7 @@ impl<'f> Block<'f> {
             HeadNorm::None => o.full_like(1.0).slice_axis(3, 0, 1).reshape([b, q, h]),
         };
         let y = (o * factor.along(o, &[0, 1, 2])).convert(self.v.dtype()).reshape([b, q, h * e]);
-        let o2 = self.values(Block::map(p, 1)).convert(self.v.dtype()).transpose(&[0, 2, 3, 1]);
+        let o2 = self.values(QueryBlock::map(p, 1)).convert(self.v.dtype()).transpose(&[0, 2, 3, 1]);
         let lse = (top + sum.log()).transpose(&[0, 1, 4, 2, 3]).reshape([b, h, 2, q]);
         let factor = factor.transpose(&[0, 2, 1]).reshape([b, h, 1, q]);
         [y, o2, Tensor::concatenate(&[lse, factor], 2)]
@@ -140,7 +140,7 @@ impl<'f> Block<'f> {
         let (y, dy) = (per_head(y), per_head(dy));
         let stats = stats.reshape([b, g, r, 3, queries]).transpose(&[0, 1, 3, 4, 2]); // [b, g, 3, q, r]
         let lse = stats.slice_axis(2, 0, 2);
-        let factor = Block::map(stats, 2).transpose(&[0, 2, 1, 3]); // [b, q, g, r]
+        let factor = QueryBlock::map(stats, 2).transpose(&[0, 2, 1, 3]); // [b, q, g, r]
         let mean = (y * dy).mean(&[4]);
         // y = f O with f = 1 / sqrt(mean(O^2) + eps):  dO = f (dy - y mean(y dy)), and then
         // rowsum(dO O) = e eps f^2 mean(y dy), because mean(y^2) = 1 - eps f^2.
@@ -159,7 +159,7 @@ impl<'f> Block<'f> {
         let dv = self.difference(p).convert(narrow).einsum_as("bgqrk,bqgre->bkge", d_out, wide);
         // dS1 = P1 (dA - D1), dS2 = -lambda P2 (dA - D2) with Dt = rowsum(Pt dA) = rowsum(dO Ot);
         // D1 - lambda D2 = rowsum(dO O); dlambda = -D2
-        let d2 = (Block::map(p, 1) * da).sum(&[4]); // [b, g, q, r]
+        let d2 = (QueryBlock::map(p, 1) * da).sum(&[4]); // [b, g, q, r]
         let d1 = along_out + self.lambda * d2;
         let map = |x: Tensor<'f>| x.reshape([b, g, 1, queries, r]);
         let row_sums = Tensor::concatenate(&[map(d1), map(d2)], 2); // [b, g, t, q, r]
@@ -187,34 +187,34 @@ fn visible<'f>(first: Tensor<'f>, starts: Tensor<'f>, keys: usize) -> Tensor<'f>
 
 /// Parts of a sequence whose keys are cut off at one place, so that a loop can run over their blocks of rows: of four
 /// parts, the keys behind a block's last row that are multiplied nevertheless are an eighth of all pairs at most.
-const SPANS: usize = 4;
+const PARTS: usize = 4;
 
 /// Some blocks of rows, which read the keys up to the last one's end.
 #[derive(Clone, Copy)]
-struct Span {
+struct Part {
     first: usize,
     /// Rows of a block.
     rows: usize,
     blocks: usize,
 }
 
-impl Span {
+impl Part {
     fn end(self) -> usize {
         self.first + self.rows * self.blocks
     }
 
-    /// Spans that cover a sequence, in its order.
-    fn all(seq: usize, rows: usize) -> Vec<Span> {
+    /// Parts that cover a sequence, in its order.
+    fn all(seq: usize, rows: usize) -> Vec<Part> {
         let (whole, rest) = (seq / rows, seq % rows);
-        let blocks = whole.div_ceil(SPANS).max(1);
-        let mut spans: Vec<Span> = (0..whole)
+        let blocks = whole.div_ceil(PARTS).max(1);
+        let mut parts: Vec<Part> = (0..whole)
             .step_by(blocks)
-            .map(|i| Span { first: i * rows, rows, blocks: blocks.min(whole - i) })
+            .map(|i| Part { first: i * rows, rows, blocks: blocks.min(whole - i) })
             .collect();
         if rest > 0 {
-            spans.push(Span { first: whole * rows, rows: rest, blocks: 1 });
+            parts.push(Part { first: whole * rows, rows: rest, blocks: 1 });
         }
-        spans
+        parts
     }
 
     /// Runs `body` for every block: it gets the position of the block's first row, the carry, the block's part of `rows`
@@ -273,12 +273,12 @@ pub(super) fn forward<'f>(kernel: &DiffAttention, args: &[Tensor<'f>], rows: usi
     let x = Operands::new(kernel, args);
     let axes = [1, 3, 3];
     let mut parts: Vec<Vec<Tensor<'f>>> = Vec::new();
-    for span in Span::all(args[0].dim(1), rows) {
-        let keys = [x.k, x.v].map(|x| x.slice_axis(1, 0, span.end()));
+    for part in Part::all(args[0].dim(1), rows) {
+        let keys = [x.k, x.v].map(|x| x.slice_axis(1, 0, part.end()));
         let of_rows = [x.q, x.lambda, x.starts].map(|x| (x, 1));
-        let [_, results] = span.walk(&[], &of_rows, &keys, &axes, |first, _, rows, keys| {
+        let [_, results] = part.walk(&[], &of_rows, &keys, &axes, |first, _, rows, keys| {
             let x = Operands { q: rows[0], k: keys[0], v: keys[1], lambda: rows[1], starts: rows[2] };
-            [vec![], Block::new(kernel, first, x).forward(kernel.norm).to_vec()]
+            [vec![], QueryBlock::new(kernel, first, x).forward(kernel.norm).to_vec()]
         });
         parts.push(results);
     }
@@ -293,14 +293,15 @@ pub(super) fn backward<'f>(kernel: &DiffAttention, args: &[Tensor<'f>], rows: us
     // Sums of all blocks, rounded once, behind the rotation.
     let mut sums = [x.k, x.v].map(|x| x.convert(wide(x.dtype())).zeros_like());
     let mut parts: Vec<Vec<Tensor<'f>>> = Vec::new();
-    for span in Span::all(s, rows) {
-        let end = span.end();
+    for part in Part::all(s, rows) {
+        let end = part.end();
         let keys = [x.k, x.v].map(|x| x.slice_axis(1, 0, end));
         let of_rows = [(x.q, 1), (x.lambda, 1), (x.starts, 1), (y, 1), (stats, 3), (dy, 1)];
         let seen = sums.map(|sum| sum.slice_axis(1, 0, end));
-        let [seen, results] = span.walk(&seen, &of_rows, &keys, &[1, 1], |first, sums, rows, keys| {
+        let [seen, results] = part.walk(&seen, &of_rows, &keys, &[1, 1], |first, sums, rows, keys| {
             let &[q, lambda, starts, y, stats, dy] = rows else { unreachable!("six of them") };
-            let block = Block::new(kernel, first, Operands { q, k: keys[0], v: keys[1], lambda, starts });
+            let block =
+                QueryBlock::new(kernel, first, Operands { q, k: keys[0], v: keys[1], lambda, starts });
             let [q, k, v, lambda] = block.backward(kernel.norm, y, stats, dy);
             [vec![sums[0] + k, sums[1] + v], vec![q, lambda]]
         });
@@ -324,7 +325,7 @@ pub(super) fn backward<'f>(kernel: &DiffAttention, args: &[Tensor<'f>], rows: us
     vec![d_qkv.convert(args[0].dtype()), if args[3].rank() == 0 { d_lambda.sum_all() } else { d_lambda }]
 }
 
-/// Results of all spans, each put together along its axis.
+/// Results of all parts, each put together along its axis.
 fn together<'f>(parts: &[Vec<Tensor<'f>>], axes: &[usize]) -> Vec<Tensor<'f>> {
     let of_all = |i: usize| parts.iter().map(|part| part[i]).collect::<Vec<_>>();
     axes.iter().enumerate().map(|(i, &axis)| Tensor::concatenate(&of_all(i), axis)).collect()

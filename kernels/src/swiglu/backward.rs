@@ -1,9 +1,9 @@
 //! The gradient, a kernel of its own: plain operations, which XLA fuses, or on the CPU tiles that stay in the cache.
 
-use super::{SwiGlu, activated, host, silu};
-use crate::scaled_linear::scaled;
+use super::{SwiGlu, activated, cpu, silu};
+use crate::rms_norm_linear::scaled;
 use crate::wide;
-use engine::{Backward, Kernel, KernelChoice, Lowering, ShapeError, Target, Tensor, Type};
+use engine::{Backward, Form, Func, Kernel, ShapeError, Target, Tensor, Type};
 
 /// Arguments: those of the forward kernel, its g and u `[n, i]`, and dy `[n, m]`. Results: dx `[n, m]`, and in f32, so that
 /// who adds them up need not round them first, dWg, dWu `[m, i]` and dWd `[i, m]`.
@@ -51,8 +51,8 @@ impl Kernel for SwiGluBackward {
         let (a, s) = silu(g);
         let du = scaled(dh * a, scale).convert(narrow);
         let dg = scaled(dh * u * s * (1.0 + g * (1.0 - s)), scale).convert(narrow);
-        let [dg, du] = Tensor::pinned([dg, du]);
-        let [dx] = Tensor::pinned([dg.einsum("ni,mi->nm", gate) + du.einsum("ni,mi->nm", up)]);
+        let [dg, du] = Tensor::materialized([dg, du]);
+        let [dx] = Tensor::materialized([dg.einsum("ni,mi->nm", gate) + du.einsum("ni,mi->nm", up)]);
         let [d_gate, d_up] = [dg, du].map(|ct| x.einsum_as("nm,ni->mi", ct, wide));
         vec![dx, d_gate, d_up, d_down]
     }
@@ -65,16 +65,16 @@ impl Kernel for SwiGluBackward {
         4
     }
 
-    fn again<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
+    fn recompute<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
         None
     }
 
-    fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering {
-        let wanted = target == Target::Cpu && matches!(choice, KernelChoice::Auto | KernelChoice::Native);
-        let fits = |args: &&[Type]| host::fits(&args[0], &args[2]);
-        match SwiGluBackward::split(args).filter(|(args, _)| wanted && fits(args)) {
-            Some(_) => Lowering::Native(host::lowering(self, args)),
-            None => Lowering::Reference,
+    fn lower(&self, args: &[Type], target: Target, wanted: Option<Form>) -> Option<(Form, Func)> {
+        match target {
+            Target::Cpu if Form::takes_native(wanted) => {
+                cpu::func(self, args).map(|func| (Form::Native, func))
+            }
+            _ => None,
         }
     }
 }

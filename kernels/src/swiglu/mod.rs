@@ -5,16 +5,15 @@
 //! never whole arrays.
 
 mod backward;
-mod host;
-mod tiles;
+mod cpu;
+mod tpu;
 
 use crate::dropout::dropout_mask;
+use crate::rms_norm_linear::scaled;
 use crate::row_dot::row_dot;
-use crate::scaled_linear::scaled;
 use crate::wide;
 use backward::SwiGluBackward;
-use engine::{Backward, DType, Func, Kernel, KernelChoice, Lowering, ShapeError, Target, Tensor, Type};
-use tiles::Tiles;
+use engine::{Backward, DType, Form, Func, Kernel, ShapeError, Target, Tensor, Type};
 
 /// Arguments: x `[n, m]`, the scale r of each row `[n]` f32, Wg and Wu `[m, i]`, Wd `[i, m]`, and with dropout the random
 /// words of rows `u32[n]` and columns `u32[i]` ([`dropout_mask`]). Results: y `[n, m]`, and what the gradient needs besides:
@@ -103,7 +102,7 @@ impl Kernel for SwiGlu {
         self.finish(args, product(args[2]), product(args[3]))
     }
 
-    fn again<'f>(&self, args: &[Tensor<'f>], known: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
+    fn recompute<'f>(&self, args: &[Tensor<'f>], known: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
         let &[_, Some(g), Some(u)] = known else { return None };
         Some(self.finish(args, g, u))
     }
@@ -129,24 +128,15 @@ impl Kernel for SwiGlu {
         Backward::Grads(grads)
     }
 
-    fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering {
+    fn lower(&self, args: &[Type], target: Target, wanted: Option<Form>) -> Option<(Form, Func)> {
         // Native only if asked for. 16384 x 1536 x 4096, static cycles of libtpu 0.0.52 (`cargo run -p kernels --example v6e
         // swiglu`, 2026-11-28): native 1,302,101, with dropout 1,473,311, of which the kernel 855,354 and 1,018,770, the down
         // projection 411,501 and the scaling of x 35,246; XLA's three fusions of the reference 1,309,996 and 1,440,171, of
         // which the first two, the same maths as the kernel and the scaling, 831,458. The kernel takes 31.2 and 21.7 MiB of
         // vector memory. So without dropout they tie, with it XLA wins.
-        let wanted = target == Target::TpuV6e && choice == KernelChoice::Native;
-        match Tiles::new(self, args).filter(|_| wanted) {
-            Some(tiles) => Lowering::Native(Func::build(args, |f, args| {
-                let x = scaled(args[0], args[1]).convert(args[0].dtype());
-                let operands = [&[x], &args[2..4], &args[5..]].concat();
-                let [h, g, u] = f.custom_call(tiles.program().custom_call(), &tiles.operands(&operands))[..]
-                else {
-                    unreachable!("three results")
-                };
-                vec![h.einsum("ni,im->nm", args[4]), g, u]
-            })),
-            None => Lowering::Reference,
+        match (target, wanted) {
+            (Target::TpuV6e, Some(Form::Native)) => tpu::func(self, args).map(|func| (Form::Native, func)),
+            _ => None,
         }
     }
 }

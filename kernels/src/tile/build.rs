@@ -1,7 +1,8 @@
-//! Writing a kernel's code: [`Builder`] and the values it hands out.
+//! Writing a kernel's code: [`KernelBuilder`] and the values it hands out.
 
 use super::{
-    Binary, Body, Compare, Frame, Id, Memory, Op, Reduce, Ref, Rhs, Statement, Unary, ValueType, is_float,
+    Binary, Body, Compare, GridSpec, Id, Instruction, MemorySpace, Reduce, Ref, Rhs, Statement, Unary,
+    ValueType, is_float,
 };
 use engine::{DType, Type};
 use std::cell::RefCell;
@@ -9,8 +10,8 @@ use std::ops::{Add, BitAnd, BitOr, BitXor, Div, Mul, Neg, Range, RangeFull, Rem,
 
 /// Records the code of one body. Operations with shapes that do not fit panic at the author's line.
 #[derive(Debug)]
-pub struct Builder {
-    refs: Vec<(Type, Memory)>,
+pub struct KernelBuilder {
+    refs: Vec<(Type, MemorySpace)>,
     state: RefCell<State>,
 }
 
@@ -24,20 +25,20 @@ struct State {
 /// An address, a loop index, or one number.
 #[derive(Clone, Copy, Debug)]
 pub struct Scalar<'k> {
-    builder: &'k Builder,
+    builder: &'k KernelBuilder,
     id: Id,
 }
 
 /// A vector of static shape.
 #[derive(Clone, Copy, Debug)]
 pub struct Vector<'k> {
-    builder: &'k Builder,
+    builder: &'k KernelBuilder,
     id: Id,
 }
 
 /// What part of an axis a load or store touches.
 #[derive(Clone, Copy, Debug)]
-pub enum Span<'k> {
+pub enum Slice<'k> {
     /// One index; the axis disappears.
     At(Scalar<'k>),
     /// From a place on, as many.
@@ -50,40 +51,40 @@ pub enum Span<'k> {
     All,
 }
 
-impl From<usize> for Span<'_> {
+impl From<usize> for Slice<'_> {
     fn from(index: usize) -> Self {
-        Span::Index(index)
+        Slice::Index(index)
     }
 }
 
-impl<'k> From<Scalar<'k>> for Span<'k> {
+impl<'k> From<Scalar<'k>> for Slice<'k> {
     fn from(index: Scalar<'k>) -> Self {
-        Span::At(index)
+        Slice::At(index)
     }
 }
 
-impl From<Range<usize>> for Span<'_> {
+impl From<Range<usize>> for Slice<'_> {
     fn from(range: Range<usize>) -> Self {
-        Span::Static(range.start, range.len())
+        Slice::Static(range.start, range.len())
     }
 }
 
-impl From<RangeFull> for Span<'_> {
+impl From<RangeFull> for Slice<'_> {
     fn from(_: RangeFull) -> Self {
-        Span::All
+        Slice::All
     }
 }
 
-/// A place in memory: one [`Span`] for each axis, as in `at![head, .., 0..8]`.
+/// A place in memory: one [`Slice`] for each axis, as in `at![head, .., 0..8]`.
 macro_rules! at {
-    ($($span:expr),* $(,)?) => { &[$($crate::tile::Span::from($span)),*] };
+    ($($slice:expr),* $(,)?) => { &[$($crate::tile::Slice::from($slice)),*] };
 }
 pub(crate) use at;
 
-impl Builder {
-    fn new(refs: &[(Type, Memory)]) -> Builder {
+impl KernelBuilder {
+    fn new(refs: &[(Type, MemorySpace)]) -> KernelBuilder {
         let state = State { body: Body::default(), open: vec![Vec::new()] };
-        Builder { refs: refs.to_vec(), state: RefCell::new(state) }
+        KernelBuilder { refs: refs.to_vec(), state: RefCell::new(state) }
     }
 
     fn params<'k>(&'k self, kinds: &[ValueType]) -> Vec<Scalar<'k>> {
@@ -100,22 +101,22 @@ impl Builder {
         body
     }
 
-    /// The block indices of a window, as functions of the grid indices. Everything is i32.
+    /// The block indices of a block, as functions of the grid indices. Everything is i32.
     pub(super) fn index_map(
-        frame: &Frame,
-        index: &dyn for<'b> Fn(&'b Builder, &[Scalar<'b>]) -> Vec<Scalar<'b>>,
+        spec: &GridSpec,
+        index: &dyn for<'b> Fn(&'b KernelBuilder, &[Scalar<'b>]) -> Vec<Scalar<'b>>,
     ) -> Body {
-        let builder = Builder::new(&frame.refs);
+        let builder = KernelBuilder::new(&spec.refs);
         let results = {
-            let grid = builder.params(&vec![ValueType::Of(Type::scalar(DType::I32)); frame.grid.len()]);
+            let grid = builder.params(&vec![ValueType::Of(Type::scalar(DType::I32)); spec.grid.len()]);
             index(&builder, &grid).into_iter().map(|scalar| scalar.id).collect()
         };
         builder.finish(results)
     }
 
-    pub(super) fn body(frame: &Frame, code: impl for<'b> FnOnce(&'b Builder, &[Scalar<'b>])) -> Body {
-        let builder = Builder::new(&frame.refs);
-        let grid = builder.params(&vec![ValueType::Of(Type::scalar(DType::I32)); frame.grid.len()]);
+    pub(super) fn body(spec: &GridSpec, code: impl for<'b> FnOnce(&'b KernelBuilder, &[Scalar<'b>])) -> Body {
+        let builder = KernelBuilder::new(&spec.refs);
+        let grid = builder.params(&vec![ValueType::Of(Type::scalar(DType::I32)); spec.grid.len()]);
         code(&builder, &grid);
         builder.finish(Vec::new())
     }
@@ -130,13 +131,13 @@ impl Builder {
         self.state.borrow().body.types[id].clone()
     }
 
-    fn act(&self, op: Op, operands: &[Id], result: Option<Id>) {
+    fn act(&self, op: Instruction, operands: &[Id], result: Option<Id>) {
         let mut state = self.state.borrow_mut();
         let region = state.open.last_mut().expect("the outermost region");
         region.push(Statement { op, operands: operands.to_vec(), result });
     }
 
-    fn push(&self, op: Op, operands: &[Id], ty: ValueType) -> Id {
+    fn push(&self, op: Instruction, operands: &[Id], ty: ValueType) -> Id {
         let result = self.value(ty);
         self.act(op, operands, Some(result));
         result
@@ -178,39 +179,39 @@ impl Builder {
 
     /// The index along an axis, i32.
     pub fn iota<'k>(&'k self, shape: &[usize], axis: usize) -> Vector<'k> {
-        Vector { builder: self, id: self.push(Op::Iota(axis), &[], ValueType::Of(Type::i32(shape))) }
+        Vector { builder: self, id: self.push(Instruction::Iota(axis), &[], ValueType::Of(Type::i32(shape))) }
     }
 
     /// Runs `code` for each index from `from` up to before `to`.
-    pub fn each<'k>(&'k self, from: Scalar<'k>, to: Scalar<'k>, code: impl FnOnce(Scalar<'k>)) {
+    pub fn fori_loop<'k>(&'k self, from: Scalar<'k>, to: Scalar<'k>, code: impl FnOnce(Scalar<'k>)) {
         let index = self.value(ValueType::Index);
         let body = self.region(|| code(Scalar { builder: self, id: index }));
-        self.act(Op::For { index, body }, &[from.id, to.id], None);
+        self.act(Instruction::For { index, body }, &[from.id, to.id], None);
     }
 
     /// Runs `code` if the condition holds.
     pub fn when<'k>(&'k self, condition: Scalar<'k>, code: impl FnOnce()) {
         let body = self.region(code);
-        self.act(Op::If(body), &[condition.id], None);
+        self.act(Instruction::If(body), &[condition.id], None);
     }
 
     /// The starts, the extents with ones, and the shape without the axes that disappear.
     #[track_caller]
-    fn place<'k>(&'k self, reference: Ref, spans: &[Span<'k>]) -> (Vec<Id>, Vec<usize>, Vec<usize>) {
+    fn place<'k>(&'k self, reference: Ref, slices: &[Slice<'k>]) -> (Vec<Id>, Vec<usize>, Vec<usize>) {
         let (ty, memory) = &self.refs[reference.0];
-        assert!(*memory == Memory::Vector, "tile: scalar memory holds no vectors");
-        assert!(spans.len() == ty.rank(), "tile: {} places for {ty}", spans.len());
+        assert!(*memory == MemorySpace::Vmem, "tile: scalar memory holds no vectors");
+        assert!(slices.len() == ty.rank(), "tile: {} places for {ty}", slices.len());
         let (mut starts, mut extents, mut shape) = (vec![], vec![], vec![]);
-        for (span, &whole) in spans.iter().zip(&ty.shape) {
-            let (start, extent) = match *span {
-                Span::At(at) => (at, None),
-                Span::Index(at) => (self.index(at), None),
-                Span::From(start, extent) => (start, Some(extent)),
-                Span::Static(start, extent) => {
+        for (slice, &whole) in slices.iter().zip(&ty.shape) {
+            let (start, extent) = match *slice {
+                Slice::At(at) => (at, None),
+                Slice::Index(at) => (self.index(at), None),
+                Slice::From(start, extent) => (start, Some(extent)),
+                Slice::Static(start, extent) => {
                     assert!(start + extent <= whole, "tile: {start}..{} of {ty}", start + extent);
                     (self.index(start), Some(extent))
                 }
-                Span::All => (self.index(0), Some(whole)),
+                Slice::All => (self.index(0), Some(whole)),
             };
             assert!(extent.unwrap_or(1) <= whole, "tile: {extent:?} elements of {ty}");
             assert!(
@@ -227,17 +228,17 @@ impl Builder {
 
     /// Reads a part of a block.
     #[track_caller]
-    pub fn load<'k>(&'k self, reference: Ref, spans: &[Span<'k>]) -> Vector<'k> {
-        let (starts, extents, shape) = self.place(reference, spans);
+    pub fn load<'k>(&'k self, reference: Ref, slices: &[Slice<'k>]) -> Vector<'k> {
+        let (starts, extents, shape) = self.place(reference, slices);
         let ty = self.refs[reference.0].0.with_shape(extents);
-        let id = self.push(Op::Load(reference), &starts, ValueType::Of(ty));
+        let id = self.push(Instruction::Load(reference), &starts, ValueType::Of(ty));
         Vector { builder: self, id }.reshape(&shape)
     }
 
     /// Writes a part of a block. An f32 vector is rounded when it goes to bf16 memory.
     #[track_caller]
-    pub fn store<'k>(&'k self, reference: Ref, spans: &[Span<'k>], value: Vector<'k>) {
-        let (starts, extents, shape) = self.place(reference, spans);
+    pub fn store<'k>(&'k self, reference: Ref, slices: &[Slice<'k>], value: Vector<'k>) {
+        let (starts, extents, shape) = self.place(reference, slices);
         assert!(
             value.shape() == shape,
             "tile: {} into {shape:?} of {}",
@@ -246,17 +247,17 @@ impl Builder {
         );
         let value = value.convert(self.refs[reference.0].0.dtype).reshape(&extents);
         let operands: Vec<Id> = [value.id].into_iter().chain(starts).collect();
-        self.act(Op::Store(reference), &operands, None);
+        self.act(Instruction::Store(reference), &operands, None);
     }
 
     /// One number of scalar memory.
     #[track_caller]
     pub fn scalar<'k>(&'k self, reference: Ref, place: &[Scalar<'k>]) -> Scalar<'k> {
         let (ty, memory) = &self.refs[reference.0];
-        assert!(*memory == Memory::Scalar && place.len() == ty.rank(), "tile: a place in {memory:?} {ty}");
+        assert!(*memory == MemorySpace::Smem && place.len() == ty.rank(), "tile: a place in {memory:?} {ty}");
         let place: Vec<Id> = place.iter().map(|at| at.id).collect();
         let ty = ValueType::Of(Type::scalar(ty.dtype));
-        Scalar { builder: self, id: self.push(Op::LoadScalar(reference), &place, ty) }
+        Scalar { builder: self, id: self.push(Instruction::LoadScalar(reference), &place, ty) }
     }
 
     /// `acc + a b`: a `[m, k]`, b `[k, n]`, acc `[m, n]` f32.
@@ -281,7 +282,10 @@ impl Builder {
             _ => false,
         };
         assert!(fits, "tile matmul: {x} by {y} ({rhs:?}) onto {z}");
-        Vector { builder: self, id: self.push(Op::Matmul(rhs), &[a.id, b.id, acc.id], ValueType::Of(z)) }
+        Vector {
+            builder: self,
+            id: self.push(Instruction::Matmul(rhs), &[a.id, b.id, acc.id], ValueType::Of(z)),
+        }
     }
 }
 
@@ -290,7 +294,10 @@ impl<'k> Scalar<'k> {
     fn binary(self, op: Binary, other: Scalar<'k>) -> Scalar<'k> {
         let (ty, wanted) = (self.builder.ty(self.id), self.builder.ty(other.id));
         assert!(ty == wanted, "tile {op:?}: {ty:?} and {wanted:?}");
-        Scalar { builder: self.builder, id: self.builder.push(Op::Binary(op), &[self.id, other.id], ty) }
+        Scalar {
+            builder: self.builder,
+            id: self.builder.push(Instruction::Binary(op), &[self.id, other.id], ty),
+        }
     }
 
     /// A constant of this scalar's type.
@@ -304,7 +311,10 @@ impl<'k> Scalar<'k> {
         let (ty, wanted) = (self.builder.ty(self.id), self.builder.ty(other.id));
         assert!(ty == wanted, "tile {op:?}: {ty:?} and {wanted:?}");
         let bit = ValueType::Of(Type::scalar(DType::Bool));
-        Scalar { builder: self.builder, id: self.builder.push(Op::Compare(op), &[self.id, other.id], bit) }
+        Scalar {
+            builder: self.builder,
+            id: self.builder.push(Instruction::Compare(op), &[self.id, other.id], bit),
+        }
     }
 
     /// Equal.
@@ -347,7 +357,7 @@ impl<'k> Scalar<'k> {
     #[track_caller]
     pub fn choose(self, then: Scalar<'k>, otherwise: Scalar<'k>) -> Scalar<'k> {
         let ty = self.builder.ty(then.id);
-        let id = self.builder.push(Op::Select, &[self.id, then.id, otherwise.id], ty);
+        let id = self.builder.push(Instruction::Select, &[self.id, then.id, otherwise.id], ty);
         Scalar { builder: self.builder, id }
     }
 
@@ -356,38 +366,39 @@ impl<'k> Scalar<'k> {
     pub fn choose_vector(self, then: Vector<'k>, otherwise: Vector<'k>) -> Vector<'k> {
         let ty = then.ty();
         assert!(ty == otherwise.ty(), "tile select: {ty} and {}", otherwise.ty());
-        let id = self.builder.push(Op::Select, &[self.id, then.id, otherwise.id], ValueType::Of(ty));
+        let id = self.builder.push(Instruction::Select, &[self.id, then.id, otherwise.id], ValueType::Of(ty));
         Vector { builder: self.builder, id }
     }
 
     /// An i32 as an address.
     pub fn to_index(self) -> Scalar<'k> {
-        let id = self.builder.push(Op::IndexCast, &[self.id], ValueType::Index);
+        let id = self.builder.push(Instruction::IndexCast, &[self.id], ValueType::Index);
         Scalar { builder: self.builder, id }
     }
 
     /// An address as an i32.
     pub fn to_number(self) -> Scalar<'k> {
-        let id = self.builder.push(Op::IndexCast, &[self.id], ValueType::Of(Type::scalar(DType::I32)));
+        let id =
+            self.builder.push(Instruction::IndexCast, &[self.id], ValueType::Of(Type::scalar(DType::I32)));
         Scalar { builder: self.builder, id }
     }
 
     /// Block number `self` of blocks of `extent`: a place that the compiler knows to be aligned.
-    pub fn block(self, extent: usize) -> Span<'k> {
-        Span::From(self.block_start(extent), extent)
+    pub fn block(self, extent: usize) -> Slice<'k> {
+        Slice::From(self.block_start(extent), extent)
     }
 
     /// Where block number `self` of blocks of `extent` starts.
     pub fn block_start(self, extent: usize) -> Scalar<'k> {
         let start = self * extent;
-        let id = self.builder.push(Op::MultipleOf(extent), &[start.id], ValueType::Index);
+        let id = self.builder.push(Instruction::MultipleOf(extent), &[start.id], ValueType::Index);
         Scalar { builder: self.builder, id }
     }
 
     /// The scalar in each element of a vector.
     pub fn spread(self, shape: &[usize]) -> Vector<'k> {
         let ValueType::Of(ty) = self.builder.ty(self.id) else { panic!("tile: an address in a vector") };
-        let id = self.builder.push(Op::Broadcast, &[self.id], ValueType::Of(ty.with_shape(shape)));
+        let id = self.builder.push(Instruction::Broadcast, &[self.id], ValueType::Of(ty.with_shape(shape)));
         Vector { builder: self.builder, id }
     }
 }
@@ -405,7 +416,7 @@ impl<'k> Vector<'k> {
         self.ty().shape
     }
 
-    fn with(self, op: Op, ty: Type) -> Vector<'k> {
+    fn with(self, op: Instruction, ty: Type) -> Vector<'k> {
         Vector { builder: self.builder, id: self.builder.push(op, &[self.id], ValueType::Of(ty)) }
     }
 
@@ -413,7 +424,7 @@ impl<'k> Vector<'k> {
     fn binary(self, op: Binary, other: Vector<'k>) -> Vector<'k> {
         let (ty, wanted) = (self.ty(), other.ty());
         assert!(ty == wanted, "tile {op:?}: {ty} and {wanted}");
-        let id = self.builder.push(Op::Binary(op), &[self.id, other.id], ValueType::Of(ty));
+        let id = self.builder.push(Instruction::Binary(op), &[self.id, other.id], ValueType::Of(ty));
         Vector { builder: self.builder, id }
     }
 
@@ -436,7 +447,7 @@ impl<'k> Vector<'k> {
     /// Another element type; bf16 is rounded to nearest even.
     pub fn convert(self, dtype: DType) -> Vector<'k> {
         let ty = self.ty();
-        if ty.dtype == dtype { self } else { self.with(Op::Convert, ty.with_dtype(dtype)) }
+        if ty.dtype == dtype { self } else { self.with(Instruction::Convert, ty.with_dtype(dtype)) }
     }
 
     /// The same elements in another shape.
@@ -444,7 +455,7 @@ impl<'k> Vector<'k> {
     pub fn reshape(self, shape: &[usize]) -> Vector<'k> {
         let ty = self.ty().with_shape(shape);
         assert!(ty.elements() == self.ty().elements(), "tile: {} as {shape:?}", self.ty());
-        if ty == self.ty() { self } else { self.with(Op::ShapeCast, ty) }
+        if ty == self.ty() { self } else { self.with(Instruction::ShapeCast, ty) }
     }
 
     /// Repeated along axes of extent 1.
@@ -453,7 +464,7 @@ impl<'k> Vector<'k> {
         let ty = self.ty();
         let fits = ty.rank() == shape.len() && ty.shape.iter().zip(shape).all(|(&n, &to)| n == to || n == 1);
         assert!(fits, "tile: {ty} along {shape:?}");
-        if ty.shape == shape { self } else { self.with(Op::Broadcast, ty.with_shape(shape)) }
+        if ty.shape == shape { self } else { self.with(Instruction::Broadcast, ty.with_shape(shape)) }
     }
 
     /// Of two axes.
@@ -461,7 +472,7 @@ impl<'k> Vector<'k> {
     pub fn transpose(self) -> Vector<'k> {
         let ty = self.ty();
         let [m, n] = ty.shape[..] else { panic!("tile: the transpose of {ty}") };
-        self.with(Op::Transpose, ty.with_shape([n, m]))
+        self.with(Instruction::Transpose, ty.with_shape([n, m]))
     }
 
     /// Some of the rows of `[m, n]`.
@@ -470,14 +481,14 @@ impl<'k> Vector<'k> {
         let ty = self.ty();
         let [m, n] = ty.shape[..] else { panic!("tile: rows of {ty}") };
         assert!(range.end <= m, "tile: rows {range:?} of {ty}");
-        self.with(Op::Rows(range.start), ty.with_shape([range.len(), n]))
+        self.with(Instruction::Rows(range.start), ty.with_shape([range.len(), n]))
     }
 
     /// The columns of `[m, n]` moved right by a number; those that leave enter again at the left.
     #[track_caller]
     pub fn rotate(self, by: usize) -> Vector<'k> {
         assert!(self.shape().len() == 2, "tile: {} rotated", self.ty());
-        self.with(Op::Rotate(by), self.ty())
+        self.with(Instruction::Rotate(by), self.ty())
     }
 
     #[track_caller]
@@ -486,11 +497,11 @@ impl<'k> Vector<'k> {
         let (&[m, n], DType::F32) = (&ty.shape[..], ty.dtype) else { panic!("tile {op:?}: {ty}") };
         // Eight rows are one register: they are combined last, and only once.
         let eight = if m % 8 == 0 && m > 8 {
-            self.reshape(&[m / 8, 8, n]).with(Op::Reduce(op, 0), Type::f32([8, n]))
+            self.reshape(&[m / 8, 8, n]).with(Instruction::Reduce(op, 0), Type::f32([8, n]))
         } else {
             self
         };
-        eight.with(Op::Reduce(op, 0), Type::f32([n])).reshape(&[1, n])
+        eight.with(Instruction::Reduce(op, 0), Type::f32([n])).reshape(&[1, n])
     }
 
     /// Sum over the rows of `[m, n]`: `[1, n]`.
@@ -509,7 +520,7 @@ impl<'k> Vector<'k> {
     fn reduce_columns(self, op: Reduce) -> Vector<'k> {
         let ty = self.ty();
         let (&[m, _], DType::F32) = (&ty.shape[..], ty.dtype) else { panic!("tile {op:?}: {ty}") };
-        self.with(Op::Reduce(op, 1), Type::f32([m])).reshape(&[m, 1])
+        self.with(Instruction::Reduce(op, 1), Type::f32([m])).reshape(&[m, 1])
     }
 
     /// Sum over the columns of `[m, n]`: `[m, 1]`.
@@ -529,7 +540,7 @@ impl<'k> Vector<'k> {
         let ty = self.ty();
         let [m, n] = ty.shape[..] else { panic!("tile {op:?}: {ty}") };
         assert!(m % 8 == 0, "tile: {ty} is not made of registers of 8 rows");
-        self.reshape(&[m / 8, 8, n]).with(Op::Reduce(op, 0), Type::f32([8, n]))
+        self.reshape(&[m / 8, 8, n]).with(Instruction::Reduce(op, 0), Type::f32([8, n]))
     }
 
     /// Rows `i`, `i + 8`, `i + 16` ... summed: `[8, n]`. Registers hold 8 rows, so no data moves between lanes.
@@ -558,7 +569,7 @@ impl<'k> Vector<'k> {
 
     fn unary(self, op: Unary) -> Vector<'k> {
         assert!(is_float(self.ty().dtype), "tile {op:?}: {}", self.ty());
-        self.with(Op::Unary(op), self.ty())
+        self.with(Instruction::Unary(op), self.ty())
     }
 
     /// `2^x`: what the hardware has; `e^x` costs one product more.
@@ -586,7 +597,10 @@ impl<'k> Vector<'k> {
         let (ty, wanted) = (self.ty(), other.ty());
         assert!(ty == wanted, "tile {op:?}: {ty} and {wanted}");
         let bits = ValueType::Of(ty.with_dtype(DType::Bool));
-        Vector { builder: self.builder, id: self.builder.push(Op::Compare(op), &[self.id, other.id], bits) }
+        Vector {
+            builder: self.builder,
+            id: self.builder.push(Instruction::Compare(op), &[self.id, other.id], bits),
+        }
     }
 
     /// At least.
@@ -606,7 +620,7 @@ impl<'k> Vector<'k> {
     pub fn select(self, then: Vector<'k>, otherwise: Vector<'k>) -> Vector<'k> {
         let ty = then.ty();
         assert!(ty == otherwise.ty() && self.shape() == ty.shape, "tile select: {ty} and {}", otherwise.ty());
-        let id = self.builder.push(Op::Select, &[self.id, then.id, otherwise.id], ValueType::Of(ty));
+        let id = self.builder.push(Instruction::Select, &[self.id, then.id, otherwise.id], ValueType::Of(ty));
         Vector { builder: self.builder, id }
     }
 }

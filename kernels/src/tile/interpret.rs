@@ -2,7 +2,8 @@
 //! filled with NaN before the first step, f32 arithmetic, bf16 rounded where the TPU rounds.
 
 use super::{
-    Binary, Body, Compare, Id, Op, Reduce, Ref, Rhs, Statement, TileProgram, Unary, ValueType, Window,
+    Binary, BlockSpec, Body, Compare, Id, Instruction, Reduce, Ref, Rhs, Statement, TileKernel, Unary,
+    ValueType,
 };
 use engine::{DType, Host, Type};
 use half::bf16;
@@ -16,30 +17,30 @@ enum Elements {
 }
 
 #[derive(Clone, Debug)]
-struct Tile {
+struct Buffer {
     ty: Type,
     elements: Elements,
 }
 
-impl Tile {
+impl Buffer {
     /// What nobody has written yet.
-    fn garbage(ty: Type) -> Tile {
+    fn garbage(ty: Type) -> Buffer {
         let n = ty.elements();
         let elements = match ty.dtype {
             DType::F32 | DType::Bf16 => Elements::Floats(vec![f32::NAN; n]),
             _ => Elements::Ints(vec![i32::MIN / 3; n]),
         };
-        Tile { ty, elements }
+        Buffer { ty, elements }
     }
 
-    fn from_host(host: &Host) -> Tile {
+    fn from_host(host: &Host) -> Buffer {
         let numbers = host.to_f64();
         let elements = match host.ty().dtype {
             DType::F32 | DType::Bf16 => Elements::Floats(numbers.iter().map(|&x| x as f32).collect()),
             // The bits of a u32.
             _ => Elements::Ints(numbers.iter().map(|&x| x as i64 as i32).collect()),
         };
-        Tile { ty: host.ty().clone(), elements }
+        Buffer { ty: host.ty().clone(), elements }
     }
 
     fn to_host(&self) -> Host {
@@ -64,20 +65,20 @@ impl Tile {
         }
     }
 
-    fn of_floats(ty: Type, floats: Vec<f32>) -> Tile {
-        Tile { ty, elements: Elements::Floats(floats) }
+    fn of_floats(ty: Type, floats: Vec<f32>) -> Buffer {
+        Buffer { ty, elements: Elements::Floats(floats) }
     }
 
-    fn of_ints(ty: Type, ints: Vec<i32>) -> Tile {
-        Tile { ty, elements: Elements::Ints(ints) }
+    fn of_ints(ty: Type, ints: Vec<i32>) -> Buffer {
+        Buffer { ty, elements: Elements::Ints(ints) }
     }
 
     /// Element `i` of the result is element `source(i)` of this one.
-    fn picked(&self, ty: Type, source: impl Fn(usize) -> usize) -> Tile {
+    fn picked(&self, ty: Type, source: impl Fn(usize) -> usize) -> Buffer {
         let n = ty.elements();
         match &self.elements {
-            Elements::Floats(x) => Tile::of_floats(ty, (0..n).map(|i| x[source(i)]).collect()),
-            Elements::Ints(x) => Tile::of_ints(ty, (0..n).map(|i| x[source(i)]).collect()),
+            Elements::Floats(x) => Buffer::of_floats(ty, (0..n).map(|i| x[source(i)]).collect()),
+            Elements::Ints(x) => Buffer::of_ints(ty, (0..n).map(|i| x[source(i)]).collect()),
         }
     }
 
@@ -98,8 +99,8 @@ impl Tile {
         }
     }
 
-    fn part(&self, shape: &[usize], starts: &[usize]) -> Tile {
-        let mut part = Tile::garbage(self.ty.with_shape(shape));
+    fn part(&self, shape: &[usize], starts: &[usize]) -> Buffer {
+        let mut part = Buffer::garbage(self.ty.with_shape(shape));
         self.runs(shape, starts, |here, there, run| match (&self.elements, &mut part.elements) {
             (Elements::Floats(x), Elements::Floats(y)) => {
                 y[there..there + run].copy_from_slice(&x[here..here + run])
@@ -112,7 +113,7 @@ impl Tile {
         part
     }
 
-    fn write(&mut self, part: &Tile, starts: &[usize]) {
+    fn write(&mut self, part: &Buffer, starts: &[usize]) {
         let mut elements = std::mem::replace(&mut self.elements, Elements::Ints(Vec::new()));
         self.runs(&part.ty.shape, starts, |here, there, run| match (&mut elements, &part.elements) {
             (Elements::Floats(x), Elements::Floats(y)) => {
@@ -127,32 +128,32 @@ impl Tile {
     }
 }
 
-impl TileProgram {
-    /// Runs the kernel. `operands` as in [`TileProgram::operand_types`]; returns the results.
+impl TileKernel {
+    /// Runs the kernel. `operands` as in [`TileKernel::operand_types`]; returns the results.
     ///
     /// # Panics
     /// If the operands have other types, or the kernel reaches outside a block.
     pub fn interpret(&self, operands: &[Host]) -> Vec<Host> {
         let types: Vec<Type> = operands.iter().map(|host| host.ty().clone()).collect();
-        assert_eq!(types, self.operand_types(), "operands of {}", self.frame.name);
-        let frame = &self.frame;
-        let arrays: Vec<Tile> = operands.iter().map(Tile::from_host).collect();
-        let garbage = |(_, window): &(Ref, Window)| Tile::garbage(window.array.clone());
-        let mut results: Vec<Tile> = frame.outputs.iter().map(garbage).collect();
-        let written_over = &arrays[arrays.len() - frame.over.len()..];
-        for ((output, _), array) in frame.over.iter().zip(written_over) {
+        assert_eq!(types, self.operand_types(), "operands of {}", self.spec.name);
+        let spec = &self.spec;
+        let arrays: Vec<Buffer> = operands.iter().map(Buffer::from_host).collect();
+        let garbage = |(_, block): &(Ref, BlockSpec)| Buffer::garbage(block.array.clone());
+        let mut results: Vec<Buffer> = spec.outputs.iter().map(garbage).collect();
+        let written_over = &arrays[arrays.len() - spec.aliases.len()..];
+        for ((output, _), array) in spec.aliases.iter().zip(written_over) {
             results[*output] = array.clone();
         }
-        let mut memory: Vec<Tile> = frame.refs.iter().map(|(ty, _)| Tile::garbage(ty.clone())).collect();
-        let (prefetched, arrays) = arrays.split_at(frame.prefetch.len());
-        for (reference, tile) in frame.prefetch.iter().zip(prefetched) {
+        let mut memory: Vec<Buffer> = spec.refs.iter().map(|(ty, _)| Buffer::garbage(ty.clone())).collect();
+        let (prefetched, arrays) = arrays.split_at(spec.prefetch.len());
+        for (reference, tile) in spec.prefetch.iter().zip(prefetched) {
             memory[reference.0] = tile.clone();
         }
-        let steps: usize = frame.grid.iter().map(|&(extent, _)| extent).product();
+        let steps: usize = spec.grid.iter().map(|&(extent, _)| extent).product();
         let mut written: Vec<Option<Vec<usize>>> = vec![None; results.len()];
         for step in 0..steps {
             let mut rest = step;
-            let mut grid: Vec<i32> = frame
+            let mut grid: Vec<i32> = spec
                 .grid
                 .iter()
                 .rev()
@@ -163,44 +164,44 @@ impl TileProgram {
                 })
                 .collect();
             grid.reverse();
-            for ((reference, window), array) in frame.inputs.iter().zip(arrays) {
-                let starts = window.starts(&grid, &mut memory);
-                memory[reference.0] = array.part(&window.block, &starts);
+            for ((reference, block), array) in spec.inputs.iter().zip(arrays) {
+                let starts = block.starts(&grid, &mut memory);
+                memory[reference.0] = array.part(&block.block_shape, &starts);
             }
             let starts: Vec<Vec<usize>> =
-                frame.outputs.iter().map(|(_, window)| window.starts(&grid, &mut memory)).collect();
+                spec.outputs.iter().map(|(_, block)| block.starts(&grid, &mut memory)).collect();
             for (i, starts) in starts.iter().enumerate() {
                 // A block that stays in place keeps what earlier steps wrote; another one is garbage at first.
                 if written[i].as_ref() != Some(starts) {
-                    let (reference, window) = &frame.outputs[i];
-                    memory[reference.0] = Tile::garbage(window.array.with_shape(&window.block[..]));
+                    let (reference, block) = &spec.outputs[i];
+                    memory[reference.0] = Buffer::garbage(block.array.with_shape(&block.block_shape[..]));
                     written[i] = Some(starts.clone());
                 }
             }
             Run::new(&self.body, &grid, &mut memory).region(&self.body.code);
             for (i, starts) in starts.iter().enumerate() {
-                results[i].write(&memory[frame.outputs[i].0.0], starts);
+                results[i].write(&memory[spec.outputs[i].0.0], starts);
             }
         }
-        results.iter().map(Tile::to_host).collect()
+        results.iter().map(Buffer::to_host).collect()
     }
 }
 
-impl Window {
+impl BlockSpec {
     /// Where the block of a grid step starts.
-    fn starts(&self, grid: &[i32], memory: &mut [Tile]) -> Vec<usize> {
-        let mut run = Run::new(&self.index, grid, memory);
-        run.region(&self.index.code);
-        let blocks = self.index.results.iter().map(|&id| run.number(id));
-        blocks.zip(&self.block).map(|(block, extent)| block as usize * extent).collect()
+    fn starts(&self, grid: &[i32], memory: &mut [Buffer]) -> Vec<usize> {
+        let mut run = Run::new(&self.index_map, grid, memory);
+        run.region(&self.index_map.code);
+        let blocks = self.index_map.results.iter().map(|&id| run.number(id));
+        blocks.zip(&self.block_shape).map(|(block, extent)| block as usize * extent).collect()
     }
 }
 
 /// One execution of a body.
 struct Run<'r> {
     body: &'r Body,
-    values: Vec<Option<Rc<Tile>>>,
-    memory: &'r mut [Tile],
+    values: Vec<Option<Rc<Buffer>>>,
+    memory: &'r mut [Buffer],
 }
 
 /// The type of an address while it is interpreted.
@@ -212,29 +213,29 @@ fn tile_type(ty: &ValueType) -> Type {
 }
 
 impl<'r> Run<'r> {
-    fn new(body: &'r Body, grid: &[i32], memory: &'r mut [Tile]) -> Run<'r> {
+    fn new(body: &'r Body, grid: &[i32], memory: &'r mut [Buffer]) -> Run<'r> {
         let mut run = Run { body, values: vec![None; body.types.len()], memory };
         for (&id, &index) in body.params.iter().zip(grid) {
-            run.set(id, Tile::of_ints(Type::scalar(DType::I32), vec![index]));
+            run.set(id, Buffer::of_ints(Type::scalar(DType::I32), vec![index]));
         }
         for &(id, number) in &body.constants {
             let ty = tile_type(&body.types[id]);
             let n = ty.elements();
             let tile = match ty.dtype {
-                DType::F32 => Tile::of_floats(ty, vec![number as f32; n]),
-                DType::Bf16 => Tile::of_floats(ty, vec![bf16::from_f64(number).to_f32(); n]),
-                _ => Tile::of_ints(ty, vec![number as i32; n]),
+                DType::F32 => Buffer::of_floats(ty, vec![number as f32; n]),
+                DType::Bf16 => Buffer::of_floats(ty, vec![bf16::from_f64(number).to_f32(); n]),
+                _ => Buffer::of_ints(ty, vec![number as i32; n]),
             };
             run.set(id, tile);
         }
         run
     }
 
-    fn set(&mut self, id: Id, tile: Tile) {
+    fn set(&mut self, id: Id, tile: Buffer) {
         self.values[id] = Some(Rc::new(tile));
     }
 
-    fn get(&self, id: Id) -> Rc<Tile> {
+    fn get(&self, id: Id) -> Rc<Buffer> {
         self.values[id].clone().expect("operands precede their users")
     }
 
@@ -255,17 +256,17 @@ impl<'r> Run<'r> {
     fn statement(&mut self, statement: &'r Statement) {
         let operands = &statement.operands;
         match &statement.op {
-            Op::Store(reference) => {
+            Instruction::Store(reference) => {
                 let (value, starts) = (self.get(operands[0]), self.places(&operands[1..]));
                 self.memory[reference.0].write(&value, &starts);
             }
-            Op::For { index, body } => {
+            Instruction::For { index, body } => {
                 for i in self.number(operands[0])..self.number(operands[1]) {
-                    self.set(*index, Tile::of_ints(Type::scalar(DType::I32), vec![i]));
+                    self.set(*index, Buffer::of_ints(Type::scalar(DType::I32), vec![i]));
                     self.region(body);
                 }
             }
-            Op::If(body) => {
+            Instruction::If(body) => {
                 if self.number(operands[0]) != 0 {
                     self.region(body);
                 }
@@ -278,20 +279,22 @@ impl<'r> Run<'r> {
         }
     }
 
-    fn compute(&self, op: &Op, operands: &[Id], ty: Type) -> Tile {
+    fn compute(&self, op: &Instruction, operands: &[Id], ty: Type) -> Buffer {
         let n = ty.elements();
         let first = operands.first().map(|&id| self.get(id));
         let first = || first.clone().expect("an operand");
         match op {
-            Op::Store(_) | Op::For { .. } | Op::If(_) => unreachable!("they have no value"),
-            Op::Load(reference) => self.memory[reference.0].part(&ty.shape, &self.places(operands)),
-            Op::LoadScalar(reference) => {
+            Instruction::Store(_) | Instruction::For { .. } | Instruction::If(_) => {
+                unreachable!("they have no value")
+            }
+            Instruction::Load(reference) => self.memory[reference.0].part(&ty.shape, &self.places(operands)),
+            Instruction::LoadScalar(reference) => {
                 let memory = &self.memory[reference.0];
                 let starts = self.places(operands);
                 let one = memory.part(&vec![1; starts.len()], &starts);
                 one.picked(ty, |i| i)
             }
-            Op::Binary(binary) => {
+            Instruction::Binary(binary) => {
                 let (a, b) = (first(), self.get(operands[1]));
                 match (&a.elements, &b.elements) {
                     (Elements::Floats(a), Elements::Floats(b)) => {
@@ -304,7 +307,7 @@ impl<'r> Run<'r> {
                             Binary::Max => x.max(y),
                             other => panic!("tile: no {other:?} of floats"),
                         };
-                        Tile::of_floats(ty.clone(), a.iter().zip(b).map(f).collect()).rounded()
+                        Buffer::of_floats(ty.clone(), a.iter().zip(b).map(f).collect()).rounded()
                     }
                     (Elements::Ints(a), Elements::Ints(b)) => {
                         let f = |(&x, &y): (&i32, &i32)| match binary {
@@ -320,21 +323,21 @@ impl<'r> Run<'r> {
                             Binary::Xor => x ^ y,
                             Binary::ShiftRight => ((x as u32) >> y) as i32,
                         };
-                        Tile::of_ints(ty, a.iter().zip(b).map(f).collect())
+                        Buffer::of_ints(ty, a.iter().zip(b).map(f).collect())
                     }
                     _ => unreachable!("checked when built"),
                 }
             }
-            Op::Unary(unary) => {
+            Instruction::Unary(unary) => {
                 let f = |&x: &f32| match unary {
                     Unary::Exp2 => x.exp2(),
                     Unary::Log2 => x.log2(),
                     Unary::Tanh => x.tanh(),
                     Unary::Rsqrt => 1.0 / x.sqrt(),
                 };
-                Tile::of_floats(ty, first().floats().iter().map(f).collect()).rounded()
+                Buffer::of_floats(ty, first().floats().iter().map(f).collect()).rounded()
             }
-            Op::Matmul(rhs) => {
+            Instruction::Matmul(rhs) => {
                 let (a, b) = (first(), self.get(operands[1]));
                 let mut sum = self.get(operands[2]).floats().to_vec();
                 let (width, k) = (ty.shape[1], a.ty.shape[1]);
@@ -350,9 +353,9 @@ impl<'r> Run<'r> {
                         row.iter_mut().zip(b).for_each(|(sum, &b)| *sum += a * b);
                     }
                 }
-                Tile::of_floats(ty, sum)
+                Buffer::of_floats(ty, sum)
             }
-            Op::Reduce(reduce, axis) => {
+            Instruction::Reduce(reduce, axis) => {
                 let x = first();
                 let (extent, inner) = (x.ty.shape[*axis], x.ty.shape[axis + 1..].iter().product());
                 let mut result = Vec::with_capacity(n);
@@ -370,9 +373,9 @@ impl<'r> Run<'r> {
                     }
                     result.extend(sums);
                 }
-                Tile::of_floats(ty, result)
+                Buffer::of_floats(ty, result)
             }
-            Op::Broadcast => {
+            Instruction::Broadcast => {
                 let x = first();
                 let shape = x.ty.shape.clone();
                 x.picked(ty.clone(), |mut i| {
@@ -387,32 +390,32 @@ impl<'r> Run<'r> {
                     at
                 })
             }
-            Op::ShapeCast | Op::MultipleOf(_) | Op::IndexCast => {
-                if let Op::MultipleOf(number) = op {
+            Instruction::ShapeCast | Instruction::MultipleOf(_) | Instruction::IndexCast => {
+                if let Instruction::MultipleOf(number) = op {
                     assert_eq!(first().ints()[0] as usize % number, 0, "tile: a promise about an address");
                 }
                 first().picked(ty, |i| i)
             }
-            Op::Transpose => {
+            Instruction::Transpose => {
                 let [m, columns] = ty.shape[..] else { unreachable!("two axes") };
                 first().picked(ty.clone(), |i| i % columns * m + i / columns)
             }
-            Op::Rows(start) => first().picked(ty.clone(), |i| start * ty.shape[1] + i),
-            Op::Rotate(by) => {
+            Instruction::Rows(start) => first().picked(ty.clone(), |i| start * ty.shape[1] + i),
+            Instruction::Rotate(by) => {
                 let columns = ty.shape[1];
                 first().picked(ty, |i| i / columns * columns + (i % columns + columns - by) % columns)
             }
-            Op::Iota(axis) => {
+            Instruction::Iota(axis) => {
                 let below: usize = ty.shape[axis + 1..].iter().product();
                 let extent = ty.shape[*axis];
-                Tile::of_ints(ty, (0..n).map(|i| (i / below % extent) as i32).collect())
+                Buffer::of_ints(ty, (0..n).map(|i| (i / below % extent) as i32).collect())
             }
-            Op::Convert => {
-                let mut x = Tile::clone(&first());
+            Instruction::Convert => {
+                let mut x = Buffer::clone(&first());
                 x.ty = ty;
                 x.rounded()
             }
-            Op::Compare(compare) => {
+            Instruction::Compare(compare) => {
                 let f = |(&x, &y): (&i32, &i32)| {
                     i32::from(match compare {
                         Compare::Eq => x == y,
@@ -421,20 +424,20 @@ impl<'r> Run<'r> {
                         Compare::Ge => x >= y,
                     })
                 };
-                Tile::of_ints(ty, first().ints().iter().zip(self.get(operands[1]).ints()).map(f).collect())
+                Buffer::of_ints(ty, first().ints().iter().zip(self.get(operands[1]).ints()).map(f).collect())
             }
-            Op::Select => {
+            Instruction::Select => {
                 let (condition, then, otherwise) = (first(), self.get(operands[1]), self.get(operands[2]));
                 let condition = condition.ints();
                 if let &[one] = condition {
-                    return Tile::clone(if one != 0 { &then } else { &otherwise });
+                    return Buffer::clone(if one != 0 { &then } else { &otherwise });
                 }
                 match (&then.elements, &otherwise.elements) {
-                    (Elements::Floats(x), Elements::Floats(y)) => Tile::of_floats(
+                    (Elements::Floats(x), Elements::Floats(y)) => Buffer::of_floats(
                         ty,
                         (0..n).map(|i| if condition[i] != 0 { x[i] } else { y[i] }).collect(),
                     ),
-                    (Elements::Ints(x), Elements::Ints(y)) => Tile::of_ints(
+                    (Elements::Ints(x), Elements::Ints(y)) => Buffer::of_ints(
                         ty,
                         (0..n).map(|i| if condition[i] != 0 { x[i] } else { y[i] }).collect(),
                     ),
@@ -445,9 +448,9 @@ impl<'r> Run<'r> {
     }
 }
 
-impl Tile {
+impl Buffer {
     /// To the nearest number of its element type.
-    fn rounded(mut self) -> Tile {
+    fn rounded(mut self) -> Buffer {
         if let (DType::Bf16, Elements::Floats(floats)) = (self.ty.dtype, &mut self.elements) {
             floats.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32());
         }

@@ -1,20 +1,20 @@
 //! A small language for kernels that run tile by tile on one core's own memory: what is to be computed for one step of a
 //! grid, in terms of blocks that the hardware fetches and stores while it computes.
 //!
-//! A [`Frame`] names the grid, the blocks of operands and results that a step sees ([`Window`]), and scratch memory that
-//! lives from step to step. [`Frame::build`] runs the author's code once with a [`Builder`]; what comes out is a
-//! [`TileProgram`], which is printed as Mosaic text for a TPU (`mosaic.rs`) and run on the host by `interpret.rs`: the very
+//! A [`GridSpec`] names the grid, the blocks of operands and results that a step sees ([`BlockSpec`]), and scratch memory that
+//! lives from step to step. [`GridSpec::build`] runs the author's code once with a [`KernelBuilder`]; what comes out is a
+//! [`TileKernel`], which is printed as Mosaic text for a TPU (`mosaic.rs`) and run on the host by `interpret.rs`: the very
 //! program that a TPU gets is the one whose numbers the tests check.
 //!
 //! Vectors are dense values of static shape; addresses and loop bounds are scalars. Nothing is implicit but one thing:
-//! a scalar or a number combined with a vector is spread over it. Matrix products accumulate in f32.
+//! a scalar or a number combined with a vector is broadcast to it. Matrix products accumulate in f32.
 
 mod build;
 mod interpret;
 mod mosaic;
 
 pub(crate) use build::at;
-pub use build::{Builder, Scalar, Span, Vector};
+pub use build::{KernelBuilder, Scalar, Slice, Vector};
 
 use engine::{DType, Type};
 
@@ -24,39 +24,39 @@ pub struct Ref(usize);
 
 /// Where a block lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Memory {
+pub enum MemorySpace {
     /// Vector memory: vectors are loaded and stored.
-    Vector,
+    Vmem,
     /// Scalar memory: single numbers are loaded.
-    Scalar,
+    Smem,
     /// Where it is; the kernel does not touch it.
     Any,
 }
 
 /// Whether steps along a grid axis depend on each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
+pub enum DimensionSemantics {
     /// Any order; scratch memory carries nothing from step to step.
     Parallel,
     /// From first to last: scratch memory carries state.
-    InTurn,
+    Arbitrary,
 }
 
-/// The part of an array that a grid step sees.
+/// The block of an array that a grid step sees.
 #[derive(Clone, Debug)]
-pub struct Window {
+pub struct BlockSpec {
     /// The whole array.
     array: Type,
-    /// The extent of the part.
-    block: Vec<usize>,
-    memory: Memory,
+    /// The extent of the block.
+    block_shape: Vec<usize>,
+    memory: MemorySpace,
     /// Grid indices -> index of the block along each axis, in blocks.
-    index: Body,
+    index_map: Body,
 }
 
 /// What a kernel costs, for the compiler's schedule around it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Cost {
+pub struct CostEstimate {
     /// Floating point operations of matrix products.
     pub flops: u64,
     /// Exponentials and the like.
@@ -65,43 +65,43 @@ pub struct Cost {
     pub bytes: u64,
 }
 
-/// Grid, windows and scratch of a kernel: everything but its code.
+/// Grid, blocks and scratch memory of a kernel: everything but its code.
 #[derive(Clone, Debug)]
-pub struct Frame {
+pub struct GridSpec {
     name: String,
-    grid: Vec<(usize, Order)>,
+    grid: Vec<(usize, DimensionSemantics)>,
     /// Types of all blocks, by [`Ref`].
-    refs: Vec<(Type, Memory)>,
-    /// Scalars that are there before the first step; the windows' indices may use them.
+    refs: Vec<(Type, MemorySpace)>,
+    /// Scalars that are there before the first step; index maps may use them.
     prefetch: Vec<Ref>,
-    inputs: Vec<(Ref, Window)>,
-    outputs: Vec<(Ref, Window)>,
-    /// Outputs that are written over operands, and these operands, which come behind all others.
-    over: Vec<(usize, Ref)>,
+    inputs: Vec<(Ref, BlockSpec)>,
+    outputs: Vec<(Ref, BlockSpec)>,
+    /// Outputs that are written over operands, and these operands, which come after all others.
+    aliases: Vec<(usize, Ref)>,
     /// Inputs that the compiler leaves in the chip's memory.
     left: Vec<usize>,
     scratch: Vec<Ref>,
-    cost: Cost,
+    cost: CostEstimate,
 }
 
-impl Frame {
+impl GridSpec {
     /// A kernel's name, and its grid: the last axis runs fastest.
-    pub fn new(name: &str, grid: &[(usize, Order)]) -> Frame {
-        Frame {
+    pub fn new(name: &str, grid: &[(usize, DimensionSemantics)]) -> GridSpec {
+        GridSpec {
             name: name.to_owned(),
             grid: grid.to_vec(),
             refs: Vec::new(),
             prefetch: Vec::new(),
             inputs: Vec::new(),
             outputs: Vec::new(),
-            over: Vec::new(),
+            aliases: Vec::new(),
             left: Vec::new(),
             scratch: Vec::new(),
-            cost: Cost::default(),
+            cost: CostEstimate::default(),
         }
     }
 
-    fn reference(&mut self, ty: Type, memory: Memory) -> Ref {
+    fn reference(&mut self, ty: Type, memory: MemorySpace) -> Ref {
         self.refs.push((ty, memory));
         Ref(self.refs.len() - 1)
     }
@@ -109,27 +109,32 @@ impl Frame {
     /// An operand of i32 scalars, `[n]`, whole in scalar memory before the first step. All of these come before other
     /// operands.
     #[track_caller]
-    pub fn prefetched(&mut self, count: usize) -> Ref {
+    pub fn scalar_prefetch(&mut self, count: usize) -> Ref {
         assert!(self.inputs.is_empty(), "prefetched operands come first");
-        let reference = self.reference(Type::i32([count]), Memory::Scalar);
+        let reference = self.reference(Type::i32([count]), MemorySpace::Smem);
         self.prefetch.push(reference);
         reference
     }
 
     #[track_caller]
-    fn window(
+    fn block_spec(
         &mut self,
         array: Type,
         block: &[usize],
-        memory: Memory,
-        index: impl for<'k> Fn(&'k Builder, &[Scalar<'k>]) -> Vec<Scalar<'k>>,
-    ) -> (Ref, Window) {
+        memory: MemorySpace,
+        index: impl for<'k> Fn(&'k KernelBuilder, &[Scalar<'k>]) -> Vec<Scalar<'k>>,
+    ) -> (Ref, BlockSpec) {
         let fits = block.len() == array.rank() && array.shape.iter().zip(block).all(|(n, part)| part <= n);
         assert!(fits, "kernel {}: blocks {block:?} of {array}", self.name);
         let reference = self.reference(array.with_shape(block), memory);
-        let index = Builder::index_map(self, &index);
-        assert_eq!(index.results.len(), array.rank(), "kernel {}: one block index for each axis", self.name);
-        (reference, Window { array, block: block.to_vec(), memory, index })
+        let index_map = KernelBuilder::index_map(self, &index);
+        assert_eq!(
+            index_map.results.len(),
+            array.rank(),
+            "kernel {}: one block index for each axis",
+            self.name
+        );
+        (reference, BlockSpec { array, block_shape: block.to_vec(), memory, index_map })
     }
 
     /// An operand, of which each step sees one block. `index`: grid indices -> block index along each axis.
@@ -138,18 +143,18 @@ impl Frame {
         &mut self,
         array: Type,
         block: &[usize],
-        index: impl for<'k> Fn(&'k Builder, &[Scalar<'k>]) -> Vec<Scalar<'k>>,
+        index: impl for<'k> Fn(&'k KernelBuilder, &[Scalar<'k>]) -> Vec<Scalar<'k>>,
     ) -> Ref {
-        let input = self.window(array, block, Memory::Vector, index);
+        let input = self.block_spec(array, block, MemorySpace::Vmem, index);
         self.inputs.push(input.clone());
         input.0
     }
 
     /// An operand of which every step sees the whole.
     #[track_caller]
-    pub fn whole(&mut self, array: Type, memory: Memory) -> Ref {
+    pub fn whole(&mut self, array: Type, memory: MemorySpace) -> Ref {
         let (block, rank) = (array.shape.clone(), array.rank());
-        let input = self.window(array, &block, memory, |k, _| vec![k.number(0); rank]);
+        let input = self.block_spec(array, &block, memory, |k, _| vec![k.number(0); rank]);
         self.inputs.push(input.clone());
         input.0
     }
@@ -160,18 +165,18 @@ impl Frame {
         &mut self,
         array: Type,
         block: &[usize],
-        index: impl for<'k> Fn(&'k Builder, &[Scalar<'k>]) -> Vec<Scalar<'k>>,
+        index: impl for<'k> Fn(&'k KernelBuilder, &[Scalar<'k>]) -> Vec<Scalar<'k>>,
     ) -> Ref {
-        let output = self.window(array, block, Memory::Vector, index);
+        let output = self.block_spec(array, block, MemorySpace::Vmem, index);
         self.outputs.push(output.clone());
         output.0
     }
 
     /// Says that the newest output is written over an operand of its type: what no step writes keeps its value.
-    pub fn over(&mut self) {
+    pub fn alias(&mut self) {
         let output = self.outputs.len() - 1;
-        let operand = self.reference(self.outputs[output].1.array.clone(), Memory::Any);
-        self.over.push((output, operand));
+        let operand = self.reference(self.outputs[output].1.array.clone(), MemorySpace::Any);
+        self.aliases.push((output, operand));
     }
 
     /// Says that the newest input stays in the chip's memory. Otherwise the compiler may move it whole into vector memory
@@ -182,57 +187,57 @@ impl Frame {
 
     /// Vector memory that keeps its contents from step to step. It starts as garbage.
     pub fn scratch(&mut self, ty: Type) -> Ref {
-        let reference = self.reference(ty, Memory::Vector);
+        let reference = self.reference(ty, MemorySpace::Vmem);
         self.scratch.push(reference);
         reference
     }
 
     /// States the cost.
-    pub fn cost(&mut self, cost: Cost) {
+    pub fn cost(&mut self, cost: CostEstimate) {
         self.cost = cost;
     }
 
-    /// Bytes of vector memory: windows twice, because the next step's are fetched during this one, and scratch.
+    /// Bytes of vector memory: blocks twice, because the next step's are fetched during this one, and scratch.
     pub fn vector_memory(&self) -> usize {
-        let window = |(_, window): &(Ref, Window)| match window.memory {
-            Memory::Vector => 2 * window.array.with_shape(&window.block[..]).bytes(),
-            Memory::Scalar | Memory::Any => 0,
+        let bytes = |(_, block): &(Ref, BlockSpec)| match block.memory {
+            MemorySpace::Vmem => 2 * block.array.with_shape(&block.block_shape[..]).bytes(),
+            MemorySpace::Smem | MemorySpace::Any => 0,
         };
-        let windows: usize = self.inputs.iter().chain(&self.outputs).map(window).sum();
-        windows + self.scratch.iter().map(|scratch| self.refs[scratch.0].0.bytes()).sum::<usize>()
+        let blocks: usize = self.inputs.iter().chain(&self.outputs).map(bytes).sum();
+        blocks + self.scratch.iter().map(|scratch| self.refs[scratch.0].0.bytes()).sum::<usize>()
     }
 
     /// The kernel with its code: `body` is called once, with the indices of the grid step.
-    pub fn build(self, body: impl for<'k> FnOnce(&'k Builder, &[Scalar<'k>])) -> TileProgram {
-        let body = Builder::body(&self, body);
-        TileProgram { frame: self, body }
+    pub fn build(self, body: impl for<'k> FnOnce(&'k KernelBuilder, &[Scalar<'k>])) -> TileKernel {
+        let body = KernelBuilder::body(&self, body);
+        TileKernel { spec: self, body }
     }
 }
 
-/// A kernel: [`Frame`] and code.
+/// A kernel: [`GridSpec`] and code.
 #[derive(Clone, Debug)]
-pub struct TileProgram {
-    frame: Frame,
+pub struct TileKernel {
+    spec: GridSpec,
     body: Body,
 }
 
-impl TileProgram {
+impl TileKernel {
     /// Types of the operands, prefetched ones first.
     pub fn operand_types(&self) -> Vec<Type> {
-        let frame = &self.frame;
-        let prefetched = frame.prefetch.iter().map(|reference| frame.refs[reference.0].0.clone());
-        let over = frame.over.iter().map(|(_, operand)| frame.refs[operand.0].0.clone());
-        prefetched.chain(frame.inputs.iter().map(|(_, window)| window.array.clone())).chain(over).collect()
+        let spec = &self.spec;
+        let prefetched = spec.prefetch.iter().map(|reference| spec.refs[reference.0].0.clone());
+        let aliased = spec.aliases.iter().map(|(_, operand)| spec.refs[operand.0].0.clone());
+        prefetched.chain(spec.inputs.iter().map(|(_, block)| block.array.clone())).chain(aliased).collect()
     }
 
     /// Types of the results.
     pub fn result_types(&self) -> Vec<Type> {
-        self.frame.outputs.iter().map(|(_, window)| window.array.clone()).collect()
+        self.spec.outputs.iter().map(|(_, block)| block.array.clone()).collect()
     }
 
-    /// Bytes of vector memory that it needs at least: [`Frame::vector_memory`].
+    /// Bytes of vector memory that it needs at least: [`GridSpec::vector_memory`].
     pub fn vector_memory(&self) -> usize {
-        self.frame.vector_memory()
+        self.spec.vector_memory()
     }
 }
 
@@ -259,7 +264,7 @@ struct Body {
 
 #[derive(Clone, Debug)]
 struct Statement {
-    op: Op,
+    op: Instruction,
     operands: Vec<Id>,
     /// None for those that only act on memory.
     result: Option<Id>,
@@ -267,7 +272,7 @@ struct Statement {
 
 /// What a statement does. Names are Mosaic's.
 #[derive(Clone, Debug)]
-enum Op {
+enum Instruction {
     /// Operands: a start along each axis.
     Load(Ref),
     /// Operands: the vector, and a start along each axis.

@@ -5,8 +5,8 @@
 
 use super::is_float;
 use super::{
-    Binary, Body, Compare, Id, Memory, Op, Order, Reduce, Ref, Rhs, Statement, TileProgram, Unary, ValueType,
-    Window,
+    Binary, BlockSpec, Body, Compare, DimensionSemantics, Id, Instruction, MemorySpace, Reduce, Ref, Rhs,
+    Statement, TileKernel, Unary, ValueType,
 };
 use base64::prelude::{BASE64_STANDARD, Engine};
 use engine::{CustomCall, DType, Interpreter, Type};
@@ -14,18 +14,18 @@ use half::bf16;
 use std::fmt::Write;
 use std::sync::Arc;
 
-/// Vector memory that the compiler may take beside windows and scratch, for values that do not fit the registers.
+/// Vector memory that the compiler may take beside blocks and scratch, for values that do not fit the registers.
 const SPILL: usize = 8 << 20;
 
-impl TileProgram {
+impl TileKernel {
     /// The call that a TPU program makes.
     pub fn custom_call(self) -> CustomCall {
         let body = BASE64_STANDARD.encode(self.mosaic());
-        let cost = self.frame.cost;
+        let cost = self.spec.cost;
         let limit = self.vector_memory() + SPILL;
         // Color 0 is the chip's memory.
-        let left = (self.frame.left.iter())
-            .map(|input| format!("{{\"operand_index\":{},\"color\":0}}", self.frame.prefetch.len() + input));
+        let left = (self.spec.left.iter())
+            .map(|input| format!("{{\"operand_index\":{},\"color\":0}}", self.spec.prefetch.len() + input));
         let left = left.collect::<Vec<_>>().join(",");
         let backend_config = format!(
             "{{\"custom_call_config\":{{\"body\":\"{body}\",\"serialization_format\":1,\"needs_layout_passes\":true,\
@@ -36,10 +36,10 @@ impl TileProgram {
         CustomCall {
             target: "tpu_custom_call".to_owned(),
             backend_config,
-            kernel_name: self.frame.name.clone(),
+            kernel_name: self.spec.name.clone(),
             results: self.result_types(),
-            aliases: (self.frame.prefetch.len() + self.frame.inputs.len()..)
-                .zip(&self.frame.over)
+            aliases: (self.spec.prefetch.len() + self.spec.inputs.len()..)
+                .zip(&self.spec.aliases)
                 .map(|(operand, &(output, _))| (output, operand))
                 .collect(),
             interpreter: Some(Interpreter(Arc::new(move |operands| self.interpret(operands)))),
@@ -49,45 +49,45 @@ impl TileProgram {
 
     /// The kernel as Mosaic text.
     pub fn mosaic(&self) -> String {
-        let frame = &self.frame;
+        let spec = &self.spec;
         let mut text = "module attributes {stable_mosaic.version = 11 : i64} {\n".to_owned();
-        let grid = vec!["i32".to_owned(); frame.grid.len()];
-        let windows = || frame.inputs.iter().chain(&frame.outputs);
-        fn of_windows(windows: &[(Ref, Window)]) -> impl Iterator<Item = &Ref> {
-            windows.iter().map(|(reference, _)| reference)
+        let grid = vec!["i32".to_owned(); spec.grid.len()];
+        let blocks = || spec.inputs.iter().chain(&spec.outputs);
+        fn refs_of(blocks: &[(Ref, BlockSpec)]) -> impl Iterator<Item = &Ref> {
+            blocks.iter().map(|(reference, _)| reference)
         }
-        let refs = (frame.prefetch.iter())
-            .chain(of_windows(&frame.inputs))
-            .chain(frame.over.iter().map(|(_, operand)| operand))
-            .chain(of_windows(&frame.outputs))
-            .chain(&frame.scratch);
+        let refs = (spec.prefetch.iter())
+            .chain(refs_of(&spec.inputs))
+            .chain(spec.aliases.iter().map(|(_, operand)| operand))
+            .chain(refs_of(&spec.outputs))
+            .chain(&spec.scratch);
         let attributes = {
-            let order = |(_, order): &(usize, Order)| match order {
-                Order::Parallel => "#tpu.dimension_semantics<parallel>",
-                Order::InTurn => "#tpu.dimension_semantics<arbitrary>",
+            let order = |(_, order): &(usize, DimensionSemantics)| match order {
+                DimensionSemantics::Parallel => "#tpu.dimension_semantics<parallel>",
+                DimensionSemantics::Arbitrary => "#tpu.dimension_semantics<arbitrary>",
             };
-            let window = |(i, (_, window)): (usize, &(Ref, Window))| {
-                let bounds = list(&window.block);
+            let block = |(i, (_, block)): (usize, &(Ref, BlockSpec))| {
+                let bounds = list(&block.block_shape);
                 format!("{{transform_indices = @t{i}, window_bounds = array<i64: {bounds}>}}")
             };
-            let mut of_windows: Vec<String> = windows().enumerate().map(window).collect();
-            let nowhere = frame.over.iter().map(|_| "{}".to_owned());
-            of_windows.splice(frame.inputs.len()..frame.inputs.len(), nowhere);
-            let bounds: Vec<usize> = frame.grid.iter().map(|&(extent, _)| extent).collect();
+            let mut block_params: Vec<String> = blocks().enumerate().map(block).collect();
+            let nowhere = spec.aliases.iter().map(|_| "{}".to_owned());
+            block_params.splice(spec.inputs.len()..spec.inputs.len(), nowhere);
+            let bounds: Vec<usize> = spec.grid.iter().map(|&(extent, _)| extent).collect();
             format!(
                 ", dimension_semantics = [{}], iteration_bounds = array<i64: {}>, scalar_prefetch = {} : i64, \
                  scratch_operands = {} : i64, tpu.core_type = #tpu.core_type<tc>, window_params = [{}]",
-                frame.grid.iter().map(order).collect::<Vec<_>>().join(", "),
+                spec.grid.iter().map(order).collect::<Vec<_>>().join(", "),
                 list(&bounds),
-                frame.prefetch.len(),
-                frame.scratch.len(),
-                of_windows.join(", "),
+                spec.prefetch.len(),
+                spec.scratch.len(),
+                block_params.join(", "),
             )
         };
-        let mut printer = Printer { frame_refs: &frame.refs, text: String::new() };
-        printer.function(&frame.name, &self.body, &grid, &refs.copied().collect::<Vec<_>>(), &attributes);
-        for (i, (_, window)) in windows().enumerate() {
-            printer.function(&format!("t{i}"), &window.index, &grid, &frame.prefetch, "");
+        let mut printer = Printer { refs: &spec.refs, text: String::new() };
+        printer.function(&spec.name, &self.body, &grid, &refs.copied().collect::<Vec<_>>(), &attributes);
+        for (i, (_, block)) in blocks().enumerate() {
+            printer.function(&format!("t{i}"), &block.index_map, &grid, &spec.prefetch, "");
         }
         text += &printer.text;
         text + "}\n"
@@ -95,7 +95,7 @@ impl TileProgram {
 }
 
 struct Printer<'p> {
-    frame_refs: &'p [(Type, Memory)],
+    refs: &'p [(Type, MemorySpace)],
     text: String,
 }
 
@@ -139,11 +139,11 @@ fn literal(number: f64, ty: &ValueType) -> String {
 
 impl Printer<'_> {
     fn memref(&self, reference: Ref) -> String {
-        let (ty, memory) = &self.frame_refs[reference.0];
+        let (ty, memory) = &self.refs[reference.0];
         let space = match memory {
-            Memory::Vector => "vmem",
-            Memory::Scalar => "smem",
-            Memory::Any => "any",
+            MemorySpace::Vmem => "vmem",
+            MemorySpace::Smem => "smem",
+            MemorySpace::Any => "any",
         };
         format!("memref<{}, #tpu.memory_space<{space}>>", shaped(ty))
     }
@@ -195,7 +195,7 @@ impl Printer<'_> {
         };
         let mut attributes = String::new();
         let op = match &statement.op {
-            Op::For { index, body: code } => {
+            Instruction::For { index, body: code } => {
                 let one = "\"stable_mosaic.arith.constant\"() {value = 1 : index} : () -> index";
                 self.text += &format!("%one{index} = {one}\n");
                 self.text += &format!(
@@ -206,18 +206,18 @@ impl Printer<'_> {
                 self.text += "\"stable_mosaic.scf.yield\"() : () -> ()\n}) : (index, index, index) -> ()\n";
                 return;
             }
-            Op::If(code) => {
+            Instruction::If(code) => {
                 self.text += &format!("\"stable_mosaic.scf.if\"({}) ({{\n", names[0]);
                 self.region(body, code);
                 self.text += "\"stable_mosaic.scf.yield\"() : () -> ()\n}, {\n}) : (i1) -> ()\n";
                 return;
             }
-            Op::Load(reference) | Op::LoadScalar(reference) => {
+            Instruction::Load(reference) | Instruction::LoadScalar(reference) => {
                 names.insert(0, format!("%p{}", reference.0));
                 types.insert(0, self.memref(*reference));
-                if matches!(statement.op, Op::Load(_)) { "vector.load" } else { "memref.load" }
+                if matches!(statement.op, Instruction::Load(_)) { "vector.load" } else { "memref.load" }
             }
-            Op::Store(reference) => {
+            Instruction::Store(reference) => {
                 names.insert(1, format!("%p{}", reference.0));
                 types.insert(1, self.memref(*reference));
                 let rank = operands.len() - 1;
@@ -225,7 +225,7 @@ impl Printer<'_> {
                     format!("operandSegmentSizes = array<i32: 1, 1, {rank}, 0>, strides = array<i32>");
                 "tpu.vector_store"
             }
-            Op::Binary(binary) => match (binary, of_float(operands[0])) {
+            Instruction::Binary(binary) => match (binary, of_float(operands[0])) {
                 (Binary::Add, true) => "arith.addf",
                 (Binary::Add, false) => "arith.addi",
                 (Binary::Sub, true) => "arith.subf",
@@ -244,13 +244,13 @@ impl Printer<'_> {
                 (Binary::ShiftRight, false) => "arith.shrui",
                 (other, true) => panic!("tile: no {other:?} of floats"),
             },
-            Op::Unary(unary) => match unary {
+            Instruction::Unary(unary) => match unary {
                 Unary::Exp2 => "math.exp2",
                 Unary::Log2 => "math.log2",
                 Unary::Tanh => "math.tanh",
                 Unary::Rsqrt => "math.rsqrt",
             },
-            Op::Matmul(rhs) => {
+            Instruction::Matmul(rhs) => {
                 let dims = match rhs {
                     Rhs::Plain => "[1], [0], [0], [1], [0, 0, 1, 1], [], []",
                     Rhs::Transposed => "[1], [1], [0], [0], [0, 0, 1, 0], [], []",
@@ -261,7 +261,7 @@ impl Printer<'_> {
                 );
                 "tpu.matmul"
             }
-            Op::Reduce(reduce, axis) => {
+            Instruction::Reduce(reduce, axis) => {
                 let (kind, start) = match reduce {
                     Reduce::Sum => ("add", 0.0),
                     Reduce::Max => ("maximumf", f64::NEG_INFINITY),
@@ -277,18 +277,18 @@ impl Printer<'_> {
                 attributes = format!("kind = #vector.kind<{kind}>, reduction_dims = array<i64: {axis}>");
                 "vector.multi_reduction"
             }
-            Op::Broadcast => "vector.broadcast",
-            Op::ShapeCast => "vector.shape_cast",
-            Op::Transpose => {
+            Instruction::Broadcast => "vector.broadcast",
+            Instruction::ShapeCast => "vector.shape_cast",
+            Instruction::Transpose => {
                 attributes = "permutation = array<i64: 1, 0>".to_owned();
                 "tpu.transpose"
             }
-            Op::Rows(start) => {
+            Instruction::Rows(start) => {
                 let sizes = list(&extent(result.expect("rows are a value").0));
                 attributes = format!("offsets = [{start}, 0], sizes = [{sizes}], strides = [1, 1]");
                 "vector.extract_strided_slice"
             }
-            Op::Rotate(by) => {
+            Instruction::Rotate(by) => {
                 let (id, _) = result.expect("a rotation is a value");
                 self.text += &format!(
                     "%by{id} = \"stable_mosaic.arith.constant\"() {{value = {by} : i32}} : () -> i32\n"
@@ -298,20 +298,22 @@ impl Printer<'_> {
                 attributes = "dimension = 1 : si32".to_owned();
                 "tpu.dynamic_rotate"
             }
-            Op::Iota(axis) => {
+            Instruction::Iota(axis) => {
                 attributes = format!("dimensions = array<i32: {axis}>");
                 "tpu.iota"
             }
-            Op::Convert => match (&body.types[operands[0]], result.expect("a conversion has a result").1) {
-                (ValueType::Of(from), ValueType::Of(to)) => match (from.dtype, to.dtype) {
-                    (DType::F32, DType::Bf16) => "arith.truncf",
-                    (DType::Bf16, DType::F32) => "arith.extf",
-                    (from, to) => panic!("tile: no conversion of {from} to {to}"),
-                },
-                _ => unreachable!("addresses are not converted"),
-            },
-            Op::IndexCast => "arith.index_cast",
-            Op::Compare(compare) => {
+            Instruction::Convert => {
+                match (&body.types[operands[0]], result.expect("a conversion has a result").1) {
+                    (ValueType::Of(from), ValueType::Of(to)) => match (from.dtype, to.dtype) {
+                        (DType::F32, DType::Bf16) => "arith.truncf",
+                        (DType::Bf16, DType::F32) => "arith.extf",
+                        (from, to) => panic!("tile: no conversion of {from} to {to}"),
+                    },
+                    _ => unreachable!("addresses are not converted"),
+                }
+            }
+            Instruction::IndexCast => "arith.index_cast",
+            Instruction::Compare(compare) => {
                 assert!(!of_float(operands[0]), "tile: floats are not compared");
                 let predicate = match compare {
                     Compare::Eq => 0,
@@ -322,8 +324,8 @@ impl Printer<'_> {
                 attributes = format!("predicate = {predicate} : i64");
                 "arith.cmpi"
             }
-            Op::Select => "arith.select",
-            Op::MultipleOf(number) => {
+            Instruction::Select => "arith.select",
+            Instruction::MultipleOf(number) => {
                 attributes = format!("multiple = {number} : i32");
                 "tpu.assume_multiple"
             }

@@ -3,7 +3,7 @@
 
 use engine::ops::{Binary, Compare, Op, Unary};
 use engine::{
-    Array, DType, Direction, Element, Frame, Host, HostCall, HostFunction, Reduction, Save, ScanOptions,
+    Array, CallFrame, DType, Direction, Element, Host, HostCall, HostFunction, Reduction, Save, ScanOptions,
     Sharding, Tensor, Type, View, ViewMut, threefry,
 };
 use std::ops::Neg;
@@ -71,7 +71,7 @@ variants! {
     DynamicSlice "dynamic_slice", DynamicUpdateSlice "dynamic_update_slice", Gather "gather", ScatterAdd "scatter_add",
     DotGeneral "dot_general",
     OptimizationBarrier "optimization_barrier", StopGradient "stop_gradient", Named "named",
-    AllReduce "all_reduce", ShardingConstraint "sharding_constraint", Pin "pin",
+    AllReduce "all_reduce", ShardingConstraint "sharding_constraint", LayoutConstraint "layout_constraint",
     KernelCall "kernel_call", CustomCall "custom_call", HostCall "host_call",
     Scan "scan", While "while", Cond "cond", Call "call",
 }
@@ -82,7 +82,7 @@ struct Negated;
 impl HostFunction for Negated {
     const NAME: &'static str = "test_negated";
 
-    fn call(frame: Frame<'_>) {
+    fn call(frame: CallFrame<'_>) {
         fn negate<E: Element + Neg<Output = E>>(x: View<'_>, y: ViewMut<'_>) {
             y.into_slice::<E>().iter_mut().zip(x.as_slice::<E>()).for_each(|(y, &x)| *y = -x);
         }
@@ -539,7 +539,7 @@ fn control() -> Vec<Row> {
             c.out(c.x(c.dims::<2>()).with_sharding(Sharding::replicated(2, 1)));
         }),
         row("pin", ALL, Gradient::Exact, |c| {
-            let [a, b] = Tensor::pinned([c.x(c.dims::<2>()), c.x(c.dims::<3>())]);
+            let [a, b] = Tensor::materialized([c.x(c.dims::<2>()), c.x(c.dims::<3>())]);
             c.out(a.row_major());
             c.out(b);
         }),

@@ -2,7 +2,7 @@
 
 use crate::{Finding, State, machine};
 use engine::pjrt::{Arg, Client, CompileOptions, Error, Plugin, Topology, Value};
-use engine::{Frame, Host, HostCall, HostFunction, Program, Type};
+use engine::{CallFrame, Host, HostCall, HostFunction, Program, Type};
 use fetch::platform::Platform;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
@@ -239,7 +239,7 @@ struct Copied;
 impl HostFunction for Copied {
     const NAME: &'static str = "doctor_copied";
 
-    fn call(Frame { operands, results, .. }: Frame<'_>) {
+    fn call(CallFrame { operands, results, .. }: CallFrame<'_>) {
         let pairs = results.into_iter().zip(operands);
         pairs.for_each(|(y, x)| y.into_slice::<f32>().copy_from_slice(x.as_slice()));
     }

@@ -1,6 +1,6 @@
 //! [`Dump`]: the figures of a program, as JSON, and the difference of two.
 
-use engine::passes::Form;
+use engine::Form;
 use engine::pjrt::Value;
 use engine::{Program, Type};
 use serde::{Deserialize, Serialize};

@@ -4,7 +4,7 @@
 //! is one box; small operations between two larger ones share one box that says from which lines of which file they come.
 //! What stands out: matrix products and kernels, with their share of all floating point operations.
 
-use engine::passes::Form;
+use engine::Form;
 use engine::{Func, Op, Program, Type, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -144,7 +144,7 @@ fn is_view(op: &Op) -> bool {
             | Op::Named(_)
             | Op::StopGradient(_)
             | Op::OptimizationBarrier(_)
-            | Op::Pin(_)
+            | Op::LayoutConstraint(_)
             | Op::ShardingConstraint(_)
     )
 }
@@ -340,7 +340,7 @@ fn label(func: &Func, value: Value, names: &[String], depth: usize) -> String {
         | Op::Reshape(_)
         | Op::BroadcastInDim(_)
         | Op::Slice(_)
-        | Op::Pin(_)
+        | Op::LayoutConstraint(_)
         | Op::StopGradient(_)
         | Op::DynamicSlice(_) => of(0),
         Op::OptimizationBarrier(_) => of(value.result as usize),

@@ -1,7 +1,7 @@
 //! The programs that can be looked at, by name.
 
 use anyhow::{Result, bail, ensure};
-use engine::{Backward, Func, Kernel, KernelChoice, Lowering, Op, Program, ShapeError, Target, Tensor, Type};
+use engine::{Backward, Form, Func, Kernel, Op, Program, ShapeError, Target, Tensor, Type};
 use model::decode::{Drafts, Matrices, Sampler, Shape, prefill_program, tokens_program};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -95,10 +95,10 @@ impl Kernel for Found {
     fn differentiable(&self) -> usize {
         self.0.differentiable()
     }
-    fn again<'f>(&self, args: &[Tensor<'f>], known: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
-        self.0.again(args, known)
+    fn recompute<'f>(&self, args: &[Tensor<'f>], known: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
+        self.0.recompute(args, known)
     }
-    fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering {
+    fn lower(&self, args: &[Type], target: Target, choice: Option<Form>) -> Option<(Form, Func)> {
         self.0.lower(args, target, choice)
     }
 }

@@ -7,10 +7,9 @@ pub mod work;
 
 use crate::device::{CodeGeneration, device_memory, main_memory, options, target_of, tpu_target};
 use anyhow::{Context, Result, bail, ensure};
-use engine::passes::Form;
 use engine::pjrt::{Client, CompileOptions, MemoryUse, Plugin, Topology, Value};
 use engine::plugin::Platform;
-use engine::{KernelChoice, Locations, Program, Target, faithful};
+use engine::{Form, Locations, Program, Target, faithful};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -184,7 +183,7 @@ impl Compiler {
     ///
     /// # Errors
     /// If native ones are asked for and there is a kernel that has none.
-    pub fn lower(&self, program: &Program, kernels: KernelChoice) -> Result<(Program, Vec<(String, Form)>)> {
+    pub fn lower(&self, program: &Program, kernels: Option<Form>) -> Result<(Program, Vec<(String, Form)>)> {
         crate::device::lower(program, self.target, kernels)
     }
 

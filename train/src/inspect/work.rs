@@ -1,7 +1,7 @@
 //! What a program asks for, read from the program itself: its operations, how often each runs, and their floating point
 //! operations. Loops count as often as they turn.
 
-use engine::{DType, Func, Kernel, KernelChoice, Lowering, Op, Program, Target, Type};
+use engine::{DType, Form, Func, Kernel, Op, Program, Target, Type};
 use std::collections::BTreeMap;
 use std::panic::Location;
 use std::sync::Arc;
@@ -119,10 +119,8 @@ impl Work {
 
 /// A kernel in plain operations.
 fn portable(kernel: &Arc<dyn Kernel>, operands: &[Type]) -> Func {
-    match kernel.lower(operands, Target::Cpu, KernelChoice::Portable) {
-        Lowering::Portable(func) | Lowering::Native(func) => func,
-        Lowering::Reference => Func::build(operands, |_, params| kernel.reference(params)),
-    }
+    let portable = kernel.lower(operands, Target::Cpu, Some(Form::Portable));
+    portable.map_or_else(|| Func::build(operands, |_, params| kernel.reference(params)), |(_, func)| func)
 }
 
 /// Floating point operations of one run of a kernel, in its portable form.

@@ -1,7 +1,7 @@
 //! The threads that help a call: XLA's own, woken for one thing or kept awake for several.
 
-use super::{Api, CallFrame, ScheduleArgs, ThreadsArgs, destroy};
-use crate::ops::host_call::Pool;
+use super::{Api, RawCallFrame, ScheduleArgs, ThreadsArgs, destroy};
+use crate::host_function::Pool;
 use std::any::Any;
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -97,7 +97,7 @@ unsafe extern "C" fn task(data: *mut c_void) {
 impl XlaThreads {
     /// # Safety
     /// The frame is valid.
-    pub(super) unsafe fn of(frame: &CallFrame) -> XlaThreads {
+    pub(super) unsafe fn of(frame: &RawCallFrame) -> XlaThreads {
         // Asking the system reads files, which takes longer than many a call.
         static CORES: OnceLock<usize> = OnceLock::new();
         let cores = *CORES.get_or_init(|| thread::available_parallelism().map_or(1, usize::from));

@@ -3,31 +3,33 @@
 
 use super::{CachedAttention, Sizes};
 use crate::HeadNorm;
-use crate::host::exponential::{exp2, tanh};
-use crate::host::rows::{Columns, ROWS, multiply, normalize};
-use engine::{DType, Frame, HostCall, HostFunction, Type};
+use crate::cpu::exponential::{exp2, tanh};
+use crate::cpu::rows::{Columns, ROWS_AT_ONCE, multiply, normalize};
+use engine::{CallFrame, DType, Func, HostCall, HostFunction, Type};
 use pulp::{Arch, Simd, WithSimd};
 use std::f32::consts::LOG2_E;
 
 /// Rows of scores (tokens times heads of a group) up to which this form is better than XLA's products.
-pub(crate) const MOST_ROWS: usize = 4 * ROWS;
+pub(crate) const MOST_ROWS: usize = 4 * ROWS_AT_ONCE;
 
-/// The call, if this form fits the sizes.
-pub(super) fn call(kernel: &CachedAttention, args: &[Type], sizes: Sizes) -> Option<HostCall> {
-    let Sizes { b, n, g, r, e, slots, key_maps, .. } = sizes;
-    let fits = args[0].dtype == DType::F32 && n * r <= MOST_ROWS && slots % 16 == 0 && e % 32 == 0;
+/// The kernel on the CPU; None if the native form does not cover it.
+pub(super) fn func(kernel: &CachedAttention, args: &[Type]) -> Option<Func> {
+    let Sizes { b, n, g, r, e, slots, key_maps, .. } =
+        CachedAttention::sizes(args).expect("checked when called");
+    let covered = args[0].dtype == DType::F32 && n * r <= MOST_ROWS && slots % 16 == 0 && e % 32 == 0;
     let mut attributes = vec![g as i64, key_maps as i64, kernel.cap.to_bits() as i64];
     if let HeadNorm::Rms { eps } = kernel.norm {
         attributes.push(eps.to_bits() as i64);
     }
     let result = Type::f32([b, n, g * r, e]);
-    fits.then(|| HostCall::new::<CachedAttention>(attributes, vec![result]))
+    let call = || HostCall::new::<CachedAttention>(attributes, vec![result]);
+    covered.then(|| Func::build(args, |f, args| f.host_call(call(), args)))
 }
 
 impl HostFunction for CachedAttention {
     const NAME: &'static str = "cached_attention";
 
-    fn call(Frame { attributes, operands, results, workers }: Frame<'_>) {
+    fn call(CallFrame { attributes, operands, results, workers }: CallFrame<'_>) {
         let &[g, key_maps, cap, ref eps @ ..] = attributes else { unreachable!("as the call was made") };
         let [q, keys, values, visible, slot, lambda] = operands[..] else { unreachable!("six operands") };
         let &[b, n, h, _, d] = q.shape() else { unreachable!("[b, n, h, 2, d]") };
@@ -188,7 +190,7 @@ impl WithSimd for Group<'_, '_> {
 /// `y = x W` of any number of rows. x: rows of `depth` numbers, y: of `width`.
 #[inline(always)]
 fn product<S: Simd>(simd: S, x: &[f32], depth: usize, w: Columns<'_>, y: &mut [f32], width: usize) {
-    for (x, y) in x.chunks(ROWS * depth).zip(y.chunks_mut(ROWS * width)) {
+    for (x, y) in x.chunks(ROWS_AT_ONCE * depth).zip(y.chunks_mut(ROWS_AT_ONCE * width)) {
         multiply(simd, x, depth, w, y.chunks_mut(width).collect());
     }
 }

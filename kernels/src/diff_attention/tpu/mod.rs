@@ -2,17 +2,21 @@
 //!
 //! Scores lie with keys along rows and queries along lanes, so that the softmaxes' maxima and sums are row operations on
 //! whole registers, and the products with V and dO need no transposition of the scores. Queries, keys and values are
-//! turned and rotated once, into scratch memory. The loop over (query block, key block) tiles is one flat pipeline: while
+//! turned and rotated once, into scratch memory. The loop over (query block, key block) attention is one flat pipeline: while
 //! a tile's softmax runs on the vector units, the tile after it is multiplied, and the tile before it is summed up.
 //! Within one stretch of code a value in scratch memory is consumed before it is overwritten; that order is what lets the
 //! compiler overlap the three ([`v6e`](crate::v6e)).
 
+mod backward;
+mod forward;
+mod tiling;
+
 use super::{DiffAttention, HeadNorm, Keys};
-use crate::tile::{Builder, Frame, Memory, Order, Ref, Scalar, Span, Vector, at};
-use engine::{DType, Tensor, Type};
+use crate::tile::{DimensionSemantics, GridSpec, KernelBuilder, MemorySpace, Ref, Scalar, Slice, Vector, at};
+use engine::{DType, Func, Tensor, Type};
 use std::ops::Range;
 
-/// How a core walks over the heads and tiles of a sequence.
+/// How a core walks over the heads and attention of a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tiling {
     /// Rows and columns of a tile.
@@ -25,7 +29,7 @@ pub struct Tiling {
 
 /// A kernel's shapes and tiling.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Tiles {
+pub(super) struct TpuAttention {
     pub(super) batch: usize,
     pub(super) seq: usize,
     pub(super) heads: usize,
@@ -36,35 +40,40 @@ pub(super) struct Tiles {
     pub(super) eps: f64,
     pub(super) narrow: DType,
     pub(super) tiling: Tiling,
-    pub(super) stacks: Stacks,
+    pub(super) scanned: ScannedArrays,
 }
 
-/// Which arrays are rows of stacks `[layers * batch, ..]` that lie there in place ([`engine::Places`]).
+/// Which arrays are rows of scanned arrays `[layers * batch, ..]` and lie there in place ([`engine::Scanned`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Stacks {
+pub(super) struct ScannedArrays {
     pub(super) layers: usize,
-    pub(super) qkv: InStack,
-    pub(super) y: InStack,
-    pub(super) o2: InStack,
-    pub(super) stats: InStack,
+    pub(super) qkv: IsScanned,
+    pub(super) y: IsScanned,
+    pub(super) o2: IsScanned,
+    pub(super) stats: IsScanned,
 }
 
-/// Whether an array is a row of a stack.
+/// Whether an array is a row of a scanned one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum InStack {
+pub(super) enum IsScanned {
     Yes,
     No,
 }
 
-impl InStack {
-    pub(super) fn any(found: bool) -> InStack {
-        if found { InStack::Yes } else { InStack::No }
+impl From<bool> for IsScanned {
+    fn from(found: bool) -> IsScanned {
+        if found { IsScanned::Yes } else { IsScanned::No }
     }
 }
 
-impl Stacks {
-    pub(super) const NONE: Stacks =
-        Stacks { layers: 1, qkv: InStack::No, y: InStack::No, o2: InStack::No, stats: InStack::No };
+impl ScannedArrays {
+    pub(super) const NONE: ScannedArrays = ScannedArrays {
+        layers: 1,
+        qkv: IsScanned::No,
+        y: IsScanned::No,
+        o2: IsScanned::No,
+        stats: IsScanned::No,
+    };
 }
 
 /// What a hidden score is: finite, because infinities would meet in a difference.
@@ -76,13 +85,36 @@ pub(super) const LANES: usize = 128;
 /// Rows of a tile that are masked at a time: as many masks as there are registers for them, for several maps.
 const MASK_ROWS: usize = 64;
 
-impl Tiles {
+/// The forward pass on a TPU; None if the native form does not cover the kernel.
+pub(super) fn forward_func(kernel: &DiffAttention, args: &[Type]) -> Option<Func> {
+    let attention = TpuAttention::new(kernel, args)?;
+    Some(Func::build(args, |f, args| {
+        f.custom_call(forward::call(&attention), &attention.operands(args, Tables::Rows))
+    }))
+}
+
+/// The backward pass on a TPU, of the arguments and results of the forward pass, and dy.
+pub(super) fn backward_func(kernel: &DiffAttention, args: &[Type]) -> Option<Func> {
+    let attention = TpuAttention::new(kernel, args)?;
+    Some(Func::build(args, |f, args| {
+        let &[.., y, o2, stats, dy] = args else { unreachable!("checked when called") };
+        let operands = [attention.operands(args, Tables::Turned), vec![y, dy, o2, stats]].concat();
+        let results = f.custom_call(backward::call(&attention), &operands);
+        let (d2, of_qkv) = results.split_last().expect("D2 is the last result");
+        let d_qkv = if of_qkv.len() == 1 { of_qkv[0] } else { Tensor::concatenate(of_qkv, 2) };
+        vec![d_qkv, -d2.sum_all()]
+    }))
+}
+
+impl TpuAttention {
     /// None if the native form does not cover the kernel.
-    pub(super) fn new(kernel: &DiffAttention, qkv: &Type, lambda: &Type, tiling: Tiling) -> Option<Tiles> {
+    fn new(kernel: &DiffAttention, args: &[Type]) -> Option<TpuAttention> {
+        let [qkv, _, _, lambda, ..] = args else { return None };
         let &[batch, seq, _] = &qkv.shape[..] else { return None };
         let HeadNorm::Rms { eps } = kernel.norm else { return None };
+        let tiling = kernel.tiling.or_else(|| tiling::choose(kernel, seq))?;
         let &DiffAttention { heads, groups, head_dim: d, value_dim: e, cap, .. } = kernel;
-        let tiles = Tiles {
+        let attention = TpuAttention {
             batch,
             seq,
             heads,
@@ -93,14 +125,14 @@ impl Tiles {
             eps,
             narrow: qkv.dtype,
             tiling,
-            stacks: Stacks::NONE,
+            scanned: ScannedArrays::NONE,
         };
         let whole =
             seq % tiling.block == 0 && groups % tiling.groups == 0 && (heads / groups) % tiling.heads == 0;
         // Results of a step lie side by side.
         let adjacent = tiling.groups == 1 || tiling.heads == heads / groups;
         let fits = kernel.keys == Keys::PerMap && lambda.rank() == 0 && e == 2 * d && whole && adjacent;
-        fits.then_some(tiles)
+        fits.then_some(attention)
     }
 
     /// Steps of the grid for one group.
@@ -114,9 +146,13 @@ impl Tiles {
     }
 
     /// Sequences, groups, heads: in turn, because scratch memory carries what a group's heads share.
-    pub(super) fn grid(&self) -> [(usize, Order); 3] {
+    pub(super) fn grid(&self) -> [(usize, DimensionSemantics); 3] {
         let groups = self.groups / self.tiling.groups;
-        [(self.batch, Order::InTurn), (groups, Order::InTurn), (self.steps(), Order::InTurn)]
+        [
+            (self.batch, DimensionSemantics::Arbitrary),
+            (groups, DimensionSemantics::Arbitrary),
+            (self.steps(), DimensionSemantics::Arbitrary),
+        ]
     }
 
     /// `[b, s, w]`
@@ -125,13 +161,13 @@ impl Tiles {
         Type::new(self.narrow, [self.batch, self.seq, width])
     }
 
-    /// An array of all sequences, or the stack that holds it.
-    pub(super) fn array(&self, ty: Type, stack: InStack) -> Type {
-        match stack {
-            InStack::No => ty,
-            InStack::Yes => {
+    /// An array of all sequences, or the scanned array that holds it.
+    pub(super) fn array(&self, ty: Type, is_scanned: IsScanned) -> Type {
+        match is_scanned {
+            IsScanned::No => ty,
+            IsScanned::Yes => {
                 let mut shape = ty.shape.clone();
-                shape[0] *= self.stacks.layers;
+                shape[0] *= self.scanned.layers;
                 ty.with_shape(shape)
             }
         }
@@ -139,11 +175,11 @@ impl Tiles {
 
     /// The types of y, O2 and the statistics.
     pub(super) fn results(&self) -> [Type; 3] {
-        let &Tiles { batch, seq, heads, e, narrow, stacks, .. } = self;
+        let &TpuAttention { batch, seq, heads, e, narrow, scanned, .. } = self;
         [
-            self.array(Type::new(narrow, [batch, seq, heads * e]), stacks.y),
-            self.array(Type::new(narrow, [batch, heads, e, seq]), stacks.o2),
-            self.array(Type::f32([batch, heads, 3, seq]), stacks.stats),
+            self.array(Type::new(narrow, [batch, seq, heads * e]), scanned.y),
+            self.array(Type::new(narrow, [batch, heads, e, seq]), scanned.o2),
+            self.array(Type::f32([batch, heads, 3, seq]), scanned.stats),
         ]
     }
 
@@ -197,7 +233,7 @@ pub(super) enum Tables {
 
 /// The operands of both kernels.
 pub(super) struct Inputs {
-    /// Number of the layer, `[1]`, if something lies in stacks.
+    /// Number of the layer, `[1]`, if an array is scanned.
     layer: Option<Ref>,
     /// First key block that a query block sees, `[batch * blocks]`.
     first_block: Ref,
@@ -216,29 +252,30 @@ pub(super) struct Inputs {
 }
 
 impl Inputs {
-    pub(super) fn new(tiles: &Tiles, frame: &mut Frame, tables: Tables) -> Inputs {
-        let &Tiles { batch, seq, heads, groups, d, e, tiling, .. } = tiles;
-        let steps = tiles.steps();
-        let counts = batch * tiles.blocks();
-        let layer = (tiles.stacks != Stacks::NONE).then(|| frame.prefetched(1));
-        let (first_block, last_start) = (frame.prefetched(counts), frame.prefetched(counts));
-        let lambda = frame.whole(Type::f32([1, 1]), Memory::Scalar);
-        let starts = frame.input(Type::i32([batch, 1, seq]), &[1, 1, seq], |k, grid| {
+    pub(super) fn new(attention: &TpuAttention, spec: &mut GridSpec, tables: Tables) -> Inputs {
+        let &TpuAttention { batch, seq, heads, groups, d, e, tiling, .. } = attention;
+        let steps = attention.steps();
+        let counts = batch * attention.blocks();
+        let layer = (attention.scanned != ScannedArrays::NONE).then(|| spec.scalar_prefetch(1));
+        let (first_block, last_start) = (spec.scalar_prefetch(counts), spec.scalar_prefetch(counts));
+        let lambda = spec.whole(Type::f32([1, 1]), MemorySpace::Smem);
+        let starts = spec.input(Type::i32([batch, 1, seq]), &[1, 1, seq], |k, grid| {
             vec![grid[0], k.number(0), k.number(0)]
         });
         let table = match tables {
             Tables::Rows => Type::f32([seq, d]),
             Tables::Turned => Type::f32([d / 2, seq]),
         };
-        let (cos, sin) = (frame.whole(table.clone(), Memory::Vector), frame.whole(table, Memory::Vector));
+        let (cos, sin) = (spec.whole(table.clone(), MemorySpace::Vmem), spec.whole(table, MemorySpace::Vmem));
         // Columns of qkv: queries of all heads, then keys, then values of all groups; block numbers in own widths.
         let mut columns = |width: usize, first: usize, per_group: usize| -> Vec<Ref> {
             let of_group = |x: usize| {
-                let (array, stack) = (tiles.array(tiles.qkv(), tiles.stacks.qkv), tiles.stacks.qkv);
-                frame.input(array, &[1, seq, width], move |k, grid| {
+                let (array, is_scanned) =
+                    (attention.array(attention.qkv(), attention.scanned.qkv), attention.scanned.qkv);
+                spec.input(array, &[1, seq, width], move |k, grid| {
                     let group = grid[1] * tiling.groups + k.number(x as i32);
                     let block = if per_group == 1 { group } else { group * per_group + grid[2] };
-                    let sequence = sequence(k, grid[0], layer, batch, stack);
+                    let sequence = sequence(k, grid[0], layer, batch, is_scanned);
                     vec![sequence, k.number(0), block + k.number(first as i32)]
                 })
             };
@@ -253,38 +290,38 @@ impl Inputs {
     /// Index of a sequence along the first axis of an array.
     pub(super) fn sequence<'k>(
         &self,
-        k: &'k Builder,
+        k: &'k KernelBuilder,
         row: Scalar<'k>,
-        tiles: &Tiles,
-        stack: InStack,
+        attention: &TpuAttention,
+        is_scanned: IsScanned,
     ) -> Scalar<'k> {
-        sequence(k, row, self.layer, tiles.batch, stack)
+        sequence(k, row, self.layer, attention.batch, is_scanned)
     }
 
-    pub(super) fn lambda<'k>(&self, k: &'k Builder) -> Scalar<'k> {
+    pub(super) fn lambda<'k>(&self, k: &'k KernelBuilder) -> Scalar<'k> {
         k.scalar(self.lambda, &[k.index(0), k.index(0)])
     }
 
     /// First key block of query block `i`.
     pub(super) fn first_block<'k>(
         &self,
-        k: &'k Builder,
+        k: &'k KernelBuilder,
         row: Scalar<'k>,
         i: Scalar<'k>,
-        tiles: &Tiles,
+        attention: &TpuAttention,
     ) -> Scalar<'k> {
-        k.scalar(self.first_block, &[row * tiles.blocks() + i]).to_index()
+        k.scalar(self.first_block, &[row * attention.blocks() + i]).to_index()
     }
 
     /// Cosines and sines of a block of positions, `[rows, d]` each, for [`rotated_rows`]. With tables in rows.
-    pub(super) fn tables<'k>(&self, k: &'k Builder, rows: Span<'k>, factor: f64) -> [Vector<'k>; 2] {
+    pub(super) fn tables<'k>(&self, k: &'k KernelBuilder, rows: Slice<'k>, factor: f64) -> [Vector<'k>; 2] {
         [self.cos, self.sin].map(|table| scaled(k.load(table, at![rows, ..]), factor))
     }
 
     /// Rotates a turned block, `[d, block]`, of positions `i`; `sign` 1 or -1 is the direction. With turned tables.
     pub(super) fn rotated<'k>(
         &self,
-        k: &'k Builder,
+        k: &'k KernelBuilder,
         x: Vector<'k>,
         i: Scalar<'k>,
         sign: f64,
@@ -302,15 +339,15 @@ impl Inputs {
     /// takes the largest score of each column, if anybody wants it.
     pub(super) fn hide<'k>(
         &self,
-        k: &'k Builder,
-        tiles: &Tiles,
+        k: &'k KernelBuilder,
+        attention: &TpuAttention,
         row: Scalar<'k>,
         (j, i): (Scalar<'k>, Scalar<'k>),
         scores: &[(Ref, Option<Ref>)],
     ) {
-        let block = tiles.tiling.block;
+        let block = attention.tiling.block;
         let chunk = block.min(LANES);
-        let last_start = k.scalar(self.last_start, &[row * tiles.blocks() + i]).to_index();
+        let last_start = k.scalar(self.last_start, &[row * attention.blocks() + i]).to_index();
         // A document starts behind the tile's first key, for some of its queries: keys before it are hidden.
         k.when(j.block_start(block).lt(last_start), || {
             let height = block.min(MASK_ROWS);
@@ -379,14 +416,14 @@ fn scaled(x: Vector<'_>, factor: f64) -> Vector<'_> {
 }
 
 fn sequence<'k>(
-    k: &'k Builder,
+    k: &'k KernelBuilder,
     row: Scalar<'k>,
     layer: Option<Ref>,
     batch: usize,
-    stack: InStack,
+    is_scanned: IsScanned,
 ) -> Scalar<'k> {
-    match (layer, stack) {
-        (Some(layer), InStack::Yes) => k.scalar(layer, &[k.index(0)]) * batch + row,
+    match (layer, is_scanned) {
+        (Some(layer), IsScanned::Yes) => k.scalar(layer, &[k.index(0)]) * batch + row,
         _ => row,
     }
 }
@@ -413,36 +450,41 @@ pub(super) struct Tile<'k> {
 
 impl<'k> Tile<'k> {
     /// The very first tile, before the loop.
-    pub(super) fn start(k: &'k Builder, inputs: &Inputs, tiles: &Tiles, row: Scalar<'k>) -> Tile<'k> {
+    pub(super) fn start(
+        k: &'k KernelBuilder,
+        inputs: &Inputs,
+        attention: &TpuAttention,
+        row: Scalar<'k>,
+    ) -> Tile<'k> {
         let zero = k.index(0);
-        Tile { head: zero, i: zero, j: inputs.first_block(k, row, zero, tiles) }
+        Tile { head: zero, i: zero, j: inputs.first_block(k, row, zero, attention) }
     }
 
     /// The very last tile, behind the loop.
-    pub(super) fn end(k: &'k Builder, tiles: &Tiles) -> Tile<'k> {
-        let last = k.index(tiles.blocks() - 1);
-        Tile { head: k.index(tiles.tiling.heads - 1), i: last, j: last }
+    pub(super) fn end(k: &'k KernelBuilder, attention: &TpuAttention) -> Tile<'k> {
+        let last = k.index(attention.blocks() - 1);
+        Tile { head: k.index(attention.tiling.heads - 1), i: last, j: last }
     }
 }
 
 /// Runs `code` for every visible tile of the step's heads: row after row, keys from the first that is seen to the diagonal.
 pub(super) fn each_tile<'k>(
-    k: &'k Builder,
+    k: &'k KernelBuilder,
     inputs: &Inputs,
-    tiles: &Tiles,
+    attention: &TpuAttention,
     row: Scalar<'k>,
     code: impl FnOnce(Step<'k>),
 ) {
-    let blocks = tiles.blocks();
-    let count = tiles.tiling.heads * blocks;
-    k.each(k.index(0), k.index(count), |number| {
+    let blocks = attention.blocks();
+    let count = attention.tiling.heads * blocks;
+    k.fori_loop(k.index(0), k.index(count), |number| {
         let block = |number: Scalar<'k>| (number / blocks, number % blocks);
         let (head, i) = block(number);
         let (head_before, i_before) = block((number - 1).at_least(0));
         let (head_after, i_after) = block((number + 1).at_most(count - 1));
-        let from = inputs.first_block(k, row, i, tiles);
-        let from_after = inputs.first_block(k, row, i_after, tiles);
-        k.each(from, i + 1, |j| {
+        let from = inputs.first_block(k, row, i, attention);
+        let from_after = inputs.first_block(k, row, i_after, attention);
+        k.fori_loop(from, i + 1, |j| {
             let (first, last) = (j.eq(from), j.eq(i));
             // Before the first tile of a block comes the diagonal of the block before.
             let before = Tile {

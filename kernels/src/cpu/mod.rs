@@ -4,4 +4,4 @@ pub(crate) mod exponential;
 pub(crate) mod matrix;
 pub(crate) mod rotation;
 pub(crate) mod rows;
-pub(crate) mod tiles;
+pub(crate) mod scratch;

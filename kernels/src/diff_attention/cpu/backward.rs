@@ -32,7 +32,7 @@ const RUNS_OF_SEQUENCE: usize = 4;
 /// Queries with about as many visible keys as other runs have, and where their sums lie.
 #[derive(Clone, Copy)]
 struct Run {
-    queries: Span,
+    queries: Positions,
     /// From the first of the sequence's and group's sums.
     offset: usize,
 }
@@ -48,7 +48,7 @@ impl Run {
             let end = (blocks as f64 * (i as f64 / count as f64).sqrt()).round() as usize * QUERIES;
             let end = end.min(p.seq);
             if end > first {
-                let run = Run { queries: Span { first, len: end - first }, offset };
+                let run = Run { queries: Positions { first, len: end - first }, offset };
                 runs.push(run);
                 offset += run.sums(p);
                 first = end;
@@ -99,14 +99,14 @@ pub(super) fn backward(
             sums = rest;
         }
     }
-    let spare = Spare::new();
+    let spare = ScratchPool::new();
     let given = Given { p, x: &x, keys, saved, dy };
     workers.for_each(items, |(b, group, run, sums)| {
         spare.with(
-            || Tiles::new(p),
+            || Scratch::new(p),
             |tiles| {
                 let results = &sequences[b];
-                Arch::new().dispatch(Backward { given: &given, b, group, run, sums, results, tiles });
+                Arch::new().dispatch(BackwardTask { given: &given, b, group, run, sums, results, tiles });
             },
         );
     });
@@ -116,8 +116,10 @@ pub(super) fn backward(
         .chunks_exact_mut(p.seq * p.width())
         .enumerate()
         .flat_map(|(b, qkv)| {
-            let spans = Span::cover(0, p.seq, KEYS);
-            spans.zip(qkv.chunks_mut(KEYS * p.width())).map(move |(span, qkv)| (b, span.first, qkv))
+            let positions = Positions::cover(0, p.seq, KEYS);
+            positions
+                .zip(qkv.chunks_mut(KEYS * p.width()))
+                .map(move |(positions, qkv)| (b, positions.first, qkv))
         })
         .collect();
     workers.for_each(items, |(b, first, qkv)| {
@@ -192,32 +194,32 @@ struct Given<'a> {
     dy: &'a [f32],
 }
 
-struct Backward<'a, 'r> {
+struct BackwardTask<'a, 'r> {
     given: &'a Given<'a>,
     b: usize,
     group: usize,
     run: &'a Run,
     sums: &'a mut [f32],
     results: &'a Mutex<Cotangents<'r>>,
-    tiles: &'a mut Tiles,
+    tiles: &'a mut Scratch,
 }
 
 /// What a block needs besides keys and values, and its tiles.
-struct Tiles {
+struct Scratch {
     /// The rotated queries times log2(e) and the scale, `[t, 64, d]`.
-    q: Tile,
+    q: AlignedVec,
     /// The same, `[t, d, 64]`.
-    q_turned: Tile,
+    q_turned: AlignedVec,
     /// `[64, e]`
-    d_out: Tile,
+    d_out: AlignedVec,
     /// `[e, 64]`
-    d_out_turned: Tile,
+    d_out_turned: AlignedVec,
     /// Sums of the queries' cotangents, `[t, 64, d]`.
-    dq: Tile,
+    dq: AlignedVec,
     /// The maps' logits, then their cotangents: `[keys, 64]` each.
-    scores: [Tile; 2],
+    scores: [AlignedVec; 2],
     /// dA, then A: `[keys, 64]`.
-    a: Tile,
+    a: AlignedVec,
 }
 
 /// What belongs to each query of a block.
@@ -229,19 +231,19 @@ struct PerQuery {
     lambda: [f32; QUERIES],
 }
 
-impl WithSimd for Backward<'_, '_> {
+impl WithSimd for BackwardTask<'_, '_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Backward { given, b, group, run, sums, results, tiles } = self;
+        let BackwardTask { given, b, group, run, sums, results, tiles } = self;
         let p = given.p;
         let (d, of_group) = (p.head_dim, p.heads / p.groups);
         sums.fill(0.0);
         let (dk, dv) = sums.split_at_mut(p.key_maps() * run.queries.end() * d);
-        for queries in Span::cover(run.queries.first, run.queries.end(), QUERIES) {
+        for queries in Positions::cover(run.queries.first, run.queries.end(), QUERIES) {
             for head in group * of_group..(group + 1) * of_group {
-                let block = Block::new(p, given.x, given.keys, b, head, queries);
+                let block = QueryBlock::new(p, given.x, given.keys, b, head, queries);
                 let of_queries = tiles.load(simd, &block, given);
                 for tile in block.tiles() {
                     tiles.differentiate(simd, &block, tile, &of_queries);
@@ -253,24 +255,24 @@ impl WithSimd for Backward<'_, '_> {
     }
 }
 
-impl Tiles {
-    fn new(p: &Attention) -> Tiles {
+impl Scratch {
+    fn new(p: &Attention) -> Scratch {
         let (d, e) = (p.head_dim, p.value_dim);
-        Tiles {
-            q: Tile::new(2 * QUERIES * d),
-            q_turned: Tile::new(2 * d * QUERIES),
-            d_out: Tile::new(QUERIES * e),
-            d_out_turned: Tile::new(e * QUERIES),
-            dq: Tile::new(2 * QUERIES * d),
-            scores: [Tile::new(KEYS * QUERIES), Tile::new(KEYS * QUERIES)],
-            a: Tile::new(KEYS * QUERIES),
+        Scratch {
+            q: AlignedVec::new(2 * QUERIES * d),
+            q_turned: AlignedVec::new(2 * d * QUERIES),
+            d_out: AlignedVec::new(QUERIES * e),
+            d_out_turned: AlignedVec::new(e * QUERIES),
+            dq: AlignedVec::new(2 * QUERIES * d),
+            scores: [AlignedVec::new(KEYS * QUERIES), AlignedVec::new(KEYS * QUERIES)],
+            a: AlignedVec::new(KEYS * QUERIES),
         }
     }
 
     /// Loads the block's queries and cotangents.
     #[inline(always)]
-    fn load<S: Simd>(&mut self, simd: S, block: &Block<'_>, given: &Given<'_>) -> PerQuery {
-        let Block { p, b, head, queries, .. } = *block;
+    fn load<S: Simd>(&mut self, simd: S, block: &QueryBlock<'_>, given: &Given<'_>) -> PerQuery {
+        let QueryBlock { p, b, head, queries, .. } = *block;
         let e = p.value_dim;
         block.load(&mut self.q, &mut self.q_turned);
         self.dq.fill(0.0);
@@ -325,7 +327,13 @@ impl Tiles {
 
     /// A and the cotangents of the logits, of a tile of keys.
     #[inline(always)]
-    fn differentiate<S: Simd>(&mut self, simd: S, block: &Block<'_>, tile: Span, of_queries: &PerQuery) {
+    fn differentiate<S: Simd>(
+        &mut self,
+        simd: S,
+        block: &QueryBlock<'_>,
+        tile: Positions,
+        of_queries: &PerQuery,
+    ) {
         let len = tile.len * QUERIES;
         for (t, scores) in self.scores.iter_mut().enumerate() {
             block.scores(simd, t, tile, &self.q_turned, &mut scores[..len]);
@@ -367,8 +375,8 @@ impl Tiles {
     fn add_to_keys<S: Simd>(
         &mut self,
         simd: S,
-        block: &Block<'_>,
-        tile: Span,
+        block: &QueryBlock<'_>,
+        tile: Positions,
         dk: &mut [f32],
         dv: &mut [f32],
     ) {
@@ -395,8 +403,8 @@ impl Tiles {
     }
 
     /// Rotates the queries' cotangents back and copies the block's part to the results of its sequence.
-    fn store(&mut self, block: &Block<'_>, of_queries: &PerQuery, results: &mut Cotangents<'_>) {
-        let Block { p, x, head, queries, .. } = *block;
+    fn store(&mut self, block: &QueryBlock<'_>, of_queries: &PerQuery, results: &mut Cotangents<'_>) {
+        let QueryBlock { p, x, head, queries, .. } = *block;
         let d = p.head_dim;
         for i in 0..queries.len {
             let position = queries.first + i;

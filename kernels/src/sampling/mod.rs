@@ -6,11 +6,11 @@
 //! token, which makes a draft exact without further randomness: the model's own draw decides, and a draft is right if
 //! it is the same token. Source: Daliri, Musco, Suresh, arXiv 2408.07978.
 
-mod host;
+mod cpu;
 
 use engine::{
-    Backward, DType, Func, Host, HostCall, Kernel, KernelChoice, Lowering, ScanOptions, ShapeError, Target,
-    Tensor, Type, threefry,
+    Backward, DType, Form, Func, Host, HostCall, Kernel, ScanOptions, ShapeError, Target, Tensor, Type,
+    threefry,
 };
 
 /// How tokens are drawn.
@@ -44,7 +44,7 @@ pub enum Filter {
 /// The most probable token is never filtered out, however small `top_k` and `top_p` are, and a temperature near 0 leaves
 /// it alone. A row with a logit that is NaN has no distribution: its logarithm is NaN, and its token means nothing.
 #[derive(Clone, Copy, Debug)]
-pub struct Draw {
+pub struct Sampling {
     /// How.
     pub sampler: Sampler,
     /// Soft cap of the logits, `cap tanh(x / cap)`; 0 is off.
@@ -59,9 +59,9 @@ const TEMPERATURES: [f32; 2] = [1.0 / TEMPERATURE_END, TEMPERATURE_END];
 /// 2^126.
 const TEMPERATURE_END: f32 = f32::from_bits(253 << 23);
 
-impl Kernel for Draw {
+impl Kernel for Sampling {
     fn name(&self) -> String {
-        format!("draw({:?}, cap={}, columns={})", self.sampler, self.cap, self.columns)
+        format!("sampling({:?}, cap={}, columns={})", self.sampler, self.cap, self.columns)
     }
 
     fn infer(&self, args: &[Type]) -> Result<Vec<Type>, ShapeError> {
@@ -111,18 +111,17 @@ impl Kernel for Draw {
         2
     }
 
-    fn again<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
+    fn recompute<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
         None
     }
 
-    fn lower(&self, args: &[Type], target: Target, choice: KernelChoice) -> Lowering {
-        let wanted = target == Target::Cpu && matches!(choice, KernelChoice::Auto | KernelChoice::Native);
-        if !wanted {
-            return Lowering::Reference;
+    fn lower(&self, args: &[Type], target: Target, wanted: Option<Form>) -> Option<(Form, Func)> {
+        if target != Target::Cpu || !Form::takes_native(wanted) {
+            return None;
         }
         let results = self.infer(args).expect("checked when called");
-        let call = HostCall::new::<Draw>(host::attributes(self), results);
-        Lowering::Native(Func::build(args, |f, args| f.host_call(call, args)))
+        let call = HostCall::new::<Sampling>(cpu::attributes(self), results);
+        Some((Form::Native, Func::build(args, |f, args| f.host_call(call, args))))
     }
 }
 

@@ -13,21 +13,21 @@ pub(crate) fn aligned(x: &mut [f32]) -> &mut [f32] {
 }
 
 /// Zeros of a task, from the start of a cache line on.
-pub(crate) struct Tile {
+pub(crate) struct AlignedVec {
     data: Vec<f32>,
     padding: usize,
     len: usize,
 }
 
-impl Tile {
-    pub(crate) fn new(len: usize) -> Tile {
+impl AlignedVec {
+    pub(crate) fn new(len: usize) -> AlignedVec {
         let data = vec![0.0; len + LINE];
         let padding = data.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
-        Tile { data, padding, len }
+        AlignedVec { data, padding, len }
     }
 }
 
-impl Deref for Tile {
+impl Deref for AlignedVec {
     type Target = [f32];
 
     #[inline(always)]
@@ -36,7 +36,7 @@ impl Deref for Tile {
     }
 }
 
-impl DerefMut for Tile {
+impl DerefMut for AlignedVec {
     #[inline(always)]
     fn deref_mut(&mut self) -> &mut [f32] {
         &mut self.data[self.padding..][..self.len]
@@ -45,11 +45,11 @@ impl DerefMut for Tile {
 
 /// What tasks work in, for the next one when a task is done with it: pages that are new to each task cost more than its
 /// small products.
-pub(crate) struct Spare<T>(Mutex<Vec<T>>);
+pub(crate) struct ScratchPool<T>(Mutex<Vec<T>>);
 
-impl<T> Spare<T> {
-    pub(crate) fn new() -> Spare<T> {
-        Spare(Mutex::new(Vec::new()))
+impl<T> ScratchPool<T> {
+    pub(crate) fn new() -> ScratchPool<T> {
+        ScratchPool(Mutex::new(Vec::new()))
     }
 
     /// Runs `task` with what another left, or something new.

@@ -5,25 +5,24 @@
 //! Layer loops of `1b` on a v6e spend 2 Mcycles of 10 a layer on them, by libtpu 0.0.52's estimate.
 
 use crate::ir::{Builder, Func, Tensor, Value};
-use crate::ops::kernel::{CustomCall, Interpreter, Places};
+use crate::ops::kernel::{CustomCall, Interpreter, Scanned};
 use crate::ops::{Op, Scan};
-use crate::passes::rewrite;
 use crate::types::{DType, Type};
 use crate::{Host, ScanOptions};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// The function with its loops' calls in place.
-pub(crate) fn in_place(func: &Func) -> Func {
-    rewrite(func, &mut |builder, op, operands| match op {
-        Op::Scan(scan) => scan_in_place(builder, scan, operands),
+pub(super) fn scan_in_place(func: &Func) -> Func {
+    func.rewrite(&mut |builder, op, operands| match op {
+        Op::Scan(scan) => in_place(builder, scan, operands),
         _ => None,
     })
 }
 
-/// A body with the bodies of its calls in their places.
+/// A body with its calls inlined.
 fn inlined(func: &Func) -> Func {
-    rewrite(func, &mut |builder, op, operands| match op {
+    func.rewrite(&mut |builder, op, operands| match op {
         Op::Call(call) => Some(builder.inline(&call.body, operands)),
         _ => None,
     })
@@ -32,7 +31,7 @@ fn inlined(func: &Func) -> Func {
 /// Which call of a body does what in place.
 struct Plan {
     /// By node of the call.
-    calls: BTreeMap<u32, Places>,
+    calls: BTreeMap<u32, Scanned>,
     /// Results of the body that go into stacks which calls see: (result of the body, value). A call writes the value, or
     /// reads it: then it is written as soon as it is there.
     written: Vec<(usize, Value)>,
@@ -59,7 +58,7 @@ impl Plan {
 fn plan(scan: &Scan, body: &Func) -> Plan {
     let mut plan = Plan { calls: BTreeMap::new(), written: Vec::new() };
     let parameter = |value: Value| matches!(body.nodes()[value.node as usize].op, Op::Parameter(_));
-    let stacks = &body.params()[scan.carries..scan.carries + scan.stacks];
+    let scanned = &body.params()[scan.carries..scan.carries + scan.stacks];
     for (node, call) in (0u32..).zip(body.nodes()) {
         let Op::CustomCall(CustomCall { in_place: Some(able), .. }) = &call.op else { continue };
         let output_of = |value: Value| {
@@ -71,7 +70,7 @@ fn plan(scan: &Scan, body: &Func) -> Plan {
             let from = origin(body, call.operands[operand]);
             match output_of(from).filter(|_| !parameter(from)) {
                 Some(i) => plan.write(i, from),
-                None if stacks.contains(&from) => {}
+                None if scanned.contains(&from) => {}
                 None => continue,
             }
             operands.push(operand);
@@ -85,7 +84,7 @@ fn plan(scan: &Scan, body: &Func) -> Plan {
             }
         }
         if !operands.is_empty() || !results.is_empty() {
-            plan.calls.insert(node, Places { length: scan.length, operands, results });
+            plan.calls.insert(node, Scanned { length: scan.length, operands, results });
         }
     }
     // What is stacked and read by others too is written once, and read there.
@@ -132,11 +131,7 @@ fn row<'f>(stack: Tensor<'f>, ty: &Type, layer: Tensor<'f>) -> Tensor<'f> {
     stack.reshape([&[rows], &ty.shape[..]].concat()).row(layer)
 }
 
-fn scan_in_place<'f>(
-    builder: &'f Builder<'f>,
-    scan: &Scan,
-    operands: &[Tensor<'f>],
-) -> Option<Vec<Tensor<'f>>> {
+fn in_place<'f>(builder: &'f Builder<'f>, scan: &Scan, operands: &[Tensor<'f>]) -> Option<Vec<Tensor<'f>>> {
     let body = inlined(&scan.body);
     let plan = plan(scan, &body);
     if plan.calls.is_empty() {
@@ -178,11 +173,11 @@ fn scan_in_place<'f>(
                         None => g.attributed(node.at, || g.push(node.op.clone(), &[made[&node.operands[0]]])),
                     }
                 }
-                (Op::CustomCall(call), Some(places)) => {
+                (Op::CustomCall(call), Some(scanned)) => {
                     let able = call.in_place.as_ref().expect("planned for being able");
                     let mut given = vec![layer.reshape([1])];
                     for (i, value) in node.operands.iter().enumerate() {
-                        given.push(match places.operands.contains(&i) {
+                        given.push(match scanned.operands.contains(&i) {
                             true => {
                                 let from = origin(&body, *value);
                                 let stack = match body.params().iter().position(|param| *param == from) {
@@ -195,10 +190,10 @@ fn scan_in_place<'f>(
                         });
                     }
                     let value = |&result: &usize| Value { node: index, result: result as u32 };
-                    given.extend(places.results.iter().map(|result| over[&value(result)]));
-                    let call = (able.call)(places);
+                    given.extend(scanned.results.iter().map(|result| over[&value(result)]));
+                    let call = (able.call)(scanned);
                     let mut results = g.attributed(node.at, || g.custom_call(call, &given));
-                    for result in &places.results {
+                    for result in &scanned.results {
                         // Who reads the row beside its stack reads it there.
                         let stack = results[*result];
                         over.insert(value(result), stack);

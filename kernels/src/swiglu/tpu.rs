@@ -3,15 +3,16 @@
 
 use super::SwiGlu;
 use crate::dropout::tile_mask;
-use crate::tile::{Builder, Cost, Frame, Order, Ref, TileProgram, at};
-use engine::{DType, Tensor, Type};
+use crate::rms_norm_linear::scaled;
+use crate::tile::{CostEstimate, DimensionSemantics, GridSpec, KernelBuilder, Ref, TileKernel, at};
+use engine::{DType, Func, Tensor, Type};
 use std::f64::consts::LOG2_E;
 
 /// Rows of a block that the epilogue works on at a time: what fits the registers.
 const EPILOGUE_ROWS: usize = 64;
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Tiles {
+struct TpuSwiGlu {
     n: usize,
     m: usize,
     i: usize,
@@ -22,9 +23,22 @@ pub(super) struct Tiles {
     columns: usize,
 }
 
-impl Tiles {
+/// The kernel on a TPU, without the down projection; None if the native form does not cover it.
+pub(super) fn func(kernel: &SwiGlu, args: &[Type]) -> Option<Func> {
+    let swiglu = TpuSwiGlu::new(kernel, args)?;
+    Some(Func::build(args, |f, args| {
+        let x = scaled(args[0], args[1]).convert(args[0].dtype());
+        let operands = [&[x], &args[2..4], &args[5..]].concat();
+        let [h, g, u] = f.custom_call(swiglu.kernel().custom_call(), &swiglu.operands(&operands))[..] else {
+            unreachable!("three results")
+        };
+        vec![h.einsum("ni,im->nm", args[4]), g, u]
+    }))
+}
+
+impl TpuSwiGlu {
     /// args: those of the kernel. None if the sizes are not made of blocks that the hardware likes.
-    pub(super) fn new(kernel: &SwiGlu, args: &[Type]) -> Option<Tiles> {
+    fn new(kernel: &SwiGlu, args: &[Type]) -> Option<TpuSwiGlu> {
         let (&[n, m], &[_, i]) = (&args[0].shape[..], &args[2].shape[..]) else { return None };
         let fits = |extent: usize, blocks: [usize; 2]| {
             blocks.into_iter().find(|block| extent.is_multiple_of(*block))
@@ -32,10 +46,10 @@ impl Tiles {
         let (rows, columns) = (fits(n, [1024, 256])?, fits(i, [512, 256])?);
         let narrow = args[0].dtype;
         let covered = m % 128 == 0 && matches!(narrow, DType::Bf16 | DType::F32);
-        covered.then_some(Tiles { n, m, i, rate: kernel.rate, narrow, rows, columns })
+        covered.then_some(TpuSwiGlu { n, m, i, rate: kernel.rate, narrow, rows, columns })
     }
 
-    pub(super) fn operands<'f>(&self, args: &[Tensor<'f>]) -> Vec<Tensor<'f>> {
+    fn operands<'f>(&self, args: &[Tensor<'f>]) -> Vec<Tensor<'f>> {
         let mut operands = args[..3].to_vec();
         if let &[rows, columns] = &args[3..] {
             operands.push(rows.bitcast_convert(DType::I32).reshape([self.n, 1]));
@@ -45,47 +59,47 @@ impl Tiles {
     }
 
     /// Operands: x, Wg, Wu, and with dropout words `i32[n, 1]` and `i32[1, i]`. Results: h, g, u.
-    pub(super) fn program(&self) -> TileProgram {
-        let &Tiles { n, m, i, rate, narrow, rows, columns } = self;
+    fn kernel(&self) -> TileKernel {
+        let &TpuSwiGlu { n, m, i, rate, narrow, rows, columns } = self;
         let (down, across) = (n / rows, i / columns);
         let blocks = down * across;
         // One step more than blocks: a step multiplies its own block and finishes the one before.
-        let mut frame = Frame::new("swiglu", &[(blocks + 1, Order::InTurn)]);
+        let mut spec = GridSpec::new("swiglu", &[(blocks + 1, DimensionSemantics::Arbitrary)]);
         // Rows of x run fastest: a block of the weights stays until all rows have met it.
-        let x = frame.input(Type::new(narrow, [n, m]), &[rows, m], move |k, grid| {
+        let x = spec.input(Type::new(narrow, [n, m]), &[rows, m], move |k, grid| {
             vec![grid[0].at_most(blocks - 1) % down, k.number(0)]
         });
         let mut weights = || {
-            frame.input(Type::new(narrow, [m, i]), &[m, columns], move |k, grid| {
+            spec.input(Type::new(narrow, [m, i]), &[m, columns], move |k, grid| {
                 vec![k.number(0), grid[0].at_most(blocks - 1) / down]
             })
         };
         let (gate, up) = (weights(), weights());
         let words = (rate > 0.0).then(|| {
-            let of_rows = frame.input(Type::i32([n, 1]), &[rows, 1], move |k, grid| {
+            let of_rows = spec.input(Type::i32([n, 1]), &[rows, 1], move |k, grid| {
                 vec![(grid[0] - 1).at_least(0) % down, k.number(0)]
             });
-            let of_columns = frame.input(Type::i32([1, i]), &[1, columns], move |k, grid| {
+            let of_columns = spec.input(Type::i32([1, i]), &[1, columns], move |k, grid| {
                 vec![k.number(0), (grid[0] - 1).at_least(0) / down]
             });
             [of_rows, of_columns]
         });
         let mut result = || {
-            frame.output(Type::new(narrow, [n, i]), &[rows, columns], move |_, grid| {
+            spec.output(Type::new(narrow, [n, i]), &[rows, columns], move |_, grid| {
                 let block = (grid[0] - 1).at_least(0);
                 vec![block % down, block / down]
             })
         };
         let results = [result(), result(), result()];
-        let sums = [(); 2].map(|()| frame.scratch(Type::f32([rows, columns])));
-        frame.cost(Cost {
+        let sums = [(); 2].map(|()| spec.scratch(Type::f32([rows, columns])));
+        spec.cost(CostEstimate {
             flops: (4 * n * m * i) as u64,
             transcendentals: (n * i) as u64,
             bytes: ((n * m * across + 2 * m * i + 3 * n * i) * narrow.size()) as u64,
         });
-        let tiles = *self;
-        frame.build(move |k, _| {
-            tiles.finish(k, sums, words, results);
+        let swiglu = *self;
+        spec.build(move |k, _| {
+            swiglu.finish(k, sums, words, results);
             let x = k.load(x, at![.., ..]);
             for (sum, weights) in sums.into_iter().zip([gate, up]) {
                 let nothing = k.full(Type::f32([rows, columns]), 0.0);
@@ -95,7 +109,7 @@ impl Tiles {
     }
 
     /// Writes the block of the step before. In the first step that is garbage, which the second step overwrites.
-    fn finish(&self, k: &Builder, sums: [Ref; 2], words: Option<[Ref; 2]>, [h, g, u]: [Ref; 3]) {
+    fn finish(&self, k: &KernelBuilder, sums: [Ref; 2], words: Option<[Ref; 2]>, [h, g, u]: [Ref; 3]) {
         let chunk = self.rows.min(EPILOGUE_ROWS);
         for first in (0..self.rows).step_by(chunk) {
             let rows = first..first + chunk;

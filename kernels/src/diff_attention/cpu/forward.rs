@@ -36,20 +36,20 @@ pub(super) fn forward(
     let sequences: Vec<_> =
         y.zip(o2).zip(stats).map(|((y, o2), stats)| Mutex::new(Results { y, o2, stats })).collect();
     let mut items = Vec::new();
-    for queries in Span::cover(0, p.seq, QUERIES) {
+    for queries in Positions::cover(0, p.seq, QUERIES) {
         for (b, results) in sequences.iter().enumerate() {
             items.extend((0..p.heads).map(|head| (queries, b, head, results)));
         }
     }
     // The longest first, so that none is left alone at the end.
     items.reverse();
-    let spare = Spare::new();
+    let spare = ScratchPool::new();
     workers.for_each(items, |(queries, b, head, results)| {
-        let block = Block::new(p, &x, keys, b, head, queries);
+        let block = QueryBlock::new(p, &x, keys, b, head, queries);
         spare.with(
-            || Tiles::new(p),
+            || Scratch::new(p),
             |tiles| {
-                let stats = Arch::new().dispatch(Forward { block: &block, tiles });
+                let stats = Arch::new().dispatch(ForwardTask { block: &block, tiles });
                 tiles.store(&block, &stats, &mut results.lock().expect("no task panicked"));
             },
         );
@@ -57,28 +57,28 @@ pub(super) fn forward(
 }
 
 /// What a task works in.
-struct Tiles {
+struct Scratch {
     /// The rotated queries times log2(e) and the scale, `[t, 64, d]`.
-    q: Tile,
+    q: AlignedVec,
     /// The same, `[t, d, 64]`.
-    q_turned: Tile,
+    q_turned: AlignedVec,
     /// A map's logits, then their exponentials, `[keys, 64]`.
-    scores: Tile,
+    scores: AlignedVec,
     /// The maps' values, `[e, 64]`; in the end O and O2.
-    o: [Tile; 2],
+    o: [AlignedVec; 2],
     /// `[64, e]`
-    y: Tile,
+    y: AlignedVec,
 }
 
-impl Tiles {
-    fn new(p: &Attention) -> Tiles {
+impl Scratch {
+    fn new(p: &Attention) -> Scratch {
         let (d, e) = (p.head_dim, p.value_dim);
-        Tiles {
-            q: Tile::new(2 * QUERIES * d),
-            q_turned: Tile::new(2 * d * QUERIES),
-            scores: Tile::new(KEYS * QUERIES),
-            o: [Tile::new(e * QUERIES), Tile::new(e * QUERIES)],
-            y: Tile::new(QUERIES * e),
+        Scratch {
+            q: AlignedVec::new(2 * QUERIES * d),
+            q_turned: AlignedVec::new(2 * d * QUERIES),
+            scores: AlignedVec::new(KEYS * QUERIES),
+            o: [AlignedVec::new(e * QUERIES), AlignedVec::new(e * QUERIES)],
+            y: AlignedVec::new(QUERIES * e),
         }
     }
 }
@@ -86,9 +86,9 @@ impl Tiles {
 /// The statistics of a block's queries, in the order of the result.
 type Stats = [[f32; QUERIES]; 3];
 
-struct Forward<'a> {
-    block: &'a Block<'a>,
-    tiles: &'a mut Tiles,
+struct ForwardTask<'a> {
+    block: &'a QueryBlock<'a>,
+    tiles: &'a mut Scratch,
 }
 
 /// The softmax of one map, as far as its keys were seen.
@@ -99,12 +99,12 @@ struct Softmax {
     sum: [f32; QUERIES],
 }
 
-impl WithSimd for Forward<'_> {
+impl WithSimd for ForwardTask<'_> {
     type Output = Stats;
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> Stats {
-        let Forward { block, tiles } = self;
+        let ForwardTask { block, tiles } = self;
         let p = block.p;
         block.load(&mut tiles.q, &mut tiles.q_turned);
         // Not minus infinity, of which the difference to itself is not a number.
@@ -189,10 +189,10 @@ fn scale_columns<S: Simd>(simd: S, x: &mut [f32], factors: &[f32; QUERIES]) {
     }
 }
 
-impl Tiles {
+impl Scratch {
     /// y, O2 and the statistics, of what the maps have summed.
     #[inline(always)]
-    fn finish<S: Simd>(&mut self, simd: S, block: &Block<'_>, maps: &[Softmax; 2]) -> Stats {
+    fn finish<S: Simd>(&mut self, simd: S, block: &QueryBlock<'_>, maps: &[Softmax; 2]) -> Stats {
         let e = block.p.value_dim;
         for (o, map) in self.o.iter_mut().zip(maps) {
             scale_columns(simd, o, &map.sum.map(f32::recip));
@@ -222,8 +222,8 @@ impl Tiles {
     }
 
     /// Copies the block's part to the results of its sequence.
-    fn store(&self, block: &Block<'_>, stats: &Stats, results: &mut Results<'_>) {
-        let Block { p, head, queries, .. } = *block;
+    fn store(&self, block: &QueryBlock<'_>, stats: &Stats, results: &mut Results<'_>) {
+        let QueryBlock { p, head, queries, .. } = *block;
         let e = p.value_dim;
         let rows = results.y.chunks_exact_mut(p.heads * e).skip(queries.first);
         for (y, row) in self.y.chunks_exact(e).take(queries.len).zip(rows) {

@@ -1,9 +1,10 @@
 //! The native forward kernel: two online softmaxes over key blocks.
 
-use super::tiles::{
-    HIDDEN, InStack, Inputs, LANES, Stacks, Step, Tables, Tile, Tiles, each_tile, rotated_rows,
+use super::{
+    HIDDEN, Inputs, IsScanned, LANES, ScannedArrays, Step, Tables, Tile, TpuAttention, each_tile,
+    rotated_rows,
 };
-use crate::tile::{Builder, Cost, Frame, Ref, Scalar, TileProgram, Vector, at};
+use crate::tile::{CostEstimate, GridSpec, KernelBuilder, Ref, Scalar, TileKernel, Vector, at};
 use engine::{CustomCall, InPlace, Type};
 use std::f64::consts::LN_2;
 use std::sync::Arc;
@@ -29,9 +30,9 @@ struct Map {
 }
 
 impl Map {
-    fn new(frame: &mut Frame, tiles: &Tiles) -> Map {
-        let b = tiles.tiling.block;
-        let mut scratch = |rows: usize| frame.scratch(Type::f32([rows, b]));
+    fn new(spec: &mut GridSpec, attention: &TpuAttention) -> Map {
+        let b = attention.tiling.block;
+        let mut scratch = |rows: usize| spec.scratch(Type::f32([rows, b]));
         Map {
             scores: scratch(b),
             highest: scratch(8),
@@ -40,8 +41,8 @@ impl Map {
             top_before: scratch(1),
             sum: scratch(8),
             sum_before: scratch(8),
-            out: scratch(tiles.e),
-            weights: frame.scratch(Type::new(tiles.narrow, [b, b])),
+            out: scratch(attention.e),
+            weights: spec.scratch(Type::new(attention.narrow, [b, b])),
         }
     }
 }
@@ -49,8 +50,8 @@ impl Map {
 /// Rows that are rotated at a time: what leaves their cosines and sines in registers.
 const ROTATED_ROWS: usize = 64;
 
-struct Forward<'t> {
-    tiles: &'t Tiles,
+struct ForwardKernel<'t> {
+    attention: &'t TpuAttention,
     inputs: Inputs,
     /// `[1, s, heads e]`, `[1, heads, e, s]`, `[1, heads, 3, s]`, heads of the step.
     y: Ref,
@@ -64,92 +65,92 @@ struct Forward<'t> {
     maps: Vec<[Map; 2]>,
 }
 
-/// Operands: those of [`Tiles::operands`] with qkv once for each window. Results: y, O2, statistics.
-pub(super) fn program(tiles: &Tiles) -> TileProgram {
-    let &Tiles { batch, seq, heads, d, e, tiling, narrow, .. } = tiles;
-    let mut frame = Frame::new("diff_attention", &tiles.grid());
-    let inputs = Inputs::new(tiles, &mut frame, Tables::Rows);
-    let (steps, width) = (tiles.steps(), tiling.groups * tiling.heads);
-    let stacks = tiles.stacks;
-    let [y, o2, stats] = tiles.results();
-    let y = frame.output(y, &[1, seq, width * e], |k, grid| {
-        let sequence = inputs.sequence(k, grid[0], tiles, stacks.y);
+/// Operands: those of [`TpuAttention::operands`] with qkv once for each window. Results: y, O2, statistics.
+pub(super) fn program(attention: &TpuAttention) -> TileKernel {
+    let &TpuAttention { batch, seq, heads, d, e, tiling, narrow, .. } = attention;
+    let mut spec = GridSpec::new("diff_attention", &attention.grid());
+    let inputs = Inputs::new(attention, &mut spec, Tables::Rows);
+    let (steps, width) = (attention.steps(), tiling.groups * tiling.heads);
+    let scanned = attention.scanned;
+    let [y, o2, stats] = attention.results();
+    let y = spec.output(y, &[1, seq, width * e], |k, grid| {
+        let sequence = inputs.sequence(k, grid[0], attention, scanned.y);
         vec![sequence, k.number(0), grid[1] * steps + grid[2]]
     });
-    if stacks.y == InStack::Yes {
-        frame.over();
+    if scanned.y == IsScanned::Yes {
+        spec.alias();
     }
-    let mut per_head = |ty: Type, stack: InStack| {
-        let result = frame.output(ty.clone(), &[1, width, ty.shape[2], seq], |k, grid| {
-            let sequence = inputs.sequence(k, grid[0], tiles, stack);
+    let mut per_head = |ty: Type, is_scanned: IsScanned| {
+        let result = spec.output(ty.clone(), &[1, width, ty.shape[2], seq], |k, grid| {
+            let sequence = inputs.sequence(k, grid[0], attention, is_scanned);
             vec![sequence, grid[1] * steps + grid[2], k.number(0), k.number(0)]
         });
-        if stack == InStack::Yes {
-            frame.over();
+        if is_scanned == IsScanned::Yes {
+            spec.alias();
         }
         result
     };
-    let o2 = per_head(o2, stacks.o2);
-    let stats = per_head(stats, stacks.stats);
-    let q = frame.scratch(Type::new(narrow, [tiling.groups, tiling.heads, 2, seq, d]));
-    let k = frame.scratch(Type::new(narrow, [tiling.groups, 2, seq, d]));
-    let v = frame.scratch(Type::new(narrow, [tiling.groups, e, seq]));
-    let maps = (0..tiling.groups).map(|_| [(); 2].map(|()| Map::new(&mut frame, tiles))).collect();
+    let o2 = per_head(o2, scanned.o2);
+    let stats = per_head(stats, scanned.stats);
+    let q = spec.scratch(Type::new(narrow, [tiling.groups, tiling.heads, 2, seq, d]));
+    let k = spec.scratch(Type::new(narrow, [tiling.groups, 2, seq, d]));
+    let v = spec.scratch(Type::new(narrow, [tiling.groups, e, seq]));
+    let maps = (0..tiling.groups).map(|_| [(); 2].map(|()| Map::new(&mut spec, attention))).collect();
     let visible = (batch * heads * seq * (seq + tiling.block) / 2) as u64;
-    frame.cost(Cost {
+    spec.cost(CostEstimate {
         flops: visible * 4 * (d + e) as u64,
         transcendentals: 2 * visible,
-        bytes: (tiles.qkv().bytes() + 2 * batch * seq * heads * e * narrow.size()) as u64,
+        bytes: (attention.qkv().bytes() + 2 * batch * seq * heads * e * narrow.size()) as u64,
     });
-    let forward = Forward { tiles, inputs, y, o2, stats, q, k, v, maps };
-    frame.build(|k, grid| forward.code(k, grid))
+    let forward = ForwardKernel { attention, inputs, y, o2, stats, q, k, v, maps };
+    spec.build(|k, grid| forward.code(k, grid))
 }
 
 /// The call, which can read qkv and write its results in place.
-pub(super) fn call(tiles: &Tiles) -> CustomCall {
-    let tiles = *tiles;
+pub(super) fn call(attention: &TpuAttention) -> CustomCall {
+    let attention = *attention;
     let in_place = InPlace {
-        operands: tiles.qkv_operands().collect(),
+        operands: attention.qkv_operands().collect(),
         results: vec![0, 1, 2],
-        call: Arc::new(move |places| {
-            let written = |result: usize| InStack::any(places.results.contains(&result));
-            let stacks = Stacks {
-                layers: places.length,
-                qkv: InStack::any(!places.operands.is_empty()),
+        call: Arc::new(move |scanned| {
+            let written = |result: usize| IsScanned::from(scanned.results.contains(&result));
+            let scanned = ScannedArrays {
+                layers: scanned.length,
+                qkv: IsScanned::from(!scanned.operands.is_empty()),
                 y: written(0),
                 o2: written(1),
                 stats: written(2),
             };
-            program(&Tiles { stacks, ..tiles }).custom_call()
+            program(&TpuAttention { scanned, ..attention }).custom_call()
         }),
     };
-    CustomCall { in_place: Some(in_place), ..program(&tiles).custom_call() }
+    CustomCall { in_place: Some(in_place), ..program(&attention).custom_call() }
 }
 
-impl Forward<'_> {
-    fn code<'k>(&self, k: &'k Builder, grid: &[Scalar<'k>]) {
+impl ForwardKernel<'_> {
+    fn code<'k>(&self, k: &'k KernelBuilder, grid: &[Scalar<'k>]) {
         let row = grid[0].to_index();
         self.rotate(k, grid[2]);
         // What the last step leaves is as good as zeros: a query block's first tile lets it decay to nothing. Only NaN stays,
         // and spreads to the sequences behind; a training step with NaN is not applied anyway.
         k.when(grid[0].is(0) & grid[1].is(0) & grid[2].is(0), || {
-            let b = self.tiles.tiling.block;
+            let b = self.attention.tiling.block;
             for map in self.maps.iter().flatten() {
-                k.store(map.out, at![.., ..], k.full(Type::f32([self.tiles.e, b]), 0.0));
+                k.store(map.out, at![.., ..], k.full(Type::f32([self.attention.e, b]), 0.0));
                 k.store(map.decay, at![.., ..], k.full(Type::f32([1, b]), 1.0));
                 k.store(map.weights, at![.., ..], k.full(Type::f32([b, b]), 0.0));
                 k.store(map.top, at![.., ..], k.full(Type::f32([1, b]), HIDDEN));
                 k.store(map.sum, at![.., ..], k.full(Type::f32([8, b]), 0.0));
             }
         });
-        let start = Tile::start(k, &self.inputs, self.tiles, row);
+        let start = Tile::start(k, &self.inputs, self.attention, row);
         for x in 0..self.maps.len() {
             for t in 0..2 {
                 self.multiply(k, x, t, start);
             }
         }
         self.hide(k, row, start);
-        each_tile(k, &self.inputs, self.tiles, row, |step| {
+        each_tile(k, &self.inputs, self.attention, row, |step| {
             for x in 0..self.maps.len() {
                 for t in 0..2 {
                     self.sum_up(k, x, t, step.before.j);
@@ -160,7 +161,7 @@ impl Forward<'_> {
             self.hide(k, row, step.after);
             k.when(step.first & k.index(0).lt(step.number), || self.finish(k, step.before, Sums::Before));
         });
-        let end = Tile::end(k, self.tiles);
+        let end = Tile::end(k, self.attention);
         for x in 0..self.maps.len() {
             for t in 0..2 {
                 self.sum_up(k, x, t, end.j);
@@ -171,11 +172,11 @@ impl Forward<'_> {
 
     /// Rotates the step's queries, and with a group's first step its keys; turns its values. In one loop, for the turning
     /// keeps the lanes' shifters busy and the rotation the arithmetic: 1741 bundles a block instead of 1928.
-    fn rotate<'k>(&self, k: &'k Builder, step: Scalar<'k>) {
-        let &Tiles { d, tiling, .. } = self.tiles;
+    fn rotate<'k>(&self, k: &'k KernelBuilder, step: Scalar<'k>) {
+        let &TpuAttention { d, tiling, .. } = self.attention;
         let block = tiling.block;
         let height = block.min(ROTATED_ROWS);
-        k.each(k.index(0), k.index(self.tiles.blocks()), |i| {
+        k.fori_loop(k.index(0), k.index(self.attention.blocks()), |i| {
             k.when(step.is(0), || {
                 let rows = i.block(block);
                 for (x, &values) in self.inputs.v.iter().enumerate() {
@@ -192,7 +193,7 @@ impl Forward<'_> {
                         k.store(self.k, at![x, t, rows, ..], rotated_rows(keys, tables));
                     }
                 });
-                let tables = self.inputs.tables(k, rows, self.tiles.scale());
+                let tables = self.inputs.tables(k, rows, self.attention.scale());
                 for head in 0..tiling.heads {
                     for (x, t) in maps() {
                         let columns = (head * 2 + t) * d..(head * 2 + t + 1) * d;
@@ -205,12 +206,12 @@ impl Forward<'_> {
     }
 
     /// The scores of a tile.
-    fn multiply<'k>(&self, k: &'k Builder, x: usize, t: usize, tile: Tile<'k>) {
-        let block = self.tiles.tiling.block;
+    fn multiply<'k>(&self, k: &'k KernelBuilder, x: usize, t: usize, tile: Tile<'k>) {
+        let block = self.attention.tiling.block;
         let keys = k.load(self.k, at![x, t, tile.j.block(block), ..]);
         let queries = k.load(self.q, at![x, tile.head, t, tile.i.block(block), ..]);
         let scores = k.matmul_transposed(keys, queries, k.full(Type::f32([block, block]), 0.0));
-        let scores = match self.tiles.cap2() {
+        let scores = match self.attention.cap2() {
             0.0 => scores,
             cap => (scores * (1.0 / cap)).tanh() * cap,
         };
@@ -219,15 +220,15 @@ impl Forward<'_> {
         k.store(map.highest, at![.., ..], scores.fold_max());
     }
 
-    fn hide<'k>(&self, k: &'k Builder, row: Scalar<'k>, tile: Tile<'k>) {
+    fn hide<'k>(&self, k: &'k KernelBuilder, row: Scalar<'k>, tile: Tile<'k>) {
         let scores: Vec<_> = self.maps.iter().flatten().map(|map| (map.scores, Some(map.highest))).collect();
-        self.inputs.hide(k, self.tiles, row, (tile.j, tile.i), &scores);
+        self.inputs.hide(k, self.attention, row, (tile.j, tile.i), &scores);
     }
 
     /// Turns scores into weights. A query block's first tile forgets what came before: its top starts anew, the old
     /// output decays to nothing.
-    fn soften<'k>(&self, k: &'k Builder, map: &Map, step: &Step<'k>) {
-        let block = self.tiles.tiling.block;
+    fn soften<'k>(&self, k: &'k KernelBuilder, map: &Map, step: &Step<'k>) {
+        let block = self.attention.tiling.block;
         let scores = k.load(map.scores, at![.., ..]);
         let before = k.load(map.top, at![.., ..]);
         k.store(map.top_before, at![.., ..], before);
@@ -244,10 +245,10 @@ impl Forward<'_> {
     }
 
     /// Adds the weighted values of key block `j`.
-    fn sum_up<'k>(&self, k: &'k Builder, x: usize, t: usize, j: Scalar<'k>) {
-        let (block, map) = (self.tiles.tiling.block, &self.maps[x][t]);
+    fn sum_up<'k>(&self, k: &'k KernelBuilder, x: usize, t: usize, j: Scalar<'k>) {
+        let (block, map) = (self.attention.tiling.block, &self.maps[x][t]);
         let weights = k.load(map.weights, at![.., ..]);
-        let decay = k.load(map.decay, at![.., ..]).along(&[self.tiles.e, block]);
+        let decay = k.load(map.decay, at![.., ..]).along(&[self.attention.e, block]);
         let out = k.load(map.out, at![.., ..]) * decay;
         let values = k.load(self.v, at![x, .., j.block(block)]);
         k.store(map.out, at![.., ..], k.matmul(values, weights, out));
@@ -257,8 +258,8 @@ impl Forward<'_> {
     /// stays in registers between its squares and its product (756 bundles a block of two heads instead of 925).
     ///
     /// With `u = O1' - lambda (l1 / l2) O2'` of the outputs before division by their sums l, `O = u / l1`.
-    fn finish<'k>(&self, k: &'k Builder, tile: Tile<'k>, sums: Sums) {
-        let &Tiles { e, eps, narrow, tiling, .. } = self.tiles;
+    fn finish<'k>(&self, k: &'k KernelBuilder, tile: Tile<'k>, sums: Sums) {
+        let &TpuAttention { e, eps, narrow, tiling, .. } = self.attention;
         let width = tiling.block.min(LANES);
         let lambda = self.inputs.lambda(k);
         for (x, maps) in self.maps.iter().enumerate() {

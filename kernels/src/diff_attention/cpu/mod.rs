@@ -7,11 +7,11 @@ mod call;
 mod forward;
 
 use super::{HeadNorm, Keys};
-use crate::host::exponential::{exp2, tanh};
-use crate::host::matrix::{Left, Onto, multiply};
-use crate::host::rotation::{rotate, rotate_back};
-use crate::host::tiles::{LINE, Spare, Tile, aligned, turn};
-pub(super) use call::{backward_call, fits, forward_call};
+use crate::cpu::exponential::{exp2, tanh};
+use crate::cpu::matrix::{Left, Onto, multiply};
+use crate::cpu::rotation::{rotate, rotate_back};
+use crate::cpu::scratch::{AlignedVec, LINE, ScratchPool, aligned, turn};
+pub(super) use call::{backward_func, forward_func};
 use engine::Workers;
 use pulp::{Arch, Simd, WithSimd};
 use std::f32::consts::{LN_2, LOG2_E};
@@ -97,15 +97,15 @@ impl Attention {
 
 /// The positions of a block of queries or a tile of keys.
 #[derive(Clone, Copy)]
-struct Span {
+struct Positions {
     first: usize,
     len: usize,
 }
 
-impl Span {
+impl Positions {
     /// Spans of `len` that cover the positions from `first` to before `end`.
-    fn cover(first: usize, end: usize, len: usize) -> impl Iterator<Item = Span> {
-        (first..end).step_by(len).map(move |first| Span { first, len: len.min(end - first) })
+    fn cover(first: usize, end: usize, len: usize) -> impl Iterator<Item = Positions> {
+        (first..end).step_by(len).map(move |first| Positions { first, len: len.min(end - first) })
     }
 
     fn end(self) -> usize {
@@ -143,9 +143,11 @@ impl<'a> Arguments<'a> {
         for (i, keys) in keys.chunks_exact_mut(p.seq * d).enumerate() {
             let (b, map) = (i / (p.groups * maps), i % (p.groups * maps));
             // Enough of them that a task is worth its start.
-            let spans = Span::cover(0, p.seq, 4 * KEYS);
+            let positions = Positions::cover(0, p.seq, 4 * KEYS);
             items.extend(
-                spans.zip(keys.chunks_mut(4 * KEYS * d)).map(|(span, keys)| (b, map, span.first, keys)),
+                positions
+                    .zip(keys.chunks_mut(4 * KEYS * d))
+                    .map(|(positions, keys)| (b, map, positions.first, keys)),
             );
         }
         workers.for_each(items, |(b, map, first, keys)| {
@@ -181,19 +183,19 @@ impl WithSimd for RotateKeys<'_> {
 }
 
 /// A block of queries of one sequence.
-struct Block<'a> {
+struct QueryBlock<'a> {
     p: &'a Attention,
     x: &'a Arguments<'a>,
     /// `[t, s, d]`: the rotated keys of the group.
     keys: &'a [f32],
     b: usize,
     head: usize,
-    queries: Span,
+    queries: Positions,
     /// Where each query's document begins; what lies beyond the sequence sees everything.
     starts: [i32; QUERIES],
 }
 
-impl<'a> Block<'a> {
+impl<'a> QueryBlock<'a> {
     /// keys: those of all groups.
     fn new(
         p: &'a Attention,
@@ -201,19 +203,19 @@ impl<'a> Block<'a> {
         keys: &'a [f32],
         b: usize,
         head: usize,
-        queries: Span,
-    ) -> Block<'a> {
+        queries: Positions,
+    ) -> QueryBlock<'a> {
         let group = b * p.groups + head / (p.heads / p.groups);
         let of_group = p.key_maps() * p.seq * p.head_dim;
         let mut starts = [0; QUERIES];
         starts[..queries.len].copy_from_slice(&x.starts[b * p.seq + queries.first..][..queries.len]);
-        Block { p, x, keys: &keys[group * of_group..][..of_group], b, head, queries, starts }
+        QueryBlock { p, x, keys: &keys[group * of_group..][..of_group], b, head, queries, starts }
     }
 
     /// The tiles of keys that a query of the block sees.
-    fn tiles(&self) -> impl Iterator<Item = Span> + use<> {
+    fn tiles(&self) -> impl Iterator<Item = Positions> + use<> {
         let first = self.starts[..self.queries.len].iter().min().map_or(0, |&start| start as usize);
-        Span::cover(first / KEYS * KEYS, self.queries.end(), KEYS)
+        Positions::cover(first / KEYS * KEYS, self.queries.end(), KEYS)
     }
 
     /// The rotated queries times log2(e) and the scale, by rows `[t, 64, d]`, with zeros beyond the sequence, and by
@@ -245,7 +247,7 @@ impl<'a> Block<'a> {
 
     /// Rotated keys of map `t` in a tile, `[keys, d]`.
     #[inline(always)]
-    fn key_tile(&self, t: usize, tile: Span) -> &'a [f32] {
+    fn key_tile(&self, t: usize, tile: Positions) -> &'a [f32] {
         let (d, seq) = (self.p.head_dim, self.p.seq);
         let map = t.min(self.p.key_maps() - 1);
         &self.keys[(map * seq + tile.first) * d..][..tile.len * d]
@@ -253,7 +255,7 @@ impl<'a> Block<'a> {
 
     /// Values of a tile, `[keys, e]` with rows as far apart as those of qkv.
     #[inline(always)]
-    fn values(&self, tile: Span) -> &'a [f32] {
+    fn values(&self, tile: Positions) -> &'a [f32] {
         let p = self.p;
         let [of_q, of_k, _] = p.widths();
         let column = of_q + of_k + self.head / (p.heads / p.groups) * p.value_dim;
@@ -263,7 +265,7 @@ impl<'a> Block<'a> {
     /// Logits of map `t` times log2(e), `[keys, 64]`, with what is hidden at minus infinity. turned: the rotated queries
     /// `[t, d, 64]`, times log2(e) and the scale.
     #[inline(always)]
-    fn scores<S: Simd>(&self, simd: S, t: usize, tile: Span, turned: &[f32], scores: &mut [f32]) {
+    fn scores<S: Simd>(&self, simd: S, t: usize, tile: Positions, turned: &[f32], scores: &mut [f32]) {
         let d = self.p.head_dim;
         let keys = Left::by_rows(self.key_tile(t, tile), d);
         multiply(simd, keys, &turned[t * d * QUERIES..][..d * QUERIES], scores, QUERIES, Onto::Zero);
@@ -280,14 +282,14 @@ impl<'a> Block<'a> {
     }
 
     /// Whether a query does not see all of a tile.
-    fn hides(&self, tile: Span) -> bool {
+    fn hides(&self, tile: Positions) -> bool {
         let last = self.starts[..self.queries.len].iter().max().map_or(0, |&start| start as usize);
         tile.end() > self.queries.first + 1 || tile.first < last
     }
 
     /// Sets the scores `[keys, 64]` of hidden keys to minus infinity.
     #[inline(always)]
-    fn hide(&self, tile: Span, scores: &mut [f32]) {
+    fn hide(&self, tile: Positions, scores: &mut [f32]) {
         for (j, scores) in scores.chunks_exact_mut(QUERIES).enumerate() {
             let key = (tile.first + j) as i32;
             let before = key - self.queries.first as i32;

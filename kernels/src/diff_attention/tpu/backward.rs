@@ -4,8 +4,8 @@
 //! second map's gradient: `dV += A dO`, `dK += E Q`, `dQ += K E` for each tile ([`gradients`](crate::gradients)). The last two take E as the
 //! factor that stays in the matrix unit, so that it is never transposed.
 
-use super::tiles::{InStack, Inputs, Stacks, Tables, Tile, Tiles, each_tile};
-use crate::tile::{Builder, Cost, Frame, Ref, Scalar, Span, TileProgram, at};
+use super::{Inputs, IsScanned, ScannedArrays, Tables, Tile, TpuAttention, each_tile};
+use crate::tile::{CostEstimate, GridSpec, KernelBuilder, Ref, Scalar, Slice, TileKernel, at};
 use engine::{CustomCall, DType, InPlace, Type};
 use std::f64::consts::{LN_2, LOG2_E};
 use std::sync::Arc;
@@ -31,13 +31,13 @@ struct Columns {
 
 impl Columns {
     /// Block `number` of blocks of `width` columns.
-    fn block<'k>(self, k: &'k Builder, number: Scalar<'k>, width: usize) -> Span<'k> {
+    fn block<'k>(self, k: &'k KernelBuilder, number: Scalar<'k>, width: usize) -> Slice<'k> {
         (number + k.index(self.first / width)).block(width)
     }
 }
 
-struct Backward<'t> {
-    tiles: &'t Tiles,
+struct BackwardKernel<'t> {
+    attention: &'t TpuAttention,
     inputs: Inputs,
     /// Blocks of the forward kernel's results, and dy: heads of the step.
     y: Ref,
@@ -62,57 +62,57 @@ struct Backward<'t> {
 }
 
 /// The call, which can read what the forward kernel left in place.
-pub(super) fn call(tiles: &Tiles) -> CustomCall {
-    let tiles = *tiles;
-    let qkv = tiles.qkv_operands();
+pub(super) fn call(attention: &TpuAttention) -> CustomCall {
+    let attention = *attention;
+    let qkv = attention.qkv_operands();
     let [y, _dy, o2, stats] = [0, 1, 2, 3].map(|i| qkv.end + i);
     let in_place = InPlace {
         operands: qkv.clone().chain([y, o2, stats]).collect(),
         results: Vec::new(),
-        call: Arc::new(move |places| {
-            let read = |operand: usize| InStack::any(places.operands.contains(&operand));
-            let stacks = Stacks {
-                layers: places.length,
+        call: Arc::new(move |scanned| {
+            let read = |operand: usize| IsScanned::from(scanned.operands.contains(&operand));
+            let scanned = ScannedArrays {
+                layers: scanned.length,
                 qkv: read(qkv.start),
                 y: read(y),
                 o2: read(o2),
                 stats: read(stats),
             };
-            program(&Tiles { stacks, ..tiles }).custom_call()
+            program(&TpuAttention { scanned, ..attention }).custom_call()
         }),
     };
-    CustomCall { in_place: Some(in_place), ..program(&tiles).custom_call() }
+    CustomCall { in_place: Some(in_place), ..program(&attention).custom_call() }
 }
 
 /// Operands: those of the forward kernel, then y, dy, O2 and statistics. Results: d qkv whole, or dq, dk and dv
 /// ([`parts`]), then D2.
-pub(super) fn program(tiles: &Tiles) -> TileProgram {
-    let &Tiles { batch, seq, heads, groups, d, e, tiling, narrow, .. } = tiles;
-    let mut frame = Frame::new("diff_attention_backward", &tiles.grid());
-    let inputs = Inputs::new(tiles, &mut frame, Tables::Turned);
-    let (steps, width) = (tiles.steps(), tiling.groups * tiling.heads);
-    let stacks = tiles.stacks;
+pub(super) fn program(attention: &TpuAttention) -> TileKernel {
+    let &TpuAttention { batch, seq, heads, groups, d, e, tiling, narrow, .. } = attention;
+    let mut spec = GridSpec::new("diff_attention_backward", &attention.grid());
+    let inputs = Inputs::new(attention, &mut spec, Tables::Turned);
+    let (steps, width) = (attention.steps(), tiling.groups * tiling.heads);
+    let scanned = attention.scanned;
     let whole_rows = Type::new(narrow, [batch, seq, heads * e]);
-    let [y, o2, stats] = tiles.results();
-    let mut of_rows = |array: Type, stack: InStack| {
-        frame.input(array, &[1, seq, width * e], |k, grid| {
-            let sequence = inputs.sequence(k, grid[0], tiles, stack);
+    let [y, o2, stats] = attention.results();
+    let mut of_rows = |array: Type, is_scanned: IsScanned| {
+        spec.input(array, &[1, seq, width * e], |k, grid| {
+            let sequence = inputs.sequence(k, grid[0], attention, is_scanned);
             vec![sequence, k.number(0), grid[1] * steps + grid[2]]
         })
     };
-    let (y, dy) = (of_rows(y, stacks.y), of_rows(whole_rows.clone(), InStack::No));
-    let mut of_heads = |array: Type, stack: InStack| {
-        frame.input(array.clone(), &[1, width, array.shape[2], seq], |k, grid| {
-            let sequence = inputs.sequence(k, grid[0], tiles, stack);
+    let (y, dy) = (of_rows(y, scanned.y), of_rows(whole_rows.clone(), IsScanned::No));
+    let mut of_heads = |array: Type, is_scanned: IsScanned| {
+        spec.input(array.clone(), &[1, width, array.shape[2], seq], |k, grid| {
+            let sequence = inputs.sequence(k, grid[0], attention, is_scanned);
             vec![sequence, grid[1] * steps + grid[2], k.number(0), k.number(0)]
         })
     };
-    let o2 = of_heads(o2, stacks.o2);
-    let stats = of_heads(stats, stacks.stats);
-    let (dq, dk, dv) = if parts(tiles) {
+    let o2 = of_heads(o2, scanned.o2);
+    let stats = of_heads(stats, scanned.stats);
+    let (dq, dk, dv) = if parts(attention) {
         let mut part = |columns: usize, block: usize, per_step: bool| {
             let result =
-                frame.output(Type::new(narrow, [batch, seq, columns]), &[1, seq, block], |k, grid| {
+                spec.output(Type::new(narrow, [batch, seq, columns]), &[1, seq, block], |k, grid| {
                     vec![grid[0], k.number(0), if per_step { grid[1] * steps + grid[2] } else { grid[1] }]
                 });
             Columns { result, first: 0 }
@@ -123,41 +123,41 @@ pub(super) fn program(tiles: &Tiles) -> TileProgram {
             part(groups * e, tiling.groups * e, false),
         )
     } else {
-        let qkv = tiles.qkv();
-        let result = frame
+        let qkv = attention.qkv();
+        let result = spec
             .output(qkv.clone(), &[1, seq, qkv.shape[2]], |k, grid| vec![grid[0], k.number(0), k.number(0)]);
         let at = |first: usize| Columns { result, first };
         (at(0), at(2 * d * heads), at(2 * d * (heads + groups)))
     };
-    let d2 = frame.output(Type::f32([batch, heads, 1, seq]), &[1, width, 1, seq], |k, grid| {
+    let d2 = spec.output(Type::f32([batch, heads, 1, seq]), &[1, width, 1, seq], |k, grid| {
         vec![grid[0], grid[1] * steps + grid[2], k.number(0), k.number(0)]
     });
-    let turned_q = frame.scratch(Type::new(narrow, [tiling.groups, tiling.heads, 2, d, seq]));
-    let turned_k = frame.scratch(Type::new(narrow, [tiling.groups, 2, d, seq]));
-    let sum_k = frame.scratch(Type::f32([tiling.groups, 2, d, seq]));
-    let sum_v = frame.scratch(Type::f32([tiling.groups, seq, e]));
-    let rows = frame.scratch(Type::f32([tiling.groups, tiling.heads, 4, seq]));
+    let turned_q = spec.scratch(Type::new(narrow, [tiling.groups, tiling.heads, 2, d, seq]));
+    let turned_k = spec.scratch(Type::new(narrow, [tiling.groups, 2, d, seq]));
+    let sum_k = spec.scratch(Type::f32([tiling.groups, 2, d, seq]));
+    let sum_v = spec.scratch(Type::f32([tiling.groups, seq, e]));
+    let rows = spec.scratch(Type::f32([tiling.groups, tiling.heads, 4, seq]));
     let b = tiling.block;
-    let head = |frame: &mut Frame| {
-        let wide = |frame: &mut Frame| frame.scratch(Type::f32([b, b]));
-        let small = |frame: &mut Frame| frame.scratch(Type::new(narrow, [b, b]));
+    let head = |spec: &mut GridSpec| {
+        let wide = |spec: &mut GridSpec| spec.scratch(Type::f32([b, b]));
+        let small = |spec: &mut GridSpec| spec.scratch(Type::new(narrow, [b, b]));
         Head {
-            scores: [wide(frame), wide(frame)],
-            da: wide(frame),
-            a: small(frame),
-            e: [small(frame), small(frame)],
-            dq: frame.scratch(Type::f32([2, d, b])),
+            scores: [wide(spec), wide(spec)],
+            da: wide(spec),
+            a: small(spec),
+            e: [small(spec), small(spec)],
+            dq: spec.scratch(Type::f32([2, d, b])),
         }
     };
-    let in_lockstep = (0..tiling.groups).map(|_| head(&mut frame)).collect();
+    let in_lockstep = (0..tiling.groups).map(|_| head(&mut spec)).collect();
     let visible = (batch * heads * seq * (seq + b) / 2) as u64;
-    frame.cost(Cost {
+    spec.cost(CostEstimate {
         flops: visible * (12 * d + 4 * e) as u64,
         transcendentals: 2 * visible,
-        bytes: (2 * tiles.qkv().bytes() + 3 * whole_rows.bytes()) as u64,
+        bytes: (2 * attention.qkv().bytes() + 3 * whole_rows.bytes()) as u64,
     });
-    let backward = Backward {
-        tiles,
+    let backward = BackwardKernel {
+        attention,
         inputs,
         y,
         o2,
@@ -174,25 +174,25 @@ pub(super) fn program(tiles: &Tiles) -> TileProgram {
         rows,
         heads: in_lockstep,
     };
-    frame.build(|k, grid| backward.code(k, grid))
+    spec.build(|k, grid| backward.code(k, grid))
 }
 
 /// Whether dq, dk and dv are results of their own: a step of the grid then writes only its own heads' columns. With all
 /// heads in one step, d qkv is one result.
-pub(super) fn parts(tiles: &Tiles) -> bool {
-    tiles.tiling.groups < tiles.groups || tiles.steps() > 1
+pub(super) fn parts(attention: &TpuAttention) -> bool {
+    attention.tiling.groups < attention.groups || attention.steps() > 1
 }
 
-impl Backward<'_> {
-    fn code<'k>(&self, k: &'k Builder, grid: &[Scalar<'k>]) {
+impl BackwardKernel<'_> {
+    fn code<'k>(&self, k: &'k KernelBuilder, grid: &[Scalar<'k>]) {
         let row = grid[0].to_index();
         k.when(grid[2].is(0), || self.start_groups(k));
         self.start_heads(k);
-        let start = Tile::start(k, &self.inputs, self.tiles, row);
+        let start = Tile::start(k, &self.inputs, self.attention, row);
         let each = || 0..self.heads.len();
         each().for_each(|x| self.multiply(k, x, start));
         self.hide(k, row, start);
-        each_tile(k, &self.inputs, self.tiles, row, |step| {
+        each_tile(k, &self.inputs, self.attention, row, |step| {
             for x in each() {
                 self.sum_up(k, x, step.before);
                 self.weigh(k, x, step.now);
@@ -201,30 +201,30 @@ impl Backward<'_> {
             self.hide(k, row, step.after);
             k.when(step.first & k.index(0).lt(step.number), || self.finish_queries(k, step.before));
         });
-        let end = Tile::end(k, self.tiles);
+        let end = Tile::end(k, self.attention);
         each().for_each(|x| self.sum_up(k, x, end));
         self.finish_queries(k, end);
-        k.when(grid[2].is(self.tiles.steps() - 1), || self.finish_groups(k));
+        k.when(grid[2].is(self.attention.steps() - 1), || self.finish_groups(k));
     }
 
     /// Where a head's columns of dq are, `width` wide; `map` counts within.
-    fn queries<'k>(&self, k: &'k Builder, x: usize, head: Scalar<'k>, map: Option<usize>) -> Span<'k> {
-        let head = head + k.index(x * self.tiles.tiling.heads);
+    fn queries<'k>(&self, k: &'k KernelBuilder, x: usize, head: Scalar<'k>, map: Option<usize>) -> Slice<'k> {
+        let head = head + k.index(x * self.attention.tiling.heads);
         match map {
-            None => self.dq.block(k, head, self.tiles.e),
-            Some(t) => self.dq.block(k, head * 2 + k.index(t), self.tiles.d),
+            None => self.dq.block(k, head, self.attention.e),
+            Some(t) => self.dq.block(k, head * 2 + k.index(t), self.attention.d),
         }
     }
 
-    fn keys<'k>(&self, k: &'k Builder, x: usize, t: usize) -> Span<'k> {
-        self.dk.block(k, k.index(2 * x + t), self.tiles.d)
+    fn keys<'k>(&self, k: &'k KernelBuilder, x: usize, t: usize) -> Slice<'k> {
+        self.dk.block(k, k.index(2 * x + t), self.attention.d)
     }
 
     /// Keys turned and rotated, both ways round; sums at zero.
-    fn start_groups(&self, k: &Builder) {
-        let &Tiles { d, e, tiling, narrow, .. } = self.tiles;
+    fn start_groups(&self, k: &KernelBuilder) {
+        let &TpuAttention { d, e, tiling, narrow, .. } = self.attention;
         let block = tiling.block;
-        k.each(k.index(0), k.index(self.tiles.blocks()), |i| {
+        k.fori_loop(k.index(0), k.index(self.attention.blocks()), |i| {
             let rows = i.block(block);
             for x in 0..tiling.groups {
                 for t in 0..2 {
@@ -247,18 +247,18 @@ impl Backward<'_> {
     ///
     /// `y = f O` with `f = 1 / sqrt(mean(O^2) + eps)`: `dO = f (dy - y mean(y dy))`, `D2 = rowsum(dO O2)` and
     /// `D1 = lambda D2 + rowsum(dO O) = lambda D2 + e eps f^2 mean(y dy)`.
-    fn start_heads(&self, k: &Builder) {
-        let &Tiles { d, e, eps, tiling, narrow, .. } = self.tiles;
-        let (block, blocks) = (tiling.block, self.tiles.blocks());
+    fn start_heads(&self, k: &KernelBuilder) {
+        let &TpuAttention { d, e, eps, tiling, narrow, .. } = self.attention;
+        let (block, blocks) = (tiling.block, self.attention.blocks());
         let lambda = self.inputs.lambda(k);
-        k.each(k.index(0), k.index(tiling.heads * blocks), |number| {
+        k.fori_loop(k.index(0), k.index(tiling.heads * blocks), |number| {
             let (head, i) = (number / blocks, number % blocks);
             let rows = i.block(block);
             for x in 0..tiling.groups {
                 for t in 0..2 {
                     let columns = (head * 2 + k.index(t)).block(d);
                     let turned = k.load(self.inputs.q[x], at![0, rows, columns]).transpose();
-                    let halves = self.inputs.rotated(k, turned, i, 1.0, self.tiles.scale());
+                    let halves = self.inputs.rotated(k, turned, i, 1.0, self.attention.scale());
                     for (part, rotated) in halves.into_iter().enumerate() {
                         let half = part * d / 2..(part + 1) * d / 2;
                         k.store(self.turned_q, at![x, head, t, half, rows], rotated);
@@ -293,15 +293,15 @@ impl Backward<'_> {
     }
 
     /// The scores of a tile, and dA = V dO.
-    fn multiply<'k>(&self, k: &'k Builder, x: usize, tile: Tile<'k>) {
-        let block = self.tiles.tiling.block;
+    fn multiply<'k>(&self, k: &'k KernelBuilder, x: usize, tile: Tile<'k>) {
+        let block = self.attention.tiling.block;
         let (rows, columns) = (tile.j.block(block), tile.i.block(block));
         let nothing = k.full(Type::f32([block, block]), 0.0);
         for t in 0..2 {
             let keys = k.load(self.dk.result, at![0, rows, self.keys(k, x, t)]);
             let queries = k.load(self.turned_q, at![x, tile.head, t, .., columns]);
             let scores = k.matmul(keys, queries, nothing);
-            let scores = match self.tiles.cap2() {
+            let scores = match self.attention.cap2() {
                 0.0 => scores,
                 cap => (scores * (1.0 / cap)).tanh() * cap,
             };
@@ -312,15 +312,15 @@ impl Backward<'_> {
         k.store(self.heads[x].da, at![.., ..], k.matmul_transposed(values, d_out, nothing));
     }
 
-    fn hide<'k>(&self, k: &'k Builder, row: Scalar<'k>, tile: Tile<'k>) {
+    fn hide<'k>(&self, k: &'k KernelBuilder, row: Scalar<'k>, tile: Tile<'k>) {
         let scores: Vec<_> =
             self.heads.iter().flat_map(|head| head.scores).map(|scores| (scores, None)).collect();
-        self.inputs.hide(k, self.tiles, row, (tile.j, tile.i), &scores);
+        self.inputs.hide(k, self.attention, row, (tile.j, tile.i), &scores);
     }
 
     /// A and E of a tile.
-    fn weigh<'k>(&self, k: &'k Builder, x: usize, tile: Tile<'k>) {
-        let block = self.tiles.tiling.block;
+    fn weigh<'k>(&self, k: &'k KernelBuilder, x: usize, tile: Tile<'k>) {
+        let block = self.attention.tiling.block;
         let head = &self.heads[x];
         let row = |t: usize| {
             k.load(self.rows, at![x, tile.head, t..t + 1, tile.i.block(block)]).along(&[block, block])
@@ -332,7 +332,7 @@ impl Backward<'_> {
         k.store(head.a, at![.., ..], p1 - p2);
         for (t, p) in [p1, p2].into_iter().enumerate() {
             let e = p * (da - row(2 + t));
-            let e = match self.tiles.cap2() {
+            let e = match self.attention.cap2() {
                 0.0 => e,
                 cap => {
                     let tanh = scores[t].max(scores[t].same(-cap)) * (1.0 / cap);
@@ -344,8 +344,8 @@ impl Backward<'_> {
     }
 
     /// Adds what a tile contributes.
-    fn sum_up<'k>(&self, k: &'k Builder, x: usize, tile: Tile<'k>) {
-        let block = self.tiles.tiling.block;
+    fn sum_up<'k>(&self, k: &'k KernelBuilder, x: usize, tile: Tile<'k>) {
+        let block = self.attention.tiling.block;
         let (rows, columns) = (tile.j.block(block), tile.i.block(block));
         let head = &self.heads[x];
         let d_out = k.load(self.dq.result, at![0, columns, self.queries(k, x, tile.head, None)]);
@@ -363,8 +363,8 @@ impl Backward<'_> {
     }
 
     /// Writes dq of a query block and begins the next.
-    fn finish_queries<'k>(&self, k: &'k Builder, tile: Tile<'k>) {
-        let &Tiles { d, tiling, narrow, .. } = self.tiles;
+    fn finish_queries<'k>(&self, k: &'k KernelBuilder, tile: Tile<'k>) {
+        let &TpuAttention { d, tiling, narrow, .. } = self.attention;
         for (x, head) in self.heads.iter().enumerate() {
             for (t, sign) in [1.0, -1.0].into_iter().enumerate() {
                 let factor = sign / (d as f64).sqrt();
@@ -383,10 +383,10 @@ impl Backward<'_> {
     }
 
     /// Writes dk and dv.
-    fn finish_groups(&self, k: &Builder) {
-        let &Tiles { d, e, tiling, narrow, .. } = self.tiles;
+    fn finish_groups(&self, k: &KernelBuilder) {
+        let &TpuAttention { d, e, tiling, narrow, .. } = self.attention;
         let block = tiling.block;
-        k.each(k.index(0), k.index(self.tiles.blocks()), |i| {
+        k.fori_loop(k.index(0), k.index(self.attention.blocks()), |i| {
             let rows = i.block(block);
             for x in 0..tiling.groups {
                 for (t, sign) in [1.0, -1.0].into_iter().enumerate() {

@@ -7,8 +7,10 @@
 
 use super::{CachedAttention, Sizes};
 use crate::HeadNorm;
-use crate::tile::{Builder, Cost, Frame, Memory, Order, Ref, Scalar, TileProgram, at};
-use engine::{DType, Tensor, Type};
+use crate::tile::{
+    CostEstimate, DimensionSemantics, GridSpec, KernelBuilder, MemorySpace, Ref, Scalar, TileKernel, at,
+};
+use engine::{DType, Func, Tensor, Type};
 use std::f64::consts::LOG2_E;
 
 /// What is done to a hidden score: finite, because infinities would meet in a difference.
@@ -23,7 +25,7 @@ const LANES: usize = 128;
 
 /// A kernel's shapes and block.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Tiles {
+struct TpuCachedAttention {
     sizes: Sizes,
     norm: HeadNorm,
     cap: f64,
@@ -59,9 +61,18 @@ struct Refs {
     out: Ref,
 }
 
-impl Tiles {
+/// The kernel on a TPU; None if the native form does not cover it.
+pub(super) fn func(kernel: &CachedAttention, args: &[Type]) -> Option<Func> {
+    let attention = TpuCachedAttention::new(kernel, args)?;
+    Some(Func::build(args, |f, args| {
+        let y = f.custom_call(attention.kernel().custom_call(), &attention.operands(args));
+        vec![attention.result(y[0])]
+    }))
+}
+
+impl TpuCachedAttention {
     /// args: those of the kernel. None if the native form does not cover them.
-    pub(super) fn new(kernel: &CachedAttention, args: &[Type]) -> Option<Tiles> {
+    fn new(kernel: &CachedAttention, args: &[Type]) -> Option<TpuCachedAttention> {
         let sizes = CachedAttention::sizes(args).ok()?;
         let block = kernel.block.or_else(|| choose(sizes))?;
         let narrow = args[0].dtype;
@@ -69,11 +80,18 @@ impl Tiles {
             && sizes.n * sizes.r <= MOST_QUERIES
             && matches!(narrow, DType::Bf16 | DType::F32);
         let rows = (sizes.n * sizes.r).next_multiple_of(SUBLANES);
-        covered.then_some(Tiles { sizes, norm: kernel.norm, cap: kernel.cap, narrow, block, rows })
+        covered.then_some(TpuCachedAttention {
+            sizes,
+            norm: kernel.norm,
+            cap: kernel.cap,
+            narrow,
+            block,
+            rows,
+        })
     }
 
-    /// The operands of [`Tiles::program`], from the kernel's arguments.
-    pub(super) fn operands<'f>(&self, args: &[Tensor<'f>]) -> Vec<Tensor<'f>> {
+    /// The operands of [`TpuCachedAttention::kernel`], from the kernel's arguments.
+    fn operands<'f>(&self, args: &[Tensor<'f>]) -> Vec<Tensor<'f>> {
         let &[q, keys, values, visible, slot, lambda] = args else { unreachable!("checked when called") };
         let f = q.builder();
         let Sizes { b, n, g, r, d, slots, key_maps, .. } = self.sizes;
@@ -106,8 +124,8 @@ impl Tiles {
         operands
     }
 
-    /// The kernel's result, from that of [`Tiles::program`].
-    pub(super) fn result<'f>(&self, y: Tensor<'f>) -> Tensor<'f> {
+    /// The kernel's result, from that of [`TpuCachedAttention::kernel`].
+    fn result<'f>(&self, y: Tensor<'f>) -> Tensor<'f> {
         let Sizes { b, n, g, r, e, .. } = self.sizes;
         let y = y.slice_axis(3, 0, n * r).reshape([b, g, 2, n, r, e / 2]);
         y.transpose(&[0, 3, 1, 4, 2, 5]).reshape([b, n, g * r, e])
@@ -115,51 +133,54 @@ impl Tiles {
 
     /// Operands: the last block, last slots, places, lambda, queries, keys, and values for each of their windows. Result:
     /// y `[b, g, 2, rows, e/2]` f32.
-    pub(super) fn program(&self) -> TileProgram {
-        let &Tiles { sizes, narrow, block, rows, .. } = self;
+    fn kernel(&self) -> TileKernel {
+        let &TpuCachedAttention { sizes, narrow, block, rows, .. } = self;
         let Sizes { b, n, g, r, d, e, slots, key_maps } = sizes;
         let steps = slots / block;
-        let mut frame = Frame::new("cached_attention", &[(b, Order::InTurn), (steps, Order::InTurn)]);
-        let last_block = frame.prefetched(1);
-        let last_slot = frame.whole(Type::i32([2 * rows, 1]), Memory::Vector);
-        let places = frame.input(Type::i32([b, 1, slots]), &[1, 1, block], |k, grid| {
+        let mut spec = GridSpec::new(
+            "cached_attention",
+            &[(b, DimensionSemantics::Arbitrary), (steps, DimensionSemantics::Arbitrary)],
+        );
+        let last_block = spec.scalar_prefetch(1);
+        let last_slot = spec.whole(Type::i32([2 * rows, 1]), MemorySpace::Vmem);
+        let places = spec.input(Type::i32([b, 1, slots]), &[1, 1, block], |k, grid| {
             vec![grid[0], k.number(0), filled(k, last_block, grid[1])]
         });
-        let lambda = frame.input(Type::f32([b, g, rows, 1]), &[1, g, rows, 1], of_sequence);
+        let lambda = spec.input(Type::f32([b, g, rows, 1]), &[1, g, rows, 1], of_sequence);
         let depth = key_maps * d;
         let q = Type::new(narrow, [b, g, 2 * rows, depth]);
-        let q = frame.input(q, &[1, g, 2 * rows, depth], of_sequence);
+        let q = spec.input(q, &[1, g, 2 * rows, depth], of_sequence);
         let keys = Type::new(narrow, [b * g, depth, slots]);
-        let keys = frame.input(keys, &[g, depth, block], |k, grid| {
+        let keys = spec.input(keys, &[g, depth, block], |k, grid| {
             vec![grid[0], k.number(0), filled(k, last_block, grid[1])]
         });
-        frame.left_in_place();
+        spec.left_in_place();
         let values = Type::new(narrow, [b * g * 2, slots, e / 2]);
         let values = (0..2 * g).map(|i| {
-            let half = frame.input(values.clone(), &[1, block, e / 2], |k, grid| {
+            let half = spec.input(values.clone(), &[1, block, e / 2], |k, grid| {
                 let place = grid[0] * (2 * g) + k.number(i as i32);
                 vec![place, filled(k, last_block, grid[1]), k.number(0)]
             });
-            frame.left_in_place();
+            spec.left_in_place();
             half
         });
         let values = values.collect();
-        let y = frame.output(Type::f32([b, g, 2, rows, e / 2]), &[1, g, 2, rows, e / 2], |k, grid| {
+        let y = spec.output(Type::f32([b, g, 2, rows, e / 2]), &[1, g, 2, rows, e / 2], |k, grid| {
             vec![grid[0], k.number(0), k.number(0), k.number(0), k.number(0)]
         });
-        let [top, sum] = [(); 2].map(|()| frame.scratch(Type::f32([g, 2 * rows, 1])));
-        let out = frame.scratch(Type::f32([g, 2, 2 * rows, e / 2]));
+        let [top, sum] = [(); 2].map(|()| spec.scratch(Type::f32([g, 2 * rows, 1])));
+        let out = spec.scratch(Type::f32([g, 2, 2 * rows, e / 2]));
         let refs = Refs { last_block, last_slot, places, lambda, q, keys, values, y, top, sum, out };
         let scores = b * g * r * n * 2 * slots;
-        frame.cost(Cost {
+        spec.cost(CostEstimate {
             flops: (2 * scores * (d + e)) as u64,
             transcendentals: scores as u64,
             bytes: (b * g * slots * (key_maps * d + e) * narrow.size()) as u64,
         });
-        frame.build(|k, grid| self.code(k, grid[1], &refs))
+        spec.build(|k, grid| self.code(k, grid[1], &refs))
     }
 
-    fn code<'k>(&self, k: &'k Builder, j: Scalar<'k>, refs: &Refs) {
+    fn code<'k>(&self, k: &'k KernelBuilder, j: Scalar<'k>, refs: &Refs) {
         let last = k.scalar(refs.last_block, &[k.index(0)]);
         let groups = 0..self.sizes.g;
         k.when(j.is(0), || {
@@ -174,7 +195,7 @@ impl Tiles {
     }
 
     /// Adds a block of slots to what group `x` has seen.
-    fn attend(&self, k: &Builder, refs: &Refs, x: usize) {
+    fn attend(&self, k: &KernelBuilder, refs: &Refs, x: usize) {
         let shape = [2 * self.rows, self.block];
         let half = [2 * self.rows, self.sizes.e / 2];
         let nothing = k.full(Type::f32(shape), 0.0);
@@ -205,7 +226,7 @@ impl Tiles {
     }
 
     /// Writes what group `x` has seen: `O = O1 / l1 - lambda O2 / l2` of the outputs and sums so far.
-    fn finish(&self, k: &Builder, refs: &Refs, x: usize) {
+    fn finish(&self, k: &KernelBuilder, refs: &Refs, x: usize) {
         let half = [self.rows, self.sizes.e / 2];
         let sum = k.load(refs.sum, at![x, .., ..]);
         let share = sum.same(1.0) / sum;
@@ -230,12 +251,12 @@ impl Tiles {
 }
 
 /// A sequence's part of `[b, .., .., ..]`.
-fn of_sequence<'k>(k: &'k Builder, grid: &[Scalar<'k>]) -> Vec<Scalar<'k>> {
+fn of_sequence<'k>(k: &'k KernelBuilder, grid: &[Scalar<'k>]) -> Vec<Scalar<'k>> {
     vec![grid[0], k.number(0), k.number(0), k.number(0)]
 }
 
 /// Block `j`, or the last one with a filled slot: what stays in place is not fetched again.
-fn filled<'k>(k: &'k Builder, last_block: Ref, j: Scalar<'k>) -> Scalar<'k> {
+fn filled<'k>(k: &'k KernelBuilder, last_block: Ref, j: Scalar<'k>) -> Scalar<'k> {
     let last = k.scalar(last_block, &[k.index(0)]);
     j.le(last).choose(j, last)
 }

@@ -1,4 +1,4 @@
-//! Which tiles the native form uses: a pure function of the shapes.
+//! Which attention the native form uses: a pure function of the shapes.
 //!
 //! One layer and sequence of `1b` (6 heads, 2 groups) by libtpu 0.0.52, 2026-11-23, `cargo run -p kernels --example v6e --
 //! --parts attention`: bundles of the final schedule times their trips, without documents and without what moves before
@@ -15,7 +15,7 @@
 //! MiB are of vector memory. XLA's operations for the portable form take 1,640,000 cycles forward and 2,030,000 backward by
 //! the compiler's own estimate, which overstates elementwise work 2-4 times (2048; an eighth of 8 sequences).
 //!
-//! A tile in which a document begins takes 381 bundles a head more forward and 366 backward; tiles before a query's
+//! A tile in which a document begins takes 381 bundles a head more forward and 366 backward; attention before a query's
 //! document are skipped. The profile, which simulates the whole grid with its transfers and takes conditions that depend
 //! on documents for what it likes, says 799,643 cycles for 8 sequences forward, 99,955 each (2048; 512, 2, 3); that of the
 //! backward kernel did not finish in 20 minutes.
@@ -25,7 +25,7 @@ use super::{DiffAttention, Tiling};
 /// The longest sequence of which the heads of two groups fit into a core's memory together.
 const LONGEST_PAIR: usize = 2048;
 
-/// Tiles for sequences of `seq`; None if they are not made of blocks that the hardware likes.
+/// TpuAttention for sequences of `seq`; None if they are not made of blocks that the hardware likes.
 pub(super) fn choose(kernel: &DiffAttention, seq: usize) -> Option<Tiling> {
     let block = [512, 256].into_iter().find(|&block| seq.is_multiple_of(block))?;
     // A row of a query fills the lanes of a register, so that its rotation stays within.

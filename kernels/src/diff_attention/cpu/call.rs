@@ -4,31 +4,31 @@ use super::backward::{Cotangents, Saved, backward, backward_scratch};
 use super::forward::{Results, forward, forward_scratch};
 use super::{Arguments, Attention, HeadNorm, Keys, LINE, Lambda};
 use crate::diff_attention::{DiffAttention, DiffAttentionBackward};
-use engine::{DType, Frame, HostCall, HostFunction, Type, View};
+use engine::{CallFrame, DType, Func, HostCall, HostFunction, Type, View};
 
-/// Whether this form computes a kernel of such operands.
-pub(in crate::diff_attention) fn fits(kernel: &DiffAttention, qkv: &Type) -> bool {
-    qkv.dtype == DType::F32 && kernel.head_dim.is_multiple_of(LINE) && kernel.value_dim.is_multiple_of(LINE)
+/// The forward pass on the CPU; None if the native form does not cover the kernel.
+pub(in crate::diff_attention) fn forward_func(kernel: &DiffAttention, args: &[Type]) -> Option<Func> {
+    let attributes = covered(kernel, args)?;
+    let mut results = kernel.results(args).expect("checked when called");
+    // What the call works in.
+    results.push(Type::f32([forward_scratch(&Attention::new(&attributes, &args[0].shape))]));
+    let call = HostCall::new::<DiffAttention>(attributes, results);
+    Some(Func::build(args, |f, args| f.host_call(call, args)[..3].to_vec()))
 }
 
-/// The forward call. Its results are the kernel's, and what it works in.
-pub(in crate::diff_attention) fn forward_call(
-    kernel: &DiffAttention,
-    args: &[Type],
-    mut results: Vec<Type>,
-) -> HostCall {
-    let attributes = attributes(kernel);
-    let scratch = forward_scratch(&Attention::new(&attributes, &args[0].shape));
-    results.push(Type::f32([scratch]));
-    HostCall::new::<DiffAttention>(attributes, results)
+/// The backward pass on the CPU, of the arguments and results of the forward pass, and dy.
+pub(in crate::diff_attention) fn backward_func(kernel: &DiffAttention, args: &[Type]) -> Option<Func> {
+    let attributes = covered(kernel, args)?;
+    let scratch = Type::f32([backward_scratch(&Attention::new(&attributes, &args[0].shape))]);
+    let call =
+        HostCall::new::<DiffAttentionBackward>(attributes, vec![args[0].clone(), args[3].clone(), scratch]);
+    Some(Func::build(args, |f, args| f.host_call(call, args)[..2].to_vec()))
 }
 
-/// The backward call. Its results are the kernel's, and what it works in.
-pub(in crate::diff_attention) fn backward_call(kernel: &DiffAttention, args: &[Type]) -> HostCall {
-    let attributes = attributes(kernel);
-    let scratch = backward_scratch(&Attention::new(&attributes, &args[0].shape));
-    let results = vec![args[0].clone(), args[3].clone(), Type::f32([scratch])];
-    HostCall::new::<DiffAttentionBackward>(attributes, results)
+/// The call's attributes, if the native form covers the kernel.
+fn covered(kernel: &DiffAttention, args: &[Type]) -> Option<Vec<i64>> {
+    let whole_lines = kernel.head_dim.is_multiple_of(LINE) && kernel.value_dim.is_multiple_of(LINE);
+    (args[0].dtype == DType::F32 && whole_lines).then(|| attributes(kernel))
 }
 
 fn attributes(kernel: &DiffAttention) -> Vec<i64> {
@@ -78,7 +78,7 @@ impl<'a> Arguments<'a> {
 impl HostFunction for DiffAttention {
     const NAME: &'static str = "diff_attention";
 
-    fn call(Frame { attributes, operands, results, workers }: Frame<'_>) {
+    fn call(CallFrame { attributes, operands, results, workers }: CallFrame<'_>) {
         let p = Attention::new(attributes, operands[0].shape());
         let Ok(results) = <[_; 4]>::try_from(results) else { unreachable!("four results") };
         let [y, o2, stats, scratch] = results.map(|x| x.into_slice());
@@ -89,7 +89,7 @@ impl HostFunction for DiffAttention {
 impl HostFunction for DiffAttentionBackward {
     const NAME: &'static str = "diff_attention_backward";
 
-    fn call(Frame { attributes, operands, results, workers }: Frame<'_>) {
+    fn call(CallFrame { attributes, operands, results, workers }: CallFrame<'_>) {
         let p = Attention::new(attributes, operands[0].shape());
         let Ok(results) = <[_; 3]>::try_from(results) else { unreachable!("three results") };
         let [qkv, lambda, scratch] = results.map(|x| x.into_slice());

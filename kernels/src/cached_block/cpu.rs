@@ -3,11 +3,11 @@
 use super::{CachedBlock, Sizes};
 use crate::HeadNorm;
 use crate::PANEL;
-use crate::cached_attention::{self, host as attention};
-use crate::host::rotation::rotate;
-use crate::host::rows::normalize;
-use crate::linear::{Then, linear};
-use engine::{DType, Frame, HostCall, HostFunction, Type, Workers};
+use crate::cached_attention::{self, cpu as attention};
+use crate::cpu::rotation::rotate;
+use crate::cpu::rows::normalize;
+use crate::packed_linear::{Then, linear};
+use engine::{CallFrame, DType, HostCall, HostFunction, Type, Workers};
 use pulp::{Arch, Simd, WithSimd};
 
 /// Rows of x up to which the call is better than XLA's operations.
@@ -36,7 +36,7 @@ pub(super) fn call(kernel: &CachedBlock, sizes: Sizes) -> HostCall {
 impl HostFunction for CachedBlock {
     const NAME: &'static str = "cached_block";
 
-    fn call(Frame { attributes, operands, results, workers }: Frame<'_>) {
+    fn call(CallFrame { attributes, operands, results, workers }: CallFrame<'_>) {
         let float = |bits: i64| f64::from_bits(bits as u64) as f32;
         let &[eps, cap, ref head_eps @ ..] = attributes else { unreachable!("as the call was made") };
         let [x, cos, sin, qkv, o, gate_up, down, keys, values, visible, slot, ref lambda @ ..] = operands[..]
@@ -63,7 +63,7 @@ impl HostFunction for CachedBlock {
             filled: slot + n,
         };
         let Ok([y, k, v]) = <[_; 3]>::try_from(results) else { unreachable!("three results") };
-        let block = Block {
+        let block = BlockCall {
             sizes,
             eps: float(eps),
             x: x.as_slice(),
@@ -78,7 +78,7 @@ impl HostFunction for CachedBlock {
 }
 
 /// The operands.
-struct Block<'a> {
+struct BlockCall<'a> {
     sizes: Sizes,
     eps: f32,
     x: &'a [f32],
@@ -91,7 +91,7 @@ struct Block<'a> {
     attention: attention::Call<'a>,
 }
 
-impl Block<'_> {
+impl BlockCall<'_> {
     fn run(&self, workers: Workers<'_>, y: &mut [f32], k: &mut [f32], v: &mut [f32]) {
         let Sizes { b, n, m, h, g, e, i, .. } = self.sizes;
         let [qkv, o, gate_up, down] = self.matrices;
@@ -152,7 +152,7 @@ impl WithSimd for Normalize<'_> {
 
 /// Attention of one group, of a row of the batch.
 struct Attend<'a, 'b> {
-    block: &'a Block<'a>,
+    block: &'a BlockCall<'a>,
     row: usize,
     group: usize,
     /// Of each token `[w]`, and its heads of the group, `[r, e]`.

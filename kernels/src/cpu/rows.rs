@@ -5,7 +5,7 @@ use pulp::Simd;
 use std::array;
 
 /// Rows that share one reading of the matrix: their sums, two registers each, fit the processor's 32.
-pub(crate) const ROWS: usize = 8;
+pub(crate) const ROWS_AT_ONCE: usize = 8;
 
 /// Columns of a matrix, 16 of which lie side by side in each row: number c of row k is
 /// `data[k * row + c / 16 * group + c % 16]`.
@@ -37,7 +37,7 @@ impl<'a> Columns<'a> {
     }
 }
 
-/// `y = x W`. x: at most [`ROWS`] rows of `depth` numbers each; y: as many rows, all of the width of W's columns, which
+/// `y = x W`. x: at most [`ROWS_AT_ONCE`] rows of `depth` numbers each; y: as many rows, all of the width of W's columns, which
 /// is a multiple of 16. A row's result does not depend on the rows beside it nor on how columns are divided.
 #[inline(always)]
 pub(crate) fn multiply<S: Simd>(simd: S, x: &[f32], depth: usize, w: Columns<'_>, y: Vec<&mut [f32]>) {
@@ -50,8 +50,8 @@ pub(crate) fn multiply<S: Simd>(simd: S, x: &[f32], depth: usize, w: Columns<'_>
         5 => multiply_rows::<S, 5>(simd, x, depth, w, y),
         6 => multiply_rows::<S, 6>(simd, x, depth, w, y),
         7 => multiply_rows::<S, 7>(simd, x, depth, w, y),
-        ROWS => multiply_rows::<S, ROWS>(simd, x, depth, w, y),
-        more => panic!("{more} rows at once; {ROWS} fit"),
+        ROWS_AT_ONCE => multiply_rows::<S, ROWS_AT_ONCE>(simd, x, depth, w, y),
+        more => panic!("{more} rows at once; {ROWS_AT_ONCE} fit"),
     }
 }
 

@@ -3,14 +3,14 @@
 
 use crate::row_dot::row_dot;
 use crate::wide;
-use engine::{Backward, Kernel, KernelChoice, Lowering, ShapeError, Target, Tensor, Type};
+use engine::{Backward, Form, Func, Kernel, ShapeError, Target, Tensor, Type};
 
 /// Arguments: x `[n, m]`, the scale r of each row `[n]` f32, W `[m, w]` of x's type. Result: `y = r (x W)`, `[n, w]`.
 ///
 /// It is a kernel for its gradient. Autodiff would keep `x W` beside y to find r's cotangent; but with dy W^T, which x wants
 /// anyway, it is `sum((dy W^T) x)`.
 #[derive(Clone, Debug)]
-pub struct ScaledLinear;
+pub struct RmsNormLinear;
 
 /// `r = 1 / sqrt(mean(x^2) + eps)` of each row, `[n]` f32. x: `[n, m]`.
 pub fn rms_scale<'f>(x: Tensor<'f>, eps: f64) -> Tensor<'f> {
@@ -23,9 +23,9 @@ pub(crate) fn scaled<'f>(x: Tensor<'f>, scale: Tensor<'f>) -> Tensor<'f> {
     x * scale.along(x, &[0])
 }
 
-impl Kernel for ScaledLinear {
+impl Kernel for RmsNormLinear {
     fn name(&self) -> String {
-        "scaled_linear".to_owned()
+        "rms_norm_linear".to_owned()
     }
 
     fn infer(&self, args: &[Type]) -> Result<Vec<Type>, ShapeError> {
@@ -50,7 +50,7 @@ impl Kernel for ScaledLinear {
     /// With p = dy W^T: dx = r p, dr = sum(p x), dW = (r x)^T dy. What is scaled is the narrow side, or a product's result.
     fn vjp<'f>(&self, args: &[Tensor<'f>], _: &[Tensor<'f>], cts: &[Tensor<'f>], _: &[bool]) -> Backward<'f> {
         let &[x, scale, w] = args else { unreachable!("checked when the kernel was called") };
-        let [product] = Tensor::pinned([cts[0].einsum("nw,mw->nm", w)]);
+        let [product] = Tensor::materialized([cts[0].einsum("nw,mw->nm", w)]);
         let dx = scaled(product, scale).convert(x.dtype());
         let dw = scaled(x, scale).convert(x.dtype()).einsum("nm,nw->mw", cts[0]);
         Backward::Grads(vec![Some(dx), Some(row_dot(product, x)), Some(dw)])
@@ -60,11 +60,11 @@ impl Kernel for ScaledLinear {
         1
     }
 
-    fn again<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
+    fn recompute<'f>(&self, _: &[Tensor<'f>], _: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
         None
     }
 
-    fn lower(&self, _: &[Type], _: Target, _: KernelChoice) -> Lowering {
-        Lowering::Reference
+    fn lower(&self, _: &[Type], _: Target, _: Option<Form>) -> Option<(Form, Func)> {
+        None
     }
 }

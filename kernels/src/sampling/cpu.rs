@@ -1,11 +1,11 @@
 //! Drawing on the host, a task for each row of logits. XLA's CPU code takes as long for a draw as the model for its token:
 //! many passes, one number after the other.
 
-use super::{Draw, Filter, Sampler, TEMPERATURES};
-use crate::host::exponential::{exp2, tanh};
-use crate::host::tiles::{LINE, Spare, Tile};
+use super::{Filter, Sampler, Sampling, TEMPERATURES};
+use crate::cpu::exponential::{exp2, tanh};
+use crate::cpu::scratch::{AlignedVec, LINE, ScratchPool};
 use engine::random::threefry2x32;
-use engine::{Frame, HostFunction};
+use engine::{CallFrame, HostFunction};
 use pulp::{Arch, Simd, WithSimd};
 use std::f32::consts::{LN_2, LOG2_E};
 
@@ -18,15 +18,15 @@ const SAMPLERS: [Sampler; 5] = [
     Sampler::Random(Filter::TopKThenP),
 ];
 
-pub(super) fn attributes(draw: &Draw) -> Vec<i64> {
+pub(super) fn attributes(draw: &Sampling) -> Vec<i64> {
     let sampler = SAMPLERS.iter().position(|sampler| *sampler == draw.sampler).expect("one of them");
     vec![sampler as i64, draw.cap.to_bits() as i64, draw.columns as i64]
 }
 
-impl HostFunction for Draw {
-    const NAME: &'static str = "draw";
+impl HostFunction for Sampling {
+    const NAME: &'static str = "sampling";
 
-    fn call(Frame { attributes, operands, results, workers }: Frame<'_>) {
+    fn call(CallFrame { attributes, operands, results, workers }: CallFrame<'_>) {
         let &[sampler, cap, columns] = attributes else { unreachable!("as the call was made") };
         let (cap, columns) = (f64::from_bits(cap as u64) as f32, columns as usize);
         let v = operands[0].shape()[1];
@@ -44,7 +44,7 @@ impl HostFunction for Draw {
         let Ok([token, log_prob]) = <[_; 2]>::try_from(results) else { unreachable!("two results") };
         let rows = operands[0].as_slice::<f32>().chunks(v).enumerate();
         let items = rows.zip(token.into_slice::<i32>().iter_mut().zip(log_prob.into_slice::<f32>()));
-        let spare = Spare::new();
+        let spare = ScratchPool::new();
         workers.for_each(items.collect(), |((row, logits), (token, log_prob))| {
             let logits = Logits { row: &logits[..columns], all: v, cap };
             (*token, *log_prob) = match &random {
@@ -52,7 +52,7 @@ impl HostFunction for Draw {
                 Some(random) => {
                     let len = v.next_multiple_of(2 * LINE);
                     spare.with(
-                        || [(); 3].map(|()| Tile::new(len)),
+                        || [(); 3].map(|()| AlignedVec::new(len)),
                         |[weights, race, depth]| {
                             Arch::new().dispatch(Race { logits, random, row, weights, race, depth })
                         },

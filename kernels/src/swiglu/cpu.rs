@@ -7,16 +7,16 @@
 //! and spares whoever saves them.
 
 use super::backward::SwiGluBackward;
+use crate::cpu::exponential::exp2;
+use crate::cpu::matrix::{Left, Onto, multiply};
+use crate::cpu::scratch::{AlignedVec, LINE, ScratchPool, aligned, turn};
 use crate::dropout::column_mask;
-use crate::host::exponential::exp2;
-use crate::host::matrix::{Left, Onto, multiply};
-use crate::host::tiles::{LINE, Spare, Tile, aligned, turn};
-use engine::{DType, Frame, Func, HostCall, HostFunction, Type, Workers};
+use engine::{CallFrame, DType, Func, HostCall, HostFunction, Type, Workers};
 use pulp::{Arch, Simd, WithSimd};
 use std::f32::consts::LOG2_E;
 
 /// Rows of a panel: what products are wide.
-const ROWS: usize = 64;
+const PANEL_ROWS: usize = 64;
 /// Panels of a chunk.
 const PANELS: usize = 4;
 /// Hidden columns of a task.
@@ -24,26 +24,24 @@ const COLUMNS: usize = 64;
 /// Terms of a sum that are multiplied at once: as many rows of a panel as fit the first cache with what meets them.
 const DEPTH: usize = 128;
 
-/// Whether this form computes a kernel of such x and gate.
-pub(super) fn fits(x: &Type, gate: &Type) -> bool {
-    x.dtype == DType::F32 && gate.shape.iter().all(|extent| extent.is_multiple_of(LINE))
-}
-
-/// The call. args: all of the kernel's.
-pub(super) fn lowering(kernel: &SwiGluBackward, args: &[Type]) -> Func {
+/// The kernel on the CPU; None if the native form does not cover it.
+pub(super) fn func(kernel: &SwiGluBackward, args: &[Type]) -> Option<Func> {
     let &[m, i] = &args[2].shape[..] else { unreachable!("checked when called") };
+    if args[0].dtype != DType::F32 || m % LINE != 0 || i % LINE != 0 {
+        return None;
+    }
     let (m_i, i_m) = (args[2].clone(), args[4].clone());
     let results = vec![args[0].clone(), m_i.clone(), m_i, i_m, Type::f32([scratch(m, i)])];
     let call = HostCall::new::<SwiGluBackward>(vec![kernel.forward.rate.to_bits() as i64], results);
-    Func::build(args, |f, args| {
+    Some(Func::build(args, |f, args| {
         let [forward @ .., _, _, dy] = args else { unreachable!("checked when called") };
         f.host_call(call, &[forward, &[*dy]].concat())[..4].to_vec()
-    })
+    }))
 }
 
 /// Floats that a call needs for a while: x and dy of a chunk, dg and du of a chunk, and the sums of dWg and dWu.
 fn scratch(m: usize, i: usize) -> usize {
-    2 * PANELS * ROWS * (m + i) + 2 * m * i + LINE
+    2 * PANELS * PANEL_ROWS * (m + i) + 2 * m * i + LINE
 }
 
 /// The arguments.
@@ -74,7 +72,7 @@ struct Arguments<'a> {
 impl HostFunction for SwiGluBackward {
     const NAME: &'static str = "swiglu_backward";
 
-    fn call(Frame { attributes, operands, results, workers }: Frame<'_>) {
+    fn call(CallFrame { attributes, operands, results, workers }: CallFrame<'_>) {
         let [x, scale, gate, up, down, words @ .., dy] = &operands[..] else {
             unreachable!("as the kernel has them")
         };
@@ -97,34 +95,36 @@ impl HostFunction for SwiGluBackward {
 fn backward(of: &Arguments<'_>, workers: Workers<'_>, results: [&mut [f32]; 5]) {
     let [dx, d_gate, d_up, d_down, scratch] = results;
     let (m, i) = (of.width, of.hidden);
-    let chunk = PANELS * ROWS;
+    let chunk = PANELS * PANEL_ROWS;
     let (turned, rest) = aligned(scratch).split_at_mut(2 * chunk * m);
     let (d_hidden, rest) = rest.split_at_mut(2 * chunk * i);
     let (sums_gate, sums_up) = rest[..2 * m * i].split_at_mut(m * i);
-    let spare = Spare::new();
+    let spare = ScratchPool::new();
     for (dx, first) in dx.chunks_mut(chunk * m).zip((0..).step_by(chunk)) {
         let rows = dx.len() / m;
-        let panels = rows.div_ceil(ROWS);
-        let turned = &mut turned[..2 * panels * ROWS * m];
-        let panel = |panel: usize| (first + panel * ROWS)..(first + rows).min(first + (panel + 1) * ROWS);
-        let items = turned.chunks_exact_mut(2 * ROWS * m).enumerate().collect();
+        let panels = rows.div_ceil(PANEL_ROWS);
+        let turned = &mut turned[..2 * panels * PANEL_ROWS * m];
+        let panel =
+            |panel: usize| (first + panel * PANEL_ROWS)..(first + rows).min(first + (panel + 1) * PANEL_ROWS);
+        let items = turned.chunks_exact_mut(2 * PANEL_ROWS * m).enumerate().collect();
         workers.for_each(items, |(i, turned): (usize, &mut [f32])| {
             let rows = panel(i).start * m..panel(i).end * m;
-            let (x, dy) = turned.split_at_mut(ROWS * m);
+            let (x, dy) = turned.split_at_mut(PANEL_ROWS * m);
             turn_panel(&of.x[rows.clone()], m, x);
             turn_panel(&of.dy[rows], m, dy);
         });
 
-        let of_tile = 2 * panels * COLUMNS * ROWS;
-        let d_hidden = &mut d_hidden[..2 * panels * ROWS * i];
+        let of_tile = 2 * panels * COLUMNS * PANEL_ROWS;
+        let d_hidden = &mut d_hidden[..2 * panels * PANEL_ROWS * i];
         let tiles = d_hidden.chunks_mut(of_tile).enumerate();
         let sums = sums_gate.chunks_mut(COLUMNS * m).zip(sums_up.chunks_mut(COLUMNS * m));
         let items = tiles.zip(sums.zip(d_down.chunks_mut(COLUMNS * m))).collect();
         workers.for_each(items, |((tile, d_hidden), ((sums_gate, sums_up), d_down))| {
             let columns = d_down.len() / m;
             spare.with(Local::new, |local| {
-                let panels =
-                    turned.chunks_exact(2 * ROWS * m).zip(d_hidden.chunks_exact_mut(2 * columns * ROWS));
+                let panels = turned
+                    .chunks_exact(2 * PANEL_ROWS * m)
+                    .zip(d_hidden.chunks_exact_mut(2 * columns * PANEL_ROWS));
                 for (i, (turned, d_hidden)) in panels.enumerate() {
                     let sums = [&mut *sums_gate, &mut *sums_up, &mut *d_down];
                     let onto = if panel(i).start == 0 { Onto::Zero } else { Onto::Sum };
@@ -134,7 +134,7 @@ fn backward(of: &Arguments<'_>, workers: Workers<'_>, results: [&mut [f32]; 5]) 
             });
         });
 
-        let items = dx.chunks_mut(ROWS * m).enumerate().collect();
+        let items = dx.chunks_mut(PANEL_ROWS * m).enumerate().collect();
         workers.for_each(items, |(panel, dx): (usize, &mut [f32])| {
             Arch::new().dispatch(Rows { of, panel, panels, d_hidden, dx });
         });
@@ -149,10 +149,10 @@ fn backward(of: &Arguments<'_>, workers: Workers<'_>, results: [&mut [f32]; 5]) 
 
 /// Turns rows `[rows, m]` into `[m, 64]`, with zeros behind the last row.
 fn turn_panel(x: &[f32], m: usize, result: &mut [f32]) {
-    if x.len() == ROWS * m {
+    if x.len() == PANEL_ROWS * m {
         return turn(x, m, result);
     }
-    for (column, result) in result.chunks_exact_mut(ROWS).enumerate() {
+    for (column, result) in result.chunks_exact_mut(PANEL_ROWS).enumerate() {
         result.fill(0.0);
         for (result, row) in result.iter_mut().zip(x.chunks_exact(m)) {
             *result = row[column];
@@ -173,15 +173,15 @@ fn turn_columns(x: &[f32], m: usize, first: usize, result: &mut [f32]) {
 
 /// The tiles `[columns, 64]` that a task works in.
 struct Local {
-    gate: Tile,
-    up: Tile,
+    gate: AlignedVec,
+    up: AlignedVec,
     /// dh, then h.
-    hidden: Tile,
+    hidden: AlignedVec,
 }
 
 impl Local {
     fn new() -> Local {
-        let tile = || Tile::new(COLUMNS * ROWS);
+        let tile = || AlignedVec::new(COLUMNS * PANEL_ROWS);
         Local { gate: tile(), up: tile(), hidden: tile() }
     }
 }
@@ -210,28 +210,31 @@ impl WithSimd for Hidden<'_> {
         let Hidden { of, tile, rows, turned, local, d_hidden, sums, onto } = self;
         let (m, i, first) = (of.width, of.hidden, tile * COLUMNS);
         let len = d_hidden.len() / 2;
-        let (x, dy) = turned.split_at(ROWS * m);
+        let (x, dy) = turned.split_at(PANEL_ROWS * m);
         let [gate, up, hidden] = [&mut local.gate, &mut local.up, &mut local.hidden].map(|x| &mut x[..len]);
         for (k, onto) in
             (0..m).step_by(DEPTH).zip([Onto::Zero].into_iter().chain(std::iter::repeat(Onto::Sum)))
         {
-            let terms = k * ROWS..(k + DEPTH).min(m) * ROWS;
+            let terms = k * PANEL_ROWS..(k + DEPTH).min(m) * PANEL_ROWS;
             for (weight, products) in [(of.gate, &mut *gate), (of.up, &mut *up)] {
                 let weight = Left::by_columns(&weight[k * i + first..], i);
-                multiply(simd, weight, &x[terms.clone()], products, ROWS, onto);
+                multiply(simd, weight, &x[terms.clone()], products, PANEL_ROWS, onto);
             }
             let down = Left::by_rows(&of.down[first * m + k..], m);
-            multiply(simd, down, &dy[terms], hidden, ROWS, onto);
+            multiply(simd, down, &dy[terms], hidden, PANEL_ROWS, onto);
         }
 
-        let mut scale = [0.0; ROWS];
+        let mut scale = [0.0; PANEL_ROWS];
         scale[..rows.len()].copy_from_slice(&of.scale[rows.clone()]);
         let (d_gate, d_up) = d_hidden.split_at_mut(len);
         let scale = S::as_simd_f32s(&scale).0;
-        let mut mask = [1.0; ROWS];
+        let mut mask = [1.0; PANEL_ROWS];
         let one = simd.splat_f32s(1.0);
-        let columns = gate.chunks_exact(ROWS).zip(up.chunks_exact(ROWS)).zip(hidden.chunks_exact_mut(ROWS));
-        let cotangents = d_gate.chunks_exact_mut(ROWS).zip(d_up.chunks_exact_mut(ROWS));
+        let columns = gate
+            .chunks_exact(PANEL_ROWS)
+            .zip(up.chunks_exact(PANEL_ROWS))
+            .zip(hidden.chunks_exact_mut(PANEL_ROWS));
+        let cotangents = d_gate.chunks_exact_mut(PANEL_ROWS).zip(d_up.chunks_exact_mut(PANEL_ROWS));
         for (column, (((g, u), h), (dg, du))) in columns.zip(cotangents).enumerate() {
             if let Some([of_rows, of_columns]) = of.words {
                 column_mask(&of_rows[rows.clone()], of_columns[first + column], of.rate, &mut mask);
@@ -255,9 +258,9 @@ impl WithSimd for Hidden<'_> {
 
         let [sums_gate, sums_up, sums_down] = sums;
         let [x, dy] = [of.x, of.dy].map(|x| &x[rows.start * m..rows.end * m]);
-        multiply(simd, Left::by_rows(d_gate, ROWS), x, sums_gate, m, onto);
-        multiply(simd, Left::by_rows(d_up, ROWS), x, sums_up, m, onto);
-        multiply(simd, Left::by_rows(hidden, ROWS), dy, sums_down, m, onto);
+        multiply(simd, Left::by_rows(d_gate, PANEL_ROWS), x, sums_gate, m, onto);
+        multiply(simd, Left::by_rows(d_up, PANEL_ROWS), x, sums_up, m, onto);
+        multiply(simd, Left::by_rows(hidden, PANEL_ROWS), dy, sums_down, m, onto);
     }
 }
 
@@ -280,17 +283,17 @@ impl WithSimd for Rows<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Rows { of, panel, panels, d_hidden, dx } = self;
         let (m, i) = (of.width, of.hidden);
-        let mut turned = Tile::new(m * ROWS);
-        for (tile, d_hidden) in d_hidden.chunks(2 * panels * COLUMNS * ROWS).enumerate() {
+        let mut turned = AlignedVec::new(m * PANEL_ROWS);
+        for (tile, d_hidden) in d_hidden.chunks(2 * panels * COLUMNS * PANEL_ROWS).enumerate() {
             let of_panel = d_hidden.len() / panels;
             let (d_gate, d_up) = d_hidden[panel * of_panel..][..of_panel].split_at(of_panel / 2);
             let [gate, up] = [of.gate, of.up].map(|weight| Left::by_rows(&weight[tile * COLUMNS..], i));
             let onto = if tile == 0 { Onto::Zero } else { Onto::Sum };
-            multiply(simd, gate, d_gate, &mut turned, ROWS, onto);
-            multiply(simd, up, d_up, &mut turned, ROWS, Onto::Sum);
+            multiply(simd, gate, d_gate, &mut turned, PANEL_ROWS, onto);
+            multiply(simd, up, d_up, &mut turned, PANEL_ROWS, Onto::Sum);
         }
         for (row, dx) in dx.chunks_exact_mut(m).enumerate() {
-            for (dx, turned) in dx.iter_mut().zip(turned.chunks_exact(ROWS)) {
+            for (dx, turned) in dx.iter_mut().zip(turned.chunks_exact(PANEL_ROWS)) {
                 *dx = turned[row];
             }
         }
