@@ -2,9 +2,7 @@
 //! scanned and unrolled. `cargo bench -p engine`
 
 use divan::{Bencher, black_box};
-use engine::{
-    Builder, DType, Locations, Program, Save, ScanOptions, Target, Tensor, Type, grad, passes,
-};
+use engine::{Builder, DType, Locations, Program, Save, ScanOptions, Target, Tensor, Type, grad, passes};
 
 const LAYERS: usize = 24;
 const BATCH: usize = 4;

@@ -22,6 +22,7 @@
 //! `q W`, sums over columns in f32: of v columns at most `2^-24 sqrt(2 v) w |dy_t/dz_t W[t]|`, however small dh is. That is
 //! 0.4 % of dh at 1 - p = 5e-4 for 512 columns. Checked against automatic differentiation by the tests.
 
+use crate::all::{ACTIVATIONS, Example, Values};
 use crate::wide;
 use engine::{Backward, Builder, DType, Form, Func, Kernel, ScanOptions, ShapeError, Target, Tensor, Type};
 
@@ -208,6 +209,30 @@ impl LinearCrossEntropy {
         }
         results
     }
+}
+
+/// The loss alone, with both gradients, and with one that is added to a sum; padding columns among them.
+pub(crate) fn examples() -> Vec<Example> {
+    let (n, m, v, columns) = (8, 24, 50, 47);
+    let example = |gradients: Gradients| {
+        let mut args = vec![
+            (Type::f32([n, m]), ACTIVATIONS),
+            (Type::f32([v, m]), ACTIVATIONS),
+            (Type::i32([n]), Values::Between(0.0, columns as f64 - 1.0)),
+            (Type::f32([n]), Values::Between(0.0, 1.0)),
+        ];
+        if gradients == Gradients::Into {
+            args.push((Type::f32([v, m]), ACTIVATIONS));
+        }
+        let kernel = LinearCrossEntropy { cap: 30.0, columns, z_loss: 1e-3, gradients };
+        let wrt: &[usize] = match gradients {
+            Gradients::Without => &[],
+            Gradients::With => &[0, 1],
+            Gradients::Into => &[0],
+        };
+        Example::new(kernel, args, wrt, &[])
+    };
+    [Gradients::Without, Gradients::With, Gradients::Into].map(example).to_vec()
 }
 
 impl Kernel for LinearCrossEntropy {

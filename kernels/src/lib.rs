@@ -44,6 +44,7 @@
 //! that share keys and values, `r` heads of a group, `t` the two maps, `d` width of a query or key, `e` width of a
 //! value, `n` tokens, `m` model width, `i` hidden width of the MLP, `v` vocabulary.
 
+mod all;
 mod cached_attention;
 mod cached_block;
 mod cpu;
@@ -53,6 +54,7 @@ mod dropout;
 #[doc = include_str!("gradients.md")]
 pub mod gradients {}
 mod packed_linear;
+mod qk_norm;
 mod rms_norm_linear;
 mod row_dot;
 mod sampling;
@@ -61,12 +63,14 @@ pub mod tile;
 #[doc = include_str!("v6e.md")]
 pub mod v6e {}
 
+pub use all::{Example, Values, all};
 pub use cached_attention::CachedAttention;
 pub use cached_block::{CachedBlock, normalized, project};
 pub use cross_entropy::{Gradients, LinearCrossEntropy};
 pub use diff_attention::{BLOCK_ROWS, DiffAttention, HeadNorm, Keys, Tiling, document_starts, rotate};
 pub use dropout::dropout_mask;
 pub use packed_linear::{PANEL, PackedLinear, panels};
+pub use qk_norm::qk_norm;
 pub use rms_norm_linear::{RmsNormLinear, rms_scale};
 pub use sampling::{Filter, Sampler, Sampling};
 pub use swiglu::SwiGlu;

@@ -1,6 +1,7 @@
 //! A matrix product whose rows are scaled: what an RMS norm and the projection behind it come to once the norm's weight is
 //! part of the matrix.
 
+use crate::all::{ACTIVATIONS, Example, Values};
 use crate::row_dot::row_dot;
 use crate::wide;
 use engine::{Backward, Form, Func, Kernel, ShapeError, Target, Tensor, Type};
@@ -21,6 +22,15 @@ pub fn rms_scale<'f>(x: Tensor<'f>, eps: f64) -> Tensor<'f> {
 pub(crate) fn scaled<'f>(x: Tensor<'f>, scale: Tensor<'f>) -> Tensor<'f> {
     let x = x.convert(scale.dtype());
     x * scale.along(x, &[0])
+}
+
+pub(crate) fn examples() -> Vec<Example> {
+    let args = vec![
+        (Type::f32([9, 24]), ACTIVATIONS),
+        (Type::f32([9]), Values::Between(0.5, 1.5)),
+        (Type::f32([24, 40]), ACTIVATIONS),
+    ];
+    vec![Example::new(RmsNormLinear, args, &[0, 1, 2], &[])]
 }
 
 impl Kernel for RmsNormLinear {

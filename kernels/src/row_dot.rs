@@ -1,5 +1,6 @@
 //! Sums along the rows of a product of two matrices.
 
+use crate::all::{ACTIVATIONS, Example};
 use crate::wide;
 use engine::{Backward, Builder, Form, Func, Kernel, ShapeError, Target, Tensor, Type};
 
@@ -14,6 +15,11 @@ pub(crate) fn row_dot<'f>(a: Tensor<'f>, b: Tensor<'f>) -> Tensor<'f> {
 
 /// Columns of ones: the lanes of a register.
 const LANES: usize = 128;
+
+pub(crate) fn examples() -> Vec<Example> {
+    let matrix = (Type::f32([9, 24]), ACTIVATIONS);
+    vec![Example::new(RowDot, vec![matrix.clone(), matrix], &[0, 1], &[])]
+}
 
 impl Kernel for RowDot {
     fn name(&self) -> String {

@@ -47,6 +47,9 @@ pub struct Config {
     /// Which differential attention.
     #[serde(default)]
     pub attention: Attention,
+    /// Whether each query and key is divided by its root mean square before the rotation; its epsilon is `rms_norm_eps`.
+    #[serde(default)]
+    pub qk_norm: bool,
     /// Soft cap of the attention logits, `cap * tanh(x / cap)`; 0 turns it off.
     #[serde(default)]
     pub attention_logit_cap: f64,
@@ -368,6 +371,7 @@ impl Config {
                 rms_norm_eps: defaults::rms_norm_eps(),
                 subln_eps: defaults::subln_eps(),
                 attention: Attention::DiffV1,
+                qk_norm: false,
                 attention_logit_cap: 0.0,
                 final_logit_cap: defaults::final_logit_cap(),
                 mtp_num_tokens: defaults::mtp_num_tokens(),

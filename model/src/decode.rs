@@ -157,7 +157,9 @@ fn forward<'f>(
             Some(_) => HeadNorm::Rms { eps: config.subln_eps },
             None => HeadNorm::None,
         };
-        let kernel = CachedBlock { eps: config.rms_norm_eps, norm, cap: config.attention_logit_cap };
+        let eps = config.rms_norm_eps;
+        let qk_norm = if config.qk_norm { HeadNorm::Rms { eps } } else { HeadNorm::None };
+        let kernel = CachedBlock { eps, qk_norm, norm, cap: config.attention_logit_cap };
         let Layer { qkv, lambda, o, gate_up, down } = *layer;
         let (keys, values) = (&mut cache.keys[l], &mut cache.values[l]);
         let mut operands = vec![x, cos, sin, qkv, o, gate_up, down];

@@ -8,7 +8,9 @@ use crate::dropout::{Dropout, Masks, Site};
 use crate::folded::{Folded, FoldedBlock};
 use crate::rope::rope_tables;
 use engine::{Builder, DType, Save, ScanOptions, Tensor, Type};
-use kernels::{BLOCK_ROWS, DiffAttention, HeadNorm, Keys, RmsNormLinear, SwiGlu, document_starts, rms_scale};
+use kernels::{
+    BLOCK_ROWS, DiffAttention, HeadNorm, Keys, RmsNormLinear, SwiGlu, document_starts, qk_norm, rms_scale,
+};
 use serde::{Deserialize, Serialize};
 
 /// Token ids and document segments, `[b, s]` i32 each. Segments do not decrease along a row; a negative one is padding.
@@ -167,6 +169,10 @@ fn attention<'f>(
     let (n, rows) = (x.dim(0), shared.starts.shape());
     // One product, one array: that is how the kernel reads them.
     let qkv = f.kernel(RmsNormLinear, &[x, scale, weights.qkv])[0].named("qkv"); // [n, w]
+    let qkv = match config.qk_norm {
+        true => qk_norm(qkv, config.query_width() + config.key_width(), d, config.rms_norm_eps),
+        false => qkv,
+    };
     let per_row = |x: Tensor<'f>| x.reshape([&rows[..], &[x.dim(1)]].concat()); // [n, ..] -> [b, s, ..]
     let kernel = DiffAttention {
         heads: heads / 2,

@@ -498,7 +498,10 @@ fn a_block_against_a_cache() {
             args.push(numbers(&mut random, [], 0.9));
         }
         let norm = if normed { HeadNorm::Rms { eps: 1e-2 } } else { HeadNorm::None };
-        check(CachedBlock { eps: 1e-3, norm, cap: if capped { 5.0 } else { 0.0 } }, &args, SUMS);
+        for qk_norm in [HeadNorm::None, HeadNorm::Rms { eps: 1e-3 }] {
+            let kernel = CachedBlock { eps: 1e-3, qk_norm, norm, cap: if capped { 5.0 } else { 0.0 } };
+            check(kernel, &args, SUMS);
+        }
     });
 }
 

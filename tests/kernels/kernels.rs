@@ -480,7 +480,7 @@ fn scales(random: &mut Random, n: usize) -> Vec<f64> {
     (0..n).map(|_| random.between(0.5, 1.5)).collect()
 }
 
-fn check_scaled_linear(seed: u64, [n, m, w]: [usize; 3], dtype: DType, tolerance: f64, on_cpu: bool) {
+fn check_rms_norm_linear(seed: u64, [n, m, w]: [usize; 3], dtype: DType, tolerance: f64, on_cpu: bool) {
     Check {
         kernel: RmsNormLinear,
         wrt: vec![0, 1, 2],
@@ -500,10 +500,10 @@ fn check_scaled_linear(seed: u64, [n, m, w]: [usize; 3], dtype: DType, tolerance
 fn rms_norm_linear() {
     let cases = (any::<u64>(), 1usize..6, 1usize..6, 1usize..6);
     property(24, &cases, |(seed, n, m, w)| {
-        check_scaled_linear(seed, [n, m, w], DType::F64, 1e-11, false);
+        check_rms_norm_linear(seed, [n, m, w], DType::F64, 1e-11, false);
     });
-    check_scaled_linear(1, [17, 12, 20], DType::F32, 1e-5, true);
-    check_scaled_linear(2, [17, 12, 20], DType::Bf16, 2f64.powi(-7), true);
+    check_rms_norm_linear(1, [17, 12, 20], DType::F32, 1e-5, true);
+    check_rms_norm_linear(2, [17, 12, 20], DType::Bf16, 2f64.powi(-7), true);
 }
 
 #[derive(Clone, Copy, Debug)]

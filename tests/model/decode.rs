@@ -201,6 +201,13 @@ fn with_the_second_form_of_attention_too() {
     check_cache(&Config { attention: Attention::DiffV2, num_key_value_heads: 1, ..config() }, &[30, 65], 30);
 }
 
+#[test]
+fn with_normed_queries_and_keys_too() {
+    check_cache(&Config { qk_norm: true, ..config() }, &[30, 65], 30);
+    let v2 = Config { attention: Attention::DiffV2, num_key_value_heads: 1, ..config() };
+    check_cache(&Config { qk_norm: true, ..v2 }, &[30, 65], 30);
+}
+
 /// More positions than the model was trained at take YaRN tables, from the first token on, each row by its own length.
 #[test]
 fn long_requests_are_stretched() {

@@ -301,11 +301,12 @@ fn a_bad_step_leaves_the_state_as_it_was() {
 }
 
 #[test]
-fn the_other_attention_and_a_longer_context_train() {
+fn the_other_attention_a_longer_context_and_normed_queries_train() {
     let plain = step(&config(), 8, Remat::Full, 1e-2, f32::MAX, 0).metric(Metric::Loss);
     let others = [
         Config { attention: Attention::DiffV2, ..config() },
         Config { rope_scaling: Some(Yarn::new(4.0, 16)), ..config() },
+        Config { qk_norm: true, ..config() },
     ];
     for config in others {
         let step = step(&config, 2, Remat::Selective, 1e-2, f32::MAX, 0);
@@ -333,8 +334,9 @@ fn gradients_are_finite_differences() {
     };
     let v2 = Config { attention: Attention::DiffV2, ..small.clone() };
     let plain = Config { dropout: 0.0, ..small.clone() };
+    let normed = Config { qk_norm: true, ..small.clone() };
     let mut seen = Vec::new();
-    for config in [small, v2, plain] {
+    for config in [small, v2, plain, normed] {
         for remat in [Remat::Full, Remat::Selective] {
             let program = Program::build("along", |f| {
                 let at = f.input("at", Type::scalar(DType::F32));

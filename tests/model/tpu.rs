@@ -3,8 +3,8 @@
 use engine::passes;
 use engine::pjrt::CompileOptions;
 use engine::{
-    Backward, CustomCall, DType, Form, Func, Kernel, Program, Save, ShapeError, Sharding, Target, Tensor, Type,
-    grad,
+    Backward, CustomCall, DType, Form, Func, Kernel, Program, Save, ShapeError, Sharding, Target, Tensor,
+    Type, grad,
 };
 use kernels::{BLOCK_ROWS, CachedAttention, DiffAttention, HeadNorm, Keys, SwiGlu};
 use model::decode::{Drafts, Matrices, Sampler, Shape, cache_types, tokens_program};

@@ -371,6 +371,12 @@ impl<'f> Builder<'f> {
     /// A kernel applied to operands.
     #[track_caller]
     pub fn kernel(&'f self, kernel: impl Kernel + 'static, operands: &[Tensor<'f>]) -> Vec<Tensor<'f>> {
-        self.push(KernelCall(Arc::new(kernel)), operands)
+        self.kernel_call(Arc::new(kernel), operands)
+    }
+
+    /// [`Builder::kernel`] for a kernel whose type is not known.
+    #[track_caller]
+    pub fn kernel_call(&'f self, kernel: Arc<dyn Kernel>, operands: &[Tensor<'f>]) -> Vec<Tensor<'f>> {
+        self.push(KernelCall(kernel), operands)
     }
 }

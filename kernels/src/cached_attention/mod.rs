@@ -8,6 +8,7 @@ pub(crate) mod cpu;
 mod portable;
 mod tpu;
 
+use crate::all::{ACTIVATIONS, Example, Values};
 use crate::{HeadNorm, wide};
 use engine::{Backward, DType, Form, Func, Kernel, ShapeError, Target, Tensor, Type};
 
@@ -76,6 +77,26 @@ impl CachedAttention {
         }
         Ok(Sizes { b, n, g, r: h / g, d, e: 2 * half, slots, key_maps })
     }
+}
+
+/// Both architectures, one and two new tokens.
+pub(crate) fn examples() -> Vec<Example> {
+    let example = |norm: HeadNorm, key_maps: usize, tokens: usize, native: &[Target]| {
+        let (b, h, g, d, slots) = (2, 4, 2, 128, 128);
+        let e = key_maps * d;
+        let lambda = if key_maps == 1 { vec![b, tokens, h] } else { vec![] };
+        let args = vec![
+            (Type::f32([b, tokens, h, 2, d]), ACTIVATIONS),
+            (Type::f32([b * g * key_maps, d, slots]), ACTIVATIONS),
+            (Type::f32([b * g * 2, slots, e / 2]), ACTIVATIONS),
+            (Type::new(DType::Bool, [b, slots]), Values::Between(0.0, 1.0)),
+            (Type::i32([]), Values::Given(vec![90.0])),
+            (Type::f32(lambda), Values::Between(0.1, 0.9)),
+        ];
+        Example::new(CachedAttention { norm, cap: 0.0, block: None }, args, &[], native)
+    };
+    let native = [Target::Cpu, Target::TpuV6e];
+    vec![example(HeadNorm::Rms { eps: 1e-5 }, 2, 1, &native), example(HeadNorm::None, 1, 2, &native)]
 }
 
 impl Kernel for CachedAttention {

@@ -10,6 +10,9 @@ use crate::packed_linear::{Then, linear};
 use engine::{CallFrame, DType, HostCall, HostFunction, Type, Workers};
 use pulp::{Arch, Simd, WithSimd};
 
+/// Stands for the epsilon of a norm that is not there: the bits of a NaN.
+const NO_NORM: i64 = -1;
+
 /// Rows of x up to which the call is better than XLA's operations.
 const MOST_ROWS: usize = 32;
 
@@ -25,10 +28,16 @@ pub(super) fn fits(sizes: Sizes, args: &[Type]) -> bool {
 /// The call. Results: x behind the block, and the new tokens' keys `[b*g*t, d, n]` and values `[b*g*2, n, e/2]`.
 pub(super) fn call(kernel: &CachedBlock, sizes: Sizes) -> HostCall {
     let Sizes { b, n, m, g, t, d, e, .. } = sizes;
-    let mut attributes = vec![kernel.eps.to_bits() as i64, kernel.cap.to_bits() as i64];
-    if let HeadNorm::Rms { eps } = kernel.norm {
-        attributes.push(eps.to_bits() as i64);
-    }
+    let bits = |norm: HeadNorm| match norm {
+        HeadNorm::Rms { eps } => eps.to_bits() as i64,
+        HeadNorm::None => NO_NORM,
+    };
+    let attributes = vec![
+        kernel.eps.to_bits() as i64,
+        kernel.cap.to_bits() as i64,
+        bits(kernel.qk_norm),
+        bits(kernel.norm),
+    ];
     let results = vec![Type::f32([b, n, m]), Type::f32([b * g * t, d, n]), Type::f32([b * g * 2, n, e / 2])];
     HostCall::new::<CachedBlock>(attributes, results)
 }
@@ -38,7 +47,8 @@ impl HostFunction for CachedBlock {
 
     fn call(CallFrame { attributes, operands, results, workers }: CallFrame<'_>) {
         let float = |bits: i64| f64::from_bits(bits as u64) as f32;
-        let &[eps, cap, ref head_eps @ ..] = attributes else { unreachable!("as the call was made") };
+        let &[eps, cap, qk_eps, head_eps] = attributes else { unreachable!("as the call was made") };
+        let norm = |bits: i64| (bits != NO_NORM).then(|| float(bits));
         let [x, cos, sin, qkv, o, gate_up, down, keys, values, visible, slot, ref lambda @ ..] = operands[..]
         else {
             unreachable!("eleven operands, and lambda")
@@ -54,7 +64,7 @@ impl HostFunction for CachedBlock {
             cached_attention::Sizes { b, n, g, r: sizes.h / g, d, e, slots, key_maps: sizes.t };
         let attention = attention::Call {
             sizes: of_attention,
-            eps: head_eps.first().map(|&eps| float(eps)),
+            eps: norm(head_eps),
             cap: float(cap),
             keys: keys.as_slice(),
             values: values.as_slice(),
@@ -66,6 +76,7 @@ impl HostFunction for CachedBlock {
         let block = BlockCall {
             sizes,
             eps: float(eps),
+            qk_eps: norm(qk_eps),
             x: x.as_slice(),
             tables: [cos.as_slice(), sin.as_slice()],
             matrices: [qkv, o, gate_up, down].map(|w| w.as_slice()),
@@ -81,6 +92,8 @@ impl HostFunction for CachedBlock {
 struct BlockCall<'a> {
     sizes: Sizes,
     eps: f32,
+    /// That of queries and keys, if they are normed.
+    qk_eps: Option<f32>,
     x: &'a [f32],
     /// Cosine and sine.
     tables: [&'a [f32]; 2],
@@ -174,6 +187,8 @@ impl WithSimd for Attend<'_, '_> {
         let r = h / g;
         let mut q = vec![0.0; n * of_q / g];
         let mut turned = vec![0.0; d];
+        // Queries and keys of a token and the group, normed if they are to be.
+        let mut normed = vec![0.0; (of_q + of_k) / g];
         let mut lambdas = vec![0.0; n * r];
         for (token, (qkv, _)) in tokens.iter().enumerate() {
             let angles = block.tables.map(|table| &table[(row * n + token) * (d / 2)..][..d / 2]);
@@ -182,10 +197,17 @@ impl WithSimd for Attend<'_, '_> {
             let (values, own_lambda) = rest.split_at(of_v);
             let [queries, keys, values] =
                 [queries, keys, values].map(|x| &x[group * (x.len() / g)..][..x.len() / g]);
-            for (x, q) in queries.chunks(d).zip(q[token * of_q / g..][..of_q / g].chunks_mut(d)) {
+            let (normed_queries, normed_keys) = normed.split_at_mut(of_q / g);
+            normed_queries.copy_from_slice(queries);
+            normed_keys.copy_from_slice(keys);
+            if let Some(eps) = block.qk_eps {
+                normalize(simd, normed_queries, d, eps);
+                normalize(simd, normed_keys, d, eps);
+            }
+            for (x, q) in normed_queries.chunks(d).zip(q[token * of_q / g..][..of_q / g].chunks_mut(d)) {
                 rotate(x, angles, 1.0, q);
             }
-            for (x, k) in keys.chunks(d).zip(k.chunks_mut(d * n)) {
+            for (x, k) in normed_keys.chunks(d).zip(k.chunks_mut(d * n)) {
                 rotate(x, angles, 1.0, &mut turned);
                 turned.iter().zip(k.chunks_mut(n)).for_each(|(x, k)| k[token] = *x);
             }

@@ -4,8 +4,9 @@
 
 mod cpu;
 
-use crate::packed_linear::{self, PackedLinear};
-use crate::{CachedAttention, HeadNorm, rotate, wide};
+use crate::all::{ACTIVATIONS, Example, Values};
+use crate::packed_linear::{self, PANEL, PackedLinear};
+use crate::{CachedAttention, HeadNorm, qk_norm, rotate, wide};
 use engine::{Backward, DType, Form, Func, Kernel, ShapeError, Target, Tensor, Type};
 
 /// Arguments: x `[b, n, m]`, the residual stream of n new tokens; cos and sin of their positions, `[b, n, d/2]` f32; the
@@ -20,6 +21,8 @@ use engine::{Backward, DType, Form, Func, Kernel, ShapeError, Target, Tensor, Ty
 pub struct CachedBlock {
     /// Of the norms before attention and before the MLP.
     pub eps: f64,
+    /// The norm of queries and keys before their rotation ([`qk_norm`](crate::qk_norm)).
+    pub qk_norm: HeadNorm,
     /// The norm behind the heads.
     pub norm: HeadNorm,
     /// Soft cap of attention's logits, `cap tanh(x / cap)`; 0 is off.
@@ -101,10 +104,44 @@ impl CachedBlock {
     }
 }
 
+/// Both architectures, two new tokens, with a norm of queries and keys and without; matrices in panels.
+pub(crate) fn examples() -> Vec<Example> {
+    let example = |qk_norm: HeadNorm, norm: HeadNorm, t: usize| {
+        let (b, n, m, h, g, d, i, slots) = (2, 2, 48, 2, 1, 16, 64, 32);
+        let e = 2 * d * t;
+        let lambda = if norm == HeadNorm::None { 16 } else { 0 };
+        let h = if lambda == 0 { h } else { lambda };
+        let width = h * 2 * d + g * (t * d + e) + lambda;
+        let panels = |rows: usize, columns: usize| {
+            (Type::f32([columns / PANEL, rows, PANEL]), Values::Between(-0.3, 0.3))
+        };
+        let table = || (Type::f32([b, n, d / 2]), Values::Between(-1.0, 1.0));
+        let mut args = vec![
+            (Type::f32([b, n, m]), ACTIVATIONS),
+            table(),
+            table(),
+            panels(m, width),
+            panels(h * e, m),
+            panels(m, 2 * i),
+            panels(i, m),
+            (Type::f32([b * g * t, d, slots]), ACTIVATIONS),
+            (Type::f32([b * g * 2, slots, e / 2]), ACTIVATIONS),
+            (Type::new(DType::Bool, [b, slots]), Values::Between(0.0, 1.0)),
+            (Type::i32([]), Values::Given(vec![20.0])),
+        ];
+        if norm != HeadNorm::None {
+            args.push((Type::f32([]), Values::Given(vec![0.3])));
+        }
+        Example::new(CachedBlock { eps: 1e-6, qk_norm, norm, cap: 0.0 }, args, &[], &[Target::Cpu])
+    };
+    let rms = HeadNorm::Rms { eps: 1e-5 };
+    vec![example(HeadNorm::None, rms, 2), example(rms, rms, 2), example(rms, HeadNorm::None, 1)]
+}
+
 impl Kernel for CachedBlock {
     fn name(&self) -> String {
-        let CachedBlock { eps, norm, cap } = self;
-        format!("cached_block(eps={eps:e}, norm={norm:?}, cap={cap})")
+        let CachedBlock { eps, qk_norm, norm, cap } = self;
+        format!("cached_block(eps={eps:e}, qk_norm={qk_norm:?}, norm={norm:?}, cap={cap})")
     }
 
     fn infer(&self, args: &[Type]) -> Result<Vec<Type>, ShapeError> {
@@ -168,8 +205,12 @@ impl CachedBlock {
         let &[_, cos, sin, qkv, o, _, _, keys, values, visible, slot, ..] = args else {
             unreachable!("checked")
         };
-        let qkv = project(x, qkv, x.dtype()); // [b, n, w]
         let [of_q, of_k, of_v] = sizes.widths();
+        let qkv = project(x, qkv, x.dtype()); // [b, n, w]
+        let qkv = match self.qk_norm {
+            HeadNorm::Rms { eps } => qk_norm(qkv, of_q + of_k, d, eps),
+            HeadNorm::None => qkv,
+        };
         let part = |start: usize, width: usize| qkv.slice_axis(2, start, start + width);
         let k = rotate(part(of_q, of_k).reshape([b, n, g, t, d]), [cos, sin]); // [b, n, g, t, d]
         let k = k.transpose(&[0, 2, 3, 4, 1]).reshape([b * g * t, d, n]);

@@ -9,6 +9,7 @@ mod cpu;
 mod portable;
 mod tpu;
 
+use crate::all::{ACTIVATIONS, Example, Values};
 use crate::wide;
 use engine::{Backward, Builder, Form, Func, Kernel, ShapeError, Target, Tensor, Type};
 pub use portable::rotate;
@@ -72,6 +73,49 @@ struct DiffAttentionBackward {
 /// Rows of a block of the portable form: longer ones waste work right of the diagonal, shorter ones make small matrix
 /// products.
 pub const BLOCK_ROWS: usize = 256;
+
+/// Both architectures; two documents in each sequence.
+pub(crate) fn examples() -> Vec<Example> {
+    let example = |kernel: DiffAttention, seq: usize, lambda: Vec<usize>, native: &[Target]| {
+        let width = kernel.widths().iter().sum();
+        let table = Type::f32([seq, kernel.head_dim / 2]);
+        let starts = (0..seq).map(|position| if position < seq / 3 { 0.0 } else { (seq / 3) as f64 });
+        let args = vec![
+            (Type::f32([1, seq, width]), ACTIVATIONS),
+            (table.clone(), Values::Between(-1.0, 1.0)),
+            (table, Values::Between(-1.0, 1.0)),
+            (Type::f32(lambda), Values::Between(0.1, 0.9)),
+            (Type::i32([1, seq]), Values::Given(starts.collect())),
+        ];
+        Example::new(kernel, args, &[0, 3], native)
+    };
+    let kernel = DiffAttention {
+        heads: 2,
+        groups: 1,
+        head_dim: 128,
+        value_dim: 256,
+        keys: Keys::PerMap,
+        norm: HeadNorm::Rms { eps: 1e-5 },
+        cap: 0.0,
+        rows: BLOCK_ROWS,
+        tiling: None,
+    };
+    let second = DiffAttention {
+        heads: 4,
+        groups: 2,
+        head_dim: 16,
+        value_dim: 16,
+        keys: Keys::Shared,
+        norm: HeadNorm::None,
+        cap: 5.0,
+        rows: 8,
+        ..kernel.clone()
+    };
+    vec![
+        example(kernel, 256, vec![], &[Target::Cpu, Target::TpuV6e]),
+        example(second, 29, vec![1, 29, 4], &[Target::Cpu]),
+    ]
+}
 
 /// Where each token's document begins. segments: `[b, s]` i32, the document of each token; documents are contiguous.
 pub fn document_starts<'f>(segments: Tensor<'f>) -> Tensor<'f> {

@@ -3,6 +3,7 @@
 
 mod cpu;
 
+use crate::all::{ACTIVATIONS, Example};
 pub(crate) use cpu::{Then, linear};
 use engine::{Backward, DType, Form, Func, HostCall, Kernel, ShapeError, Target, Tensor, Type};
 
@@ -46,6 +47,15 @@ impl PackedLinear {
             }
         }
     }
+}
+
+/// In panels and by rows.
+pub(crate) fn examples() -> Vec<Example> {
+    let example = |w: Type, native: &[Target]| {
+        let args = vec![(Type::f32([3, 40]), ACTIVATIONS), (w, ACTIVATIONS)];
+        Example::new(PackedLinear { result: DType::F32 }, args, &[], native)
+    };
+    vec![example(Type::f32([5, 40, PANEL]), &[Target::Cpu]), example(Type::f32([40, 80]), &[])]
 }
 
 impl Kernel for PackedLinear {

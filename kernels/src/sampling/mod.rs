@@ -8,6 +8,7 @@
 
 mod cpu;
 
+use crate::all::{Example, Values};
 use engine::{
     Backward, DType, Form, Func, Host, HostCall, Kernel, ScanOptions, ShapeError, Target, Tensor, Type,
     threefry,
@@ -58,6 +59,24 @@ pub struct Sampling {
 const TEMPERATURES: [f32; 2] = [1.0 / TEMPERATURE_END, TEMPERATURE_END];
 /// 2^126.
 const TEMPERATURE_END: f32 = f32::from_bits(253 << 23);
+
+/// The most probable token, and one that is drawn.
+pub(crate) fn examples() -> Vec<Example> {
+    let (b, v, columns) = (3, 50, 47);
+    let logits = (Type::f32([b, v]), Values::Between(-8.0, 8.0));
+    let numbers = vec![
+        logits.clone(),
+        (Type::new(DType::U32, [b, 2]), Values::Between(0.0, 1e9)),
+        (Type::i32([b]), Values::Between(0.0, 1000.0)),
+        (Type::f32([]), Values::Given(vec![0.8])),
+        (Type::i32([]), Values::Given(vec![9.0])),
+        (Type::f32([]), Values::Given(vec![0.9])),
+    ];
+    let example = |sampler: Sampler, args: Vec<(Type, Values)>| {
+        Example::new(Sampling { sampler, cap: 30.0, columns }, args, &[], &[Target::Cpu])
+    };
+    vec![example(Sampler::Greedy, vec![logits]), example(Sampler::Random(Filter::TopKThenP), numbers)]
+}
 
 impl Kernel for Sampling {
     fn name(&self) -> String {

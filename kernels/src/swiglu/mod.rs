@@ -8,6 +8,7 @@ mod backward;
 mod cpu;
 mod tpu;
 
+use crate::all::{ACTIVATIONS, Example, Values};
 use crate::dropout::dropout_mask;
 use crate::rms_norm_linear::scaled;
 use crate::row_dot::row_dot;
@@ -79,6 +80,27 @@ fn activated<'f>(g: Tensor<'f>, u: Tensor<'f>, mask: Option<Tensor<'f>>) -> Tens
 fn silu<'f>(g: Tensor<'f>) -> (Tensor<'f>, Tensor<'f>) {
     let s = g.logistic();
     (g * s, s)
+}
+
+/// With dropout and without.
+pub(crate) fn examples() -> Vec<Example> {
+    let example = |rate: f64| {
+        let (n, m, i) = (256, 128, 256);
+        let words =
+            |count: usize| (Type::new(DType::U32, [count]), Values::Between(0.0, f64::from(u32::MAX)));
+        let mut args = vec![
+            (Type::f32([n, m]), ACTIVATIONS),
+            (Type::f32([n]), Values::Between(0.5, 1.5)),
+            (Type::f32([m, i]), Values::Between(-0.2, 0.2)),
+            (Type::f32([m, i]), Values::Between(-0.2, 0.2)),
+            (Type::f32([i, m]), Values::Between(-0.2, 0.2)),
+        ];
+        if rate > 0.0 {
+            args.extend([words(n), words(i)]);
+        }
+        Example::new(SwiGlu { rate }, args, &[0, 1, 2, 3, 4], &[Target::TpuV6e])
+    };
+    vec![example(0.0), example(0.1)]
 }
 
 impl Kernel for SwiGlu {

@@ -1,7 +1,7 @@
 //! The programs that can be looked at, by name.
 
 use anyhow::{Result, bail, ensure};
-use engine::{Backward, Form, Func, Kernel, Op, Program, ShapeError, Target, Tensor, Type};
+use engine::{Func, Kernel, Op, Program, Target, Tensor, Type};
 use model::decode::{Drafts, Matrices, Sampler, Shape, prefill_program, tokens_program};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -51,7 +51,7 @@ fn alone(name: &str, program: &Program) -> Result<Program> {
     Ok(Program::build(name, |g| {
         let operands: Vec<Tensor<'_>> =
             types.iter().enumerate().map(|(i, ty)| g.input(&format!("operand.{i}"), ty.clone())).collect();
-        for (i, result) in g.kernel(Found(kernel.clone()), &operands).into_iter().enumerate() {
+        for (i, result) in g.kernel_call(kernel.clone(), &operands).into_iter().enumerate() {
             g.output(&format!("result.{i}"), result);
         }
     }))
@@ -66,39 +66,5 @@ fn find(func: &Func, calls: &mut Vec<(Arc<dyn Kernel>, Vec<Type>)>) {
             ));
         }
         node.op.bodies().into_iter().for_each(|body| find(body, calls));
-    }
-}
-
-/// A kernel that was found in a program.
-#[derive(Debug)]
-struct Found(Arc<dyn Kernel>);
-
-impl Kernel for Found {
-    fn name(&self) -> String {
-        self.0.name()
-    }
-    fn infer(&self, args: &[Type]) -> Result<Vec<Type>, ShapeError> {
-        self.0.infer(args)
-    }
-    fn reference<'f>(&self, args: &[Tensor<'f>]) -> Vec<Tensor<'f>> {
-        self.0.reference(args)
-    }
-    fn vjp<'f>(
-        &self,
-        args: &[Tensor<'f>],
-        results: &[Tensor<'f>],
-        cts: &[Tensor<'f>],
-        wanted: &[bool],
-    ) -> Backward<'f> {
-        self.0.vjp(args, results, cts, wanted)
-    }
-    fn differentiable(&self) -> usize {
-        self.0.differentiable()
-    }
-    fn recompute<'f>(&self, args: &[Tensor<'f>], known: &[Option<Tensor<'f>>]) -> Option<Vec<Tensor<'f>>> {
-        self.0.recompute(args, known)
-    }
-    fn lower(&self, args: &[Type], target: Target, choice: Option<Form>) -> Option<(Form, Func)> {
-        self.0.lower(args, target, choice)
     }
 }

@@ -101,6 +101,7 @@ pub const KEYS: &[Key] = &[
     key("model.mtp_loss_weight", NOT_NEGATIVE, "weight of the second head's loss"),
     key("model.tie_word_embeddings", Kind::Switch, "the head is the embedding"),
     key("model.dropout", PROPER, "at three sites of a block"),
+    key("model.qk_norm", Kind::Switch, "divides queries and keys by their root mean square"),
     key("model.z_loss", NOT_NEGATIVE, "weight of logsumexp squared, 0 = off"),
     key("model.dtype", Kind::Text, "f32 or bf16 compute over f32 weights"),
     open("model.rope_scaling.rope_type", Kind::Text, "yarn"),
