@@ -13,7 +13,7 @@ const HEAD: usize = WIDTH / HEADS;
 const HIDDEN: usize = 2816;
 const VOCABULARY: usize = 32000;
 
-/// Whether the layers are one scanned body or stand one behind the other.
+/// Whether the layers are one scanned body or written out one after the other.
 #[derive(Clone, Copy, Debug)]
 enum Layers {
     Scanned,

@@ -96,7 +96,7 @@ impl Program {
 }
 
 /// The options under which the plugin keeps to the meaning of the ops: XLA's CPU plugin drops a NaN in `maximum` and
-/// `minimum` unless told not to, and a check for NaN behind one would see none.
+/// `minimum` unless told not to, and a check for NaN after one would see none.
 ///
 /// [`Program::compile_with`] does this by itself; it is for those who compile text.
 ///

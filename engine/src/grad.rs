@@ -424,8 +424,8 @@ impl<'g> Linearized<'g> {
             let node = self.builder.node(index);
             let operands: Vec<Tensor<'h>> = node.operands.iter().map(|value| made[value]).collect();
             let known = || {
-                let of_node = |result: usize| Value { node: index, result: result as u32 };
-                (0..node.types.len()).map(|result| made.get(&of_node(result)).copied()).collect::<Vec<_>>()
+                let result_of = |result: usize| Value { node: index, result: result as u32 };
+                (0..node.types.len()).map(|result| made.get(&result_of(result)).copied()).collect::<Vec<_>>()
             };
             let results = into.attributed(node.at, || {
                 let recomputed = match &node.op {

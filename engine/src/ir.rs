@@ -52,7 +52,7 @@ pub struct Func {
 }
 
 impl Func {
-    /// Keeps what `results` need out of `nodes`, and the names that stand on it: a name that nobody reads on still tells
+    /// Keeps the nodes that `results` need, and the names given to them: a name that no node reads still tells
     /// what a gradient may save. Parameters with an index of `params` or more are not part of the function.
     pub(crate) fn extract(nodes: &[Node], params: usize, results: &[Value]) -> Func {
         let mut live = vec![false; nodes.len()];

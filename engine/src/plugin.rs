@@ -30,7 +30,7 @@ impl Plugin {
     /// Fetches a platform's plugin if need be, and opens it.
     ///
     /// # Errors
-    /// If it cannot be had, or not be used.
+    /// If it cannot be fetched or loaded.
     pub fn of(platform: &Platform) -> Result<Plugin, Error> {
         let library = platform.library().map_err(Error::Find)?;
         Plugin::load(&library).map_err(Error::Load)

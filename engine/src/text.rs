@@ -14,7 +14,7 @@ use std::panic::Location;
 pub enum Locations {
     /// No; the text depends on the program alone.
     Omit,
-    /// `loc("model/src/attention.rs":41:12)` behind each op.
+    /// `loc("model/src/attention.rs":41:12)` after each op.
     Print,
 }
 

@@ -95,7 +95,7 @@ impl LinearCrossEntropy {
             Gradients::With | Gradients::Without => vec![],
         };
         if sum != wanted {
-            return Err(ShapeError(format!("wants {wanted:?} behind the weights")));
+            return Err(ShapeError(format!("wants {wanted:?} after the weights")));
         }
         if self.columns == 0 || self.columns > w.shape[0] {
             return Err(ShapeError(format!("{} columns of {}", self.columns, w.shape[0])));
@@ -108,7 +108,7 @@ impl LinearCrossEntropy {
         if self.cap > 0.0 { (z * (1.0 / self.cap)).tanh() } else { z }
     }
 
-    /// The logit behind the cap.
+    /// The capped logit.
     fn logit<'f>(&self, x: Tensor<'f>) -> Tensor<'f> {
         if self.cap > 0.0 { x * self.cap } else { x }
     }
@@ -168,8 +168,8 @@ impl LinearCrossEntropy {
         let dh =
             q.einsum_as("nv,vm->nm", w, wide) * along_h(r) - along_h(c + r * q_target) * rows.convert(wide);
         let dw = dw + q.einsum_as("nv,nm->vm", scaled, wide);
-        let of_targets = along_h(c) * h.convert(wide) + along_h(q_target) * scaled.convert(wide);
-        let dw = dw.scatter_add(targets, -of_targets);
+        let target_rows = along_h(c) * h.convert(wide) + along_h(q_target) * scaled.convert(wide);
+        let dw = dw.scatter_add(targets, -target_rows);
         (loss, Some([dh.convert(narrow), dw]))
     }
 

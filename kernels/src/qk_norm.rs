@@ -8,7 +8,7 @@ use engine::Tensor;
 /// lengths. Source: arXiv 2010.04245 and 2302.05442; with a root mean square: arXiv 2405.09818.
 ///
 /// qkv: `[.., w]` as [`DiffAttention`](crate::DiffAttention) has it, whose first `columns` are those of queries and keys.
-/// These are plain operations, one pass over qkv that XLA fuses, so that every form of the kernels behind it takes part.
+/// These are plain operations, one pass over qkv that XLA fuses, so that every form of the attention kernels can follow it.
 pub fn qk_norm<'f>(qkv: Tensor<'f>, columns: usize, d: usize, eps: f64) -> Tensor<'f> {
     let (last, shape) = (qkv.rank() - 1, qkv.shape());
     let slices = [&shape[..last], &[columns / d, d]].concat();

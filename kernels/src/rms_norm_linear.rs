@@ -1,4 +1,4 @@
-//! A matrix product whose rows are scaled: what an RMS norm and the projection behind it come to once the norm's weight is
+//! A linear map of rows over their root mean square: an RMS norm and the projection after it, once the norm's weight is
 //! part of the matrix.
 
 use crate::all::{ACTIVATIONS, Example, Values};

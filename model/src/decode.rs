@@ -1,7 +1,7 @@
 //! Decoding: programs over a key/value cache of fixed size.
 //!
 //! One function, [`forward`], computes some new tokens of each row against the cache: a chunk of the prompt, one token,
-//! or a token and the draft behind it. Slots of the cache are filled for all rows alike; prompts of different lengths
+//! or a token and the draft after it. Slots of the cache are filled for all rows alike; prompts of different lengths
 //! end at the same slot and begin at different ones, and rows that reject a draft while another accepts it leave a hole.
 //! So a slot is not a position: each row says which slots it sees, and keys are turned by the row's own positions before
 //! they are written.
@@ -141,7 +141,7 @@ struct Tokens<'f> {
     slot: Tensor<'f>,
 }
 
-/// Hidden states behind the final norm, `[b, n, m]`, and the cache with the tokens' keys and values.
+/// Hidden states after the final norm, `[b, n, m]`, and the cache with the tokens' keys and values.
 fn forward<'f>(
     config: &Config,
     model: &Model<Tensor<'f>>,
@@ -210,7 +210,7 @@ impl<'f> Model<Tensor<'f>> {
 
 /// A chunk of the prompts into the cache. Inputs: `weights.*`, `rope.cos`, `rope.sin`, `rope.start` `i32[rows]`, the cache
 /// (written over), `ids` and `positions` `i32[rows, chunk]`, `slot` i32: that of the chunk's first token. Outputs: the
-/// cache, and `hidden` `[rows, D]`, the state behind the chunk's last token.
+/// cache, and `hidden` `[rows, D]`, the state after the chunk's last token.
 pub fn prefill_program(config: &Config, shape: Shape, chunk: usize) -> Program {
     Program::build("prefill", |f| {
         let model = Model::inputs(f, config, shape);
@@ -237,14 +237,14 @@ fn output_over<'f>(f: &'f Builder<'f>, new: Cache<Tensor<'f>>, old: Cache<Tensor
 /// each row. Outputs: the cache and `hidden` of `shape.rows` rows.
 pub fn spread_program(config: &Config, prompts: usize, shape: Shape) -> Program {
     Program::build("spread", |f| {
-        let of_prompts = Shape { rows: prompts, ..shape };
-        let cache = cache_types(config, of_prompts).map(|name, ty| f.input(name, ty));
+        let prompt_shape = Shape { rows: prompts, ..shape };
+        let cache = cache_types(config, prompt_shape).map(|name, ty| f.input(name, ty));
         let hidden = f.input("hidden", Type::new(config.dtype.dtype(), [prompts, config.hidden_size]));
         let sources = f.input("sources", Type::i32([shape.rows]));
         cache.map(|name, tensor| {
             let shape = tensor.shape();
-            let of_rows = |rows: usize| [&[rows, shape[0] / prompts], &shape[1..]].concat();
-            let spread = tensor.reshape(of_rows(prompts)).gather(sources); // [rows, .., ..]
+            let by_row = |rows: usize| [&[rows, shape[0] / prompts], &shape[1..]].concat();
+            let spread = tensor.reshape(by_row(prompts)).gather(sources); // [rows, .., ..]
             let mut wanted = shape.clone();
             wanted[0] = shape[0] / prompts * spread.dim(0);
             f.output(name, spread.reshape(wanted));
@@ -258,10 +258,10 @@ pub fn spread_program(config: &Config, prompts: usize, shape: Shape) -> Program 
 pub struct State<T> {
     /// Keys and values of all tokens up to the last drawn one, and of the draft.
     pub cache: Cache<T>,
-    /// The state behind the last drawn token, `[b, D]`.
+    /// The state after the last drawn token, `[b, D]`.
     pub hidden: T,
-    /// The state behind the draft, `[b, D]`; anything if there is none.
-    pub behind: T,
+    /// The state after the draft, `[b, D]`; anything if there is none.
+    pub draft_hidden: T,
     /// The draft, `i32[b]`; -1 if there is none.
     pub draft: T,
     /// The position of the next token, `i32[b]`.
@@ -276,7 +276,7 @@ impl<T> State<T> {
         State {
             cache: self.cache.map(&mut f),
             hidden: f("hidden", self.hidden),
-            behind: f("behind", self.behind),
+            draft_hidden: f("draft_hidden", self.draft_hidden),
             draft: f("draft", self.draft),
             position: f("position", self.position),
             slot: f("slot", self.slot),
@@ -305,14 +305,14 @@ pub fn state_types(config: &Config, shape: Shape) -> State<Type> {
     State {
         cache: cache_types(config, shape),
         hidden: hidden.clone(),
-        behind: hidden,
+        draft_hidden: hidden,
         draft: row.clone(),
         position: row,
         slot: Type::scalar(DType::I32),
     }
 }
 
-/// What one call gives out: for each row its new tokens, their log-probabilities, and counts.
+/// What one call returns: for each row its new tokens, their log-probabilities, and counts.
 #[derive(Clone, Copy)]
 struct Emitted<'f> {
     /// `i32[b, TOKENS]`.
@@ -358,8 +358,8 @@ impl<'f> Emitted<'f> {
 /// of it with them). Outputs: the state, `tokens` `i32[b, TOKENS]`, `log_probs` f32 of the same shape, `count` `i32[b]`
 /// (how many of them), `left`, `drafted` and `accepted` `i32[b]`.
 ///
-/// An iteration draws the token behind the last one. If a draft was there and is that very token, it draws the token
-/// behind the draft too. So with drafts the same tokens come out as without them.
+/// An iteration draws the token after the last one. If a draft was there and is that very token, it draws the token
+/// after the draft too. So with drafts the same tokens come out as without them.
 pub fn tokens_program(config: &Config, shape: Shape, sampler: Sampler, drafts: Drafts) -> Program {
     Program::build("tokens", |f| {
         let model = Model::inputs(f, config, shape);
@@ -471,7 +471,7 @@ impl<'f> Pass<'_, 'f> {
         (drawn[0], drawn[1])
     }
 
-    /// The state behind new tokens `ids` `[b, n]`, each n * `[b, m]`.
+    /// The state after new tokens `ids` `[b, n]`, each n * `[b, m]`.
     fn forward(
         &self,
         cache: Cache<Tensor<'f>>,
@@ -497,7 +497,7 @@ impl<'f> Pass<'_, 'f> {
         let state = State {
             cache,
             hidden: hidden[0],
-            behind: hidden[0],
+            draft_hidden: hidden[0],
             draft: state.draft.full_like(-1.0),
             position: state.position + 1,
             slot: state.slot + 1,
@@ -513,7 +513,7 @@ impl<'f> Pass<'_, 'f> {
             let shape = [&[b, 1], &first.shape()[1..]].concat();
             Tensor::concatenate(&[first, second].map(|x| x.reshape(shape.clone())), 1) // [b, 2, ..]
         };
-        let logits_of_both = logits(pair(state.hidden, state.behind), weights.head); // [b, 2, v]
+        let logits_of_both = logits(pair(state.hidden, state.draft_hidden), weights.head); // [b, 2, v]
         let nth = |i: usize| logits_of_both.slice_axis(1, i, i + 1).reshape([b, config.vocab_size]);
         let (first, first_log_prob) = self.draw(nth(0), state.position);
         let (second, second_log_prob) = self.draw(nth(1), state.position + 1);
@@ -534,7 +534,7 @@ impl<'f> Pass<'_, 'f> {
         let slot = state.slot + any;
         let last = accepted.select(second, first);
         let position = state.position + accepted.convert(DType::I32);
-        let hidden = accepted.along(state.hidden, &[0]).select(state.behind, state.hidden);
+        let hidden = accepted.along(state.hidden, &[0]).select(state.draft_hidden, state.hidden);
 
         let head = weights.second.as_ref().expect("drafts need the second head");
         let joined = Tensor::concatenate(&[hidden, weights.embed.gather(last)], 1); // [b, 2m]
@@ -546,7 +546,7 @@ impl<'f> Pass<'_, 'f> {
         let state = State {
             cache,
             hidden: hidden[0],
-            behind: hidden[1],
+            draft_hidden: hidden[1],
             draft,
             position: position + 1,
             slot: slot + 1,

@@ -85,13 +85,13 @@ pub struct Masks<'f> {
 impl<'f> Masks<'f> {
     /// The random words of a site, of tokens `u32[n]` and of columns `u32[width]`.
     pub fn words(&self, site: Site, width: usize) -> [Tensor<'f>; 2] {
-        let of_site = |words: Tensor<'f>, count: usize| {
+        let site_words = |words: Tensor<'f>, count: usize| {
             words
                 .slice_axis(0, site as usize, site as usize + 1)
                 .reshape([words.dim(1)])
                 .slice_axis(0, 0, count)
         };
-        [of_site(self.rows, self.rows.dim(1)), of_site(self.columns, width)]
+        [site_words(self.rows, self.rows.dim(1)), site_words(self.columns, width)]
     }
 
     /// The factor of each element, `[n, width]` f32: 0 with probability `rate`, else `1 / (1 - rate)`.

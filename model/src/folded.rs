@@ -58,7 +58,7 @@ pub fn fold<'f>(config: &Config, params: &Params<Tensor<'f>>) -> Folded<Tensor<'
     let dtype = config.dtype.dtype();
     let narrow = |w: Tensor<'f>| w.convert(dtype);
     // w `[L, D]` times the rows of W `[L, D, ..]`
-    let behind = |norm: Tensor<'f>, w: Tensor<'f>| w * norm.along(w, &[0, 1]);
+    let normed = |norm: Tensor<'f>, w: Tensor<'f>| w * norm.along(w, &[0, 1]);
     let Block { input_norm, q, k, v, diff, o, post_norm, gate, up, down } = &params.layers;
     let (lambda, o) = match diff {
         Diff::V1 { lambda_q1, lambda_k1, lambda_q2, lambda_k2, subln } => {
@@ -70,19 +70,20 @@ pub fn fold<'f>(config: &Config, params: &Params<Tensor<'f>>) -> Folded<Tensor<'
             // The head norm's fixed factor keeps the gradient flow of an ordinary Transformer.
             let weight = *subln * (1.0 - init).along(*subln, &[0]); // [L, e]
             let (layers, e, rows) = (weight.dim(0), weight.dim(1), o.dim(1));
-            let of_heads = weight.broadcast_in_dim([layers, rows / e, e], &[0, 2]).reshape([layers, rows]);
-            (lambda, behind(of_heads, *o))
+            let head_weights =
+                weight.broadcast_in_dim([layers, rows / e, e], &[0, 2]).reshape([layers, rows]);
+            (lambda, normed(head_weights, *o))
         }
-        Diff::V2 { lambda_proj } => (narrow(behind(*input_norm, *lambda_proj)), *o),
+        Diff::V2 { lambda_proj } => (narrow(normed(*input_norm, *lambda_proj)), *o),
     };
     Folded {
         embed: narrow(params.embed),
         layers: FoldedBlock {
-            qkv: narrow(behind(*input_norm, Tensor::concatenate(&[*q, *k, *v], 2))),
+            qkv: narrow(normed(*input_norm, Tensor::concatenate(&[*q, *k, *v], 2))),
             lambda,
             o: narrow(o),
-            gate: narrow(behind(*post_norm, *gate)),
-            up: narrow(behind(*post_norm, *up)),
+            gate: narrow(normed(*post_norm, *gate)),
+            up: narrow(normed(*post_norm, *up)),
             down: narrow(*down),
         },
         norm: params.norm,

@@ -87,7 +87,7 @@ struct Shared<'f> {
     rope: [Tensor<'f>; 2],
 }
 
-/// Hidden states behind the final norm, `[b, s, m]` in the compute type.
+/// Hidden states after the final norm, `[b, s, m]` in the compute type.
 pub fn trunk<'f>(
     config: &Config,
     weights: &Folded<Tensor<'f>>,
@@ -104,7 +104,7 @@ pub fn trunk<'f>(
     let x = weights.embed.gather(batch.ids).reshape([b * s, config.hidden_size]); // [n, m]
     let mut stacks: Vec<Tensor<'f>> = Vec::new();
     weights.layers.clone().map(|_, stack| stacks.push(stack));
-    let of_weights = stacks.len();
+    let weight_count = stacks.len();
     let rate = dropout.map_or(0.0, |dropout| dropout.rate);
     if let Some(dropout) = dropout {
         let words = dropout.words(layers, config.hidden_size.max(config.intermediate_size));
@@ -114,12 +114,12 @@ pub fn trunk<'f>(
         let operands: Vec<Tensor<'_>> = carry.iter().chain(slices).copied().collect();
         let x = g.call("block", remat.save(), &operands, |g, operands| {
             let (x, slices) = (operands[0], &operands[1..]);
-            let mut slice = slices[..of_weights].iter();
+            let mut slice = slices[..weight_count].iter();
             let weights =
                 weights.layers.clone().map(|_, _| *slice.next().expect("one slice for each weight"));
             let shared =
                 Shared { starts: g.capture(shared.starts), rope: shared.rope.map(|table| g.capture(table)) };
-            let masks = match slices[of_weights..] {
+            let masks = match slices[weight_count..] {
                 [rows, columns] => Some(Masks { rate, rows, columns }),
                 _ => None,
             };

@@ -71,15 +71,15 @@ pub fn gradients<'f>(
         None => weights.clone().map(|_, w| (w.dtype() != DType::F32).then(|| wide(w))),
     };
     let hidden = trunk(config, weights, batch, dropout, remat);
-    let of_embed = into.embed.unwrap_or_else(|| wide(weights.embed));
-    let results = head(config, hidden, weights.embed, Head::main(batch, counts), Some(of_embed));
+    let embed_sum = into.embed.unwrap_or_else(|| wide(weights.embed));
+    let results = head(config, hidden, weights.embed, Head::main(batch, counts), Some(embed_sum));
     into.embed = Some(results[2]);
-    let of_head = weights
+    let head_sum = weights
         .mtp
         .as_ref()
         .zip(into.mtp.as_ref())
         .map(|(mtp, sums)| sums.lm_head.unwrap_or_else(|| wide(mtp.lm_head)));
-    let second = second_head(config, weights, hidden, batch, counts, of_head);
+    let second = second_head(config, weights, hidden, batch, counts, head_sum);
     let losses = together(config, results[0], second.as_ref().map(|results| results[0]));
     // The second head's matrix has its gradient already, and without its loss the head has none.
     let wanted = |name: &str| match name {
@@ -191,7 +191,7 @@ fn log_probs<'f>(config: &Config, hidden: Tensor<'f>, w: Tensor<'f>, targets: Te
     hot.select(logits, 0.0).sum(&[2]) - logits.exp().sum(&[2]).log()
 }
 
-/// Logits of a head behind the final cap, `cap tanh(z / cap)` if there is one, f32; -inf in padding columns. hidden
+/// Logits of a head after the final cap, `cap tanh(z / cap)` if there is one, f32; -inf in padding columns. hidden
 /// `[b, s, m]`, w `[v, m]` -> `[b, s, v]`.
 pub fn logits<'f>(config: &Config, hidden: Tensor<'f>, w: Tensor<'f>) -> Tensor<'f> {
     let z = hidden.einsum_as("bsm,vm->bsv", w.convert(hidden.dtype()), DType::F32);

@@ -90,7 +90,7 @@ parameters! {
 }
 
 parameters! {
-    /// The parameters behind lambda.
+    /// The parameters of lambda.
     pub enum Diff<T>(sizes) {
         /// Lambda from four vectors `[d]`, and a norm of the heads' outputs.
         V1 if Attention::DiffV1 => {

@@ -714,7 +714,7 @@ fn narrow_weights_have_wide_sums() {
     }
     let exact = evaluate(&program, &args, Rounding::None);
     for (found, exact) in found.iter().zip(&exact) {
-        // y and its cotangent are rounded to bf16 in each layer: six times one behind the other, by 2^-9 on average.
+        // y and its cotangent are rounded to bf16 in each layer: six times in a row, by 2^-9 on average.
         assert_close("wide sum", found.floats(), exact.floats(), 6.0 * 2f64.powi(-9));
     }
 }

@@ -185,7 +185,7 @@ fn a_chain_of_things_waits_for_each() {
 
 /// A kernel's native form on the CPU plugin against the exact value of its reference: the error as a part of each
 /// result's largest number.
-/// Sums of up to 256 terms, 16 roundings each, eight one behind the other: products, softmax, norm, forward and backward.
+/// Sums of up to 256 terms, 16 roundings each, eight in a row: products, softmax, norm, forward and backward.
 const SUMS: f64 = 8.0 * 16.0 * F32;
 
 fn check<K: Kernel + Clone + 'static>(kernel: K, args: &[Host], tolerance: f64) {

@@ -382,7 +382,7 @@ fn the_executable_cache_hits_misses_and_heals() {
     assert_eq!(nowhere.compile(&client, DOUBLE, &options).unwrap().1, Lookup::Miss);
 }
 
-/// A plugin of the same versions that was built again: the same library with one more byte behind its end, which the loader
+/// A plugin of the same versions that was built again: the same library with one more byte after its end, which the loader
 /// does not read.
 #[test]
 fn another_build_of_the_plugin_finds_no_executable_of_the_first() {

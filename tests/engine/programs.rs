@@ -42,7 +42,7 @@ fn a_donated_input_becomes_the_output() {
     let wanted = evaluate(&program, &arrays, Rounding::EachOp);
     for (found, wanted) in results.iter().zip(&wanted) {
         let (found, wanted) = (found.to_host().unwrap().to_f64(), wanted.to_host().to_f64());
-        // Two products, forward and backward: sums of 16 terms, four one behind the other.
+        // Two products, forward and backward: sums of 16 terms, four in a row.
         assert_close("in place", &found, &wanted, 4.0 * 4.0 * F32);
     }
 }

@@ -9,7 +9,7 @@ fn rows() -> Sharding {
     Sharding { tiles: vec![4, 1], devices: 4 }
 }
 
-/// Up to four sums of 16 terms, one behind the other, of which each may be added up in another order: one rounding for half
+/// Up to four sums of 16 terms, one after the other, of which each may be added up in another order: one rounding for half
 /// of the terms' root.
 #[track_caller]
 fn close(found: &Host, wanted: &Host) {

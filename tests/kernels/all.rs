@@ -124,7 +124,7 @@ fn native_forms_are_where_they_are_said_to_be() {
     }
 }
 
-/// Operands that a kernel is not made for are refused in words: none is taken away, put behind or changed unnoticed.
+/// Operands that a kernel is not made for are refused in words: none is missing, added or changed unnoticed.
 #[test]
 fn wrong_arguments_are_refused() {
     for example in all() {

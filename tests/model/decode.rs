@@ -70,7 +70,7 @@ impl Full {
         Full { program, weights, length, vocabulary: config.vocab_size }
     }
 
-    /// The logits behind each id; what stands behind the row does not matter to it.
+    /// The logits after each id; what follows the row does not matter to it.
     fn logits(&self, ids: &[i32]) -> Vec<Vec<f64>> {
         let mut row = ids.to_vec();
         row.resize(self.length, 0);
@@ -133,11 +133,11 @@ fn write(
 
 const HOT: Sampling = Sampling::Random { temperature: 1.0, top_k: 0, top_p: 1.0 };
 
-/// Two orders of f32 sums of some hundred terms, one behind the other through the layers: 2^-24 for each rounding of logits
+/// Two orders of f32 sums of some hundred terms, one after the other through the layers: 2^-24 for each rounding of logits
 /// of up to 8, and their roots' sum.
 const LOG_PROBS: f64 = 1.0 / (1 << 16) as f64;
 
-/// Checks every token that was written, behind prompts of these lengths, against the full forward pass.
+/// Checks every token that was written, after prompts of these lengths, against the full forward pass.
 fn check_cache(config: &Config, lengths: &[usize], new_tokens: usize) {
     let params = uneven_params(config);
     let mut random = Random::new(1);
@@ -405,7 +405,7 @@ fn surprise(counts: &[usize], p: &[f64]) -> f64 {
 }
 
 /// Three tokens, drawn with drafts: the first has none, the second is judged against its draft, the third comes from
-/// behind an accepted draft or from a pass of its own.
+/// after an accepted draft or from a pass of its own.
 #[test]
 fn tokens_drawn_with_drafts_follow_the_models_distribution() {
     let v = 7;
@@ -416,15 +416,15 @@ fn tokens_drawn_with_drafts_follow_the_models_distribution() {
     let prompt = vec![3, 1, 4];
     for (temperature, top_k, top_p) in [(1.0, 0, 1.0), (1.5, 4, 1.0), (1.0, 0, 0.8), (1.3, 5, 0.9)] {
         let sampling = Sampling::Random { temperature, top_k, top_p };
-        let behind = |ids: &[i32]| {
+        let after = |ids: &[i32]| {
             let logits = full.logits(&[&prompt[..], ids].concat()).pop().unwrap();
             filtered(&logits[..v], temperature, top_k, top_p)
         };
         let mut joint = Vec::new();
         for a in 0..v as i32 {
             for b in 0..v as i32 {
-                let of_pair = behind(&[])[a as usize] * behind(&[a])[b as usize];
-                joint.extend(behind(&[a, b]).iter().map(|p| of_pair * p));
+                let of_pair = after(&[])[a as usize] * after(&[a])[b as usize];
+                joint.extend(after(&[a, b]).iter().map(|p| of_pair * p));
             }
         }
         let samples = 16384;

@@ -14,7 +14,7 @@ use train::checkpoint::read_params;
 use train::config::BatchShape;
 use train::step::{AdamW, Metric, step_program};
 
-/// f32 rounds by 2^-24. Log-probabilities and losses lie behind some hundred roundings one after another and sums over a few
+/// f32 rounds by 2^-24. Log-probabilities and losses come after some hundred roundings one after another and sums over a few
 /// hundred terms, whose errors add up like their roots: some ten times that.
 const OUTPUTS: f64 = 16.0 * F32;
 /// Gradients are sums over 128 tokens as well, of terms that partly cancel.

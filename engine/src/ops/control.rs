@@ -16,7 +16,7 @@ pub enum Save {
     /// Everything it needs: nothing is computed twice.
     Everything,
     /// Only the values with these names ([`Tensor::named`]); the rest is computed again. Outside of loops it stands
-    /// behind an optimisation barrier, so that the compiler cannot merge it with the forward pass. Source: Chen et al.,
+    /// after an optimisation barrier, so that the compiler cannot merge it with the forward pass. Source: Chen et al.,
     /// arXiv 1604.06174.
     ///
     /// A call inside that keeps everything is a part of the call around it: names in it count as if they stood outside. A

@@ -33,7 +33,7 @@ pub trait Kernel: fmt::Debug + Send + Sync {
         cts: &[Tensor<'f>],
         wanted: &[bool],
     ) -> Backward<'f>;
-    /// Results that have a gradient, the first ones; the others are there for the backward pass alone, and a gradient
+    /// How many results, from the first on, have a gradient; the others serve the backward pass alone, and a gradient
     /// through them is refused.
     fn differentiable(&self) -> usize;
     /// All results, from those that a gradient has saved, where that is cheaper than to compute them from the

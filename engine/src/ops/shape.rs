@@ -239,7 +239,7 @@ impl Rules for Pad {
     }
 }
 
-/// Operands one behind the other along an axis.
+/// Operands joined along an axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Concatenate {
     /// The axis that grows.
@@ -396,7 +396,7 @@ impl<'f> Tensor<'f> {
         self.builder().push(op, &[self, border])[0]
     }
 
-    /// Tensors one behind the other along `axis`.
+    /// Tensors joined along `axis`.
     ///
     /// # Panics
     /// If there is none, or if they differ on another axis.

@@ -1,4 +1,4 @@
-//! Passes over finished programs. [`lower`] runs them all; each stands in a file of its own. Dead nodes are dropped whenever a
+//! Passes over finished programs. [`lower`] runs them all; each has a file. Dead nodes are dropped whenever a
 //! function is finished and equal nodes are merged when they are added; XLA does the rest below us.
 
 mod scan_in_place;
@@ -14,7 +14,7 @@ use crate::ops::kernel::{Form, Target};
 use crate::program::Program;
 use scan_in_place::scan_in_place;
 
-/// What stands between a built program and its text: [`select`], on a TPU kernels in loops that read and write scanned
+/// All that happens to a program between building and printing: [`select`], on a TPU kernels in loops that read and write scanned
 /// arrays in place, [`simplify`], and [`verify`]. `wanted`: the form that kernels shall take; None is the fastest for the
 /// target. Returns the lowered program, and the form that each kernel took.
 ///

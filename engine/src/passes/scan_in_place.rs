@@ -1,4 +1,4 @@
-//! A pass over loops: calls that can read and write rows of stacks in place do so.
+//! A pass over loops: calls that can read and write rows of scanned arrays in place do so.
 //!
 //! A scan hands its body a copy of a row of each stack and copies the rows of results into theirs. A call of the target's
 //! own kernel is opaque to the compiler, which cannot merge these copies with it as it does with its own operations.
@@ -37,7 +37,7 @@ struct Plan {
     written: Vec<(usize, Value)>,
 }
 
-/// The value that names and reshapes stand on: its elements are the same in the same order.
+/// The value under names and reshapes: it has the same elements in the same order.
 fn origin(func: &Func, mut value: Value) -> Value {
     while let node = &func.nodes()[value.node as usize]
         && matches!(node.op, Op::Named(_) | Op::Reshape(_))

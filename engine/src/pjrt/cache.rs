@@ -18,7 +18,7 @@ pub struct ExecutableCache {
     limit: u64,
 }
 
-/// How a program was come by.
+/// Whether the cache had the executable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lookup {
     /// It was in the cache.

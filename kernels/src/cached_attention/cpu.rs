@@ -52,7 +52,7 @@ impl HostFunction for CachedAttention {
         let r = h / g;
         let mut items = Vec::with_capacity(b * g);
         for row in 0..b {
-            let of_row = items.len();
+            let first_item = items.len();
             items.extend((0..g).map(|group| Group {
                 call: &call,
                 row,
@@ -67,7 +67,7 @@ impl HostFunction for CachedAttention {
                     _ => &lambda[token * h + group * r..][..r],
                 };
                 for (group, (q, y)) in q.zip(y.chunks_mut(r * 2 * half)).enumerate() {
-                    items[of_row + group].tokens.push(Token { q, lambda: lambda(group), y });
+                    items[first_item + group].tokens.push(Token { q, lambda: lambda(group), y });
                 }
             }
         }

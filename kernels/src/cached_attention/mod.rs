@@ -1,5 +1,5 @@
 //! Differential attention of a few new tokens against a cache of keys and values: the form that decoding needs. Source:
-//! arXiv 2410.05258 eq. 1-3 with a cache; the maths is that of [`DiffAttention`](crate::DiffAttention) behind the rotation.
+//! arXiv 2410.05258 eq. 1-3 with a cache; the maths is that of [`DiffAttention`](crate::DiffAttention) after the rotation.
 //!
 //! A token reads the whole cache for a handful of products, so the time is that of the cache's bytes: 4 KiB a slot for
 //! each row and layer of `1b`.
@@ -21,7 +21,7 @@ use engine::{Backward, DType, Form, Func, Kernel, ShapeError, Target, Tensor, Ty
 /// Result: `[b, n, h, e]` f32, which is small and which the norm's weight multiplies.
 #[derive(Clone, Debug)]
 pub struct CachedAttention {
-    /// The norm behind the heads.
+    /// The norm of the heads' outputs.
     pub norm: HeadNorm,
     /// Soft cap of the logits, `cap tanh(x / cap)`; 0 is off.
     pub cap: f64,
@@ -50,18 +50,18 @@ impl CachedAttention {
         let [q, keys, values, visible, slot, lambda] = args else {
             return complain("queries, keys, values, visible, slot and lambda".to_owned());
         };
-        let (&[b, n, h, 2, d], &[of_keys, key_width, slots], &[of_values, value_slots, half]) =
+        let (&[b, n, h, 2, d], &[key_rows, key_width, slots], &[value_rows, value_slots, half]) =
             (&q.shape[..], &keys.shape[..], &values.shape[..])
         else {
             return complain(
                 "queries [b, n, h, 2, d], keys [b*g*2, d, slots], values [b*g*2, slots, e/2]".to_owned(),
             );
         };
-        let g = of_values / (2 * b).max(1);
-        if g == 0 || of_values != 2 * b * g || h % g != 0 {
+        let g = value_rows / (2 * b).max(1);
+        if g == 0 || value_rows != 2 * b * g || h % g != 0 {
             return Err(ShapeError(format!("values {values} are not of groups of {b} rows and {h} heads")));
         }
-        let key_maps = of_keys / (b * g);
+        let key_maps = key_rows / (b * g);
         if !(1..=2).contains(&key_maps) || *keys != q.with_shape([b * g * key_maps, d, slots]) {
             return complain(format!("keys {} or one for both maps", q.with_shape([b * g * 2, d, slots])));
         }

@@ -3,7 +3,7 @@
 //! The queries of a group are one matrix: heads and tokens of the first map, then those of the second, each map's rows
 //! filled up to whole registers. Where the maps have keys of their own, these lie below one another in the cache, and the
 //! queries stand in the blocks of a diagonal: then both maps' scores are one product, whose depth fills the matrix unit.
-//! Scores lie with slots along lanes. Blocks behind the last filled slot are neither fetched nor computed.
+//! Scores lie with slots along lanes. Blocks after the last filled slot are neither fetched nor computed.
 
 use super::{CachedAttention, Sizes};
 use crate::HeadNorm;
@@ -146,10 +146,10 @@ impl TpuCachedAttention {
         let places = spec.input(Type::i32([b, 1, slots]), &[1, 1, block], |k, grid| {
             vec![grid[0], k.number(0), filled(k, last_block, grid[1])]
         });
-        let lambda = spec.input(Type::f32([b, g, rows, 1]), &[1, g, rows, 1], of_sequence);
+        let lambda = spec.input(Type::f32([b, g, rows, 1]), &[1, g, rows, 1], sequence_block);
         let depth = key_maps * d;
         let q = Type::new(narrow, [b, g, 2 * rows, depth]);
-        let q = spec.input(q, &[1, g, 2 * rows, depth], of_sequence);
+        let q = spec.input(q, &[1, g, 2 * rows, depth], sequence_block);
         let keys = Type::new(narrow, [b * g, depth, slots]);
         let keys = spec.input(keys, &[g, depth, block], |k, grid| {
             vec![grid[0], k.number(0), filled(k, last_block, grid[1])]
@@ -251,7 +251,7 @@ impl TpuCachedAttention {
 }
 
 /// A sequence's part of `[b, .., .., ..]`.
-fn of_sequence<'k>(k: &'k KernelBuilder, grid: &[Scalar<'k>]) -> Vec<Scalar<'k>> {
+fn sequence_block<'k>(k: &'k KernelBuilder, grid: &[Scalar<'k>]) -> Vec<Scalar<'k>> {
     vec![grid[0], k.number(0), k.number(0), k.number(0)]
 }
 
@@ -272,7 +272,7 @@ fn filled<'k>(k: &'k KernelBuilder, last_block: Ref, j: Scalar<'k>) -> Scalar<'k
 /// | 2048 | 1,299 | 4,481 | 25,283 | 92,028 | 8,368 |
 ///
 /// Below 1024 a step waits for its transfer to begin; the profile lets transfers run faster than memory does, so above
-/// there is nothing to be had, and a block that is filled in part is read as a whole. XLA's operations for the reference
+/// there is nothing to gain, and a block that is filled in part is read whole. XLA's operations for the reference
 /// over 2048 slots take 16,788 cycles for one token and 24,942 for two, but these do not count transfers: in a loop over
 /// tokens XLA moves the whole cache, filled or not, into vector memory and back.
 const LONGEST: usize = 1024;

@@ -25,7 +25,7 @@ pub(super) fn fits(sizes: Sizes, args: &[Type]) -> bool {
     args[0].dtype == DType::F32 && panels && vectors && few
 }
 
-/// The call. Results: x behind the block, and the new tokens' keys `[b*g*t, d, n]` and values `[b*g*2, n, e/2]`.
+/// The call. Results: x after the block, and the new tokens' keys `[b*g*t, d, n]` and values `[b*g*2, n, e/2]`.
 pub(super) fn call(kernel: &CachedBlock, sizes: Sizes) -> HostCall {
     let Sizes { b, n, m, g, t, d, e, .. } = sizes;
     let bits = |norm: HeadNorm| match norm {
@@ -53,17 +53,17 @@ impl HostFunction for CachedBlock {
         else {
             unreachable!("eleven operands, and lambda")
         };
-        let (&[b, n, m], &[of_keys, d, slots]) = (x.shape(), keys.shape()) else {
+        let (&[b, n, m], &[key_rows, d, slots]) = (x.shape(), keys.shape()) else {
             unreachable!("as checked")
         };
         let (g, e) = (values.shape()[0] / (2 * b), 2 * values.shape()[2]);
         let sizes =
-            Sizes { b, n, m, h: o.shape()[1] / e, g, t: of_keys / (b * g), d, e, i: down.shape()[1], slots };
+            Sizes { b, n, m, h: o.shape()[1] / e, g, t: key_rows / (b * g), d, e, i: down.shape()[1], slots };
         let slot = slot.as_slice::<i32>()[0] as usize;
-        let of_attention =
+        let attention_sizes =
             cached_attention::Sizes { b, n, g, r: sizes.h / g, d, e, slots, key_maps: sizes.t };
         let attention = attention::Call {
-            sizes: of_attention,
+            sizes: attention_sizes,
             eps: norm(head_eps),
             cap: float(cap),
             keys: keys.as_slice(),
@@ -122,9 +122,9 @@ impl BlockCall<'_> {
         let mut news = k.chunks_mut(k.len() / (b * g)).zip(v.chunks_mut(v.len() / (b * g)));
         let mut items = Vec::with_capacity(b * g);
         for row in 0..b {
-            let of_row = items.len();
-            let of_groups = news.by_ref().take(g).enumerate();
-            items.extend(of_groups.map(|(group, (k, v))| Attend {
+            let first_item = items.len();
+            let by_group = news.by_ref().take(g).enumerate();
+            items.extend(by_group.map(|(group, (k, v))| Attend {
                 block: self,
                 row,
                 group,
@@ -133,8 +133,8 @@ impl BlockCall<'_> {
                 v,
             }));
             for (qkv, heads) in tokens.by_ref().take(n) {
-                let of_groups = items[of_row..].iter_mut().zip(heads.chunks_mut(h / g * e));
-                of_groups.for_each(|(group, heads)| group.tokens.push((qkv, heads)));
+                let by_group = items[first_item..].iter_mut().zip(heads.chunks_mut(h / g * e));
+                by_group.for_each(|(group, heads)| group.tokens.push((qkv, heads)));
             }
         }
         workers.for_each(items, |group| Arch::new().dispatch(group));
@@ -183,28 +183,29 @@ impl WithSimd for Attend<'_, '_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Attend { block, row, group, tokens, k, v } = self;
         let Sizes { n, h, g, d, e, .. } = block.sizes;
-        let [of_q, of_k, of_v] = block.sizes.widths();
+        let [q_width, k_width, v_width] = block.sizes.widths();
         let r = h / g;
-        let mut q = vec![0.0; n * of_q / g];
+        let mut q = vec![0.0; n * q_width / g];
         let mut turned = vec![0.0; d];
         // Queries and keys of a token and the group, normed if they are to be.
-        let mut normed = vec![0.0; (of_q + of_k) / g];
+        let mut normed = vec![0.0; (q_width + k_width) / g];
         let mut lambdas = vec![0.0; n * r];
         for (token, (qkv, _)) in tokens.iter().enumerate() {
             let angles = block.tables.map(|table| &table[(row * n + token) * (d / 2)..][..d / 2]);
-            let (queries, rest) = qkv.split_at(of_q);
-            let (keys, rest) = rest.split_at(of_k);
-            let (values, own_lambda) = rest.split_at(of_v);
+            let (queries, rest) = qkv.split_at(q_width);
+            let (keys, rest) = rest.split_at(k_width);
+            let (values, own_lambda) = rest.split_at(v_width);
             let [queries, keys, values] =
                 [queries, keys, values].map(|x| &x[group * (x.len() / g)..][..x.len() / g]);
-            let (normed_queries, normed_keys) = normed.split_at_mut(of_q / g);
+            let (normed_queries, normed_keys) = normed.split_at_mut(q_width / g);
             normed_queries.copy_from_slice(queries);
             normed_keys.copy_from_slice(keys);
             if let Some(eps) = block.qk_eps {
                 normalize(simd, normed_queries, d, eps);
                 normalize(simd, normed_keys, d, eps);
             }
-            for (x, q) in normed_queries.chunks(d).zip(q[token * of_q / g..][..of_q / g].chunks_mut(d)) {
+            for (x, q) in normed_queries.chunks(d).zip(q[token * q_width / g..][..q_width / g].chunks_mut(d))
+            {
                 rotate(x, angles, 1.0, q);
             }
             for (x, k) in normed_keys.chunks(d).zip(k.chunks_mut(d * n)) {
@@ -219,12 +220,9 @@ impl WithSimd for Attend<'_, '_> {
                 lambdas[token * r..][..r].iter_mut().zip(own).for_each(|(lambda, own)| *lambda = own);
             }
         }
-        let of_tokens = tokens.into_iter().zip(q.chunks(of_q / g)).zip(lambdas.chunks(r));
-        let tokens = of_tokens.map(|(((_, y), q), own)| attention::Token {
-            q,
-            lambda: block.lambda.unwrap_or(own),
-            y,
-        });
+        let by_token = tokens.into_iter().zip(q.chunks(q_width / g)).zip(lambdas.chunks(r));
+        let tokens =
+            by_token.map(|(((_, y), q), own)| attention::Token { q, lambda: block.lambda.unwrap_or(own), y });
         let new = Some(attention::New { keys: k, values: v });
         let attention =
             attention::Group { call: &block.attention, row, group, tokens: tokens.collect(), new };

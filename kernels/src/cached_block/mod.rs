@@ -10,20 +10,20 @@ use crate::{CachedAttention, HeadNorm, qk_norm, rotate, wide};
 use engine::{Backward, DType, Form, Func, Kernel, ShapeError, Target, Tensor, Type};
 
 /// Arguments: x `[b, n, m]`, the residual stream of n new tokens; cos and sin of their positions, `[b, n, d/2]` f32; the
-/// matrices behind their norms, all `[in, out]` or in panels as [`PackedLinear`] has them: Wqkv `[m, w]`, Wo `[h*e, m]`, gate and
+/// matrices with their norms in them, all `[in, out]` or in panels as [`PackedLinear`] has them: Wqkv `[m, w]`, Wo `[h*e, m]`, gate and
 /// up side by side `[m, 2*i]`, down `[i, m]`; keys `[b*g*t, d, slots]` and values `[b*g*2, slots, e/2]` of the tokens before, t = 2 or 1 where the two maps
-/// share their keys; visible `[b, slots]` bool; slot, i32, that of the first new token, at most `slots - n`; and behind
+/// share their keys; visible `[b, slots]` bool; slot, i32, that of the first new token, at most `slots - n`; and after
 /// heads with a norm lambda, an f32 scalar. Without a norm the last h columns of Wqkv give lambda, through a sigmoid.
 /// Columns of Wqkv: queries (h, 2, d), keys (g, t, d), values (g, e).
 ///
-/// Results: x behind the block, and keys and values with the new tokens'. Source: arXiv 2410.05258 eq. 1-5 with a cache.
+/// Results: x after the block, and keys and values with the new tokens'. Source: arXiv 2410.05258 eq. 1-5 with a cache.
 #[derive(Clone, Debug)]
 pub struct CachedBlock {
     /// Of the norms before attention and before the MLP.
     pub eps: f64,
     /// The norm of queries and keys before their rotation ([`qk_norm`](crate::qk_norm)).
     pub qk_norm: HeadNorm,
-    /// The norm behind the heads.
+    /// The norm of the heads' outputs.
     pub norm: HeadNorm,
     /// Soft cap of attention's logits, `cap tanh(x / cap)`; 0 is off.
     pub cap: f64,
@@ -58,26 +58,26 @@ impl CachedBlock {
         let [x, cos, sin, qkv, o, gate_up, down, keys, values, visible, slot, lambda @ ..] = args else {
             return Err(ShapeError("wants x, cos, sin, four matrices, a cache, visible and slot".to_owned()));
         };
-        let (&[b, n, m], &[of_keys, d, slots], &[of_values, _, half]) =
+        let (&[b, n, m], &[key_rows, d, slots], &[value_rows, _, half]) =
             (&x.shape[..], &keys.shape[..], &values.shape[..])
         else {
             return Err(ShapeError(
                 "wants x [b, n, m], keys [b*g*t, d, slots], values [b*g*2, slots, e/2]".into(),
             ));
         };
-        let (g, e) = (of_values / (2 * b).max(1), 2 * half);
+        let (g, e) = (value_rows / (2 * b).max(1), 2 * half);
         let matrix = |name: &str, w: &Type, rows: usize| match packed_linear::columns(w, rows) {
             Some(columns) if w.dtype == x.dtype => Ok(columns),
             _ => Err(ShapeError(format!("{name} {w} does not map rows of {} {}", rows, x.dtype))),
         };
         let inner = matrix("gate and up", gate_up, m)? / 2;
-        let t = of_keys / (b * g).max(1);
+        let t = key_rows / (b * g).max(1);
         let width = matrix("qkv", qkv, m)?;
         // Columns of a head's queries, and with them of its own lambda.
-        let of_head = 2 * d + usize::from(self.norm == HeadNorm::None);
-        let h = width.saturating_sub(g * (t * d + e)) / of_head;
+        let head_width = 2 * d + usize::from(self.norm == HeadNorm::None);
+        let h = width.saturating_sub(g * (t * d + e)) / head_width;
         let sizes = Sizes { b, n, m, h, g, t, d, e, i: inner, slots };
-        let exact = width == h * of_head + g * (t * d + e) && h > 0;
+        let exact = width == h * head_width + g * (t * d + e) && h > 0;
         if !exact || matrix("o", o, h * e)? != m || matrix("down", down, inner)? != m {
             return Err(ShapeError(format!(
                 "qkv {qkv}, o {o} and down {down} do not fit x {x} and keys {keys}"
@@ -205,21 +205,21 @@ impl CachedBlock {
         let &[_, cos, sin, qkv, o, _, _, keys, values, visible, slot, ..] = args else {
             unreachable!("checked")
         };
-        let [of_q, of_k, of_v] = sizes.widths();
+        let [q_width, k_width, v_width] = sizes.widths();
         let qkv = project(x, qkv, x.dtype()); // [b, n, w]
         let qkv = match self.qk_norm {
-            HeadNorm::Rms { eps } => qk_norm(qkv, of_q + of_k, d, eps),
+            HeadNorm::Rms { eps } => qk_norm(qkv, q_width + k_width, d, eps),
             HeadNorm::None => qkv,
         };
         let part = |start: usize, width: usize| qkv.slice_axis(2, start, start + width);
-        let k = rotate(part(of_q, of_k).reshape([b, n, g, t, d]), [cos, sin]); // [b, n, g, t, d]
+        let k = rotate(part(q_width, k_width).reshape([b, n, g, t, d]), [cos, sin]); // [b, n, g, t, d]
         let k = k.transpose(&[0, 2, 3, 4, 1]).reshape([b * g * t, d, n]);
-        let v = part(of_q + of_k, of_v).reshape([b, n, g, 2, e / 2]).transpose(&[0, 2, 3, 1, 4]);
+        let v = part(q_width + k_width, v_width).reshape([b, n, g, 2, e / 2]).transpose(&[0, 2, 3, 1, 4]);
         let (keys, values) = written([keys, values], [k, v.reshape([b * g * 2, n, e / 2])], slot);
-        let q = rotate(part(0, of_q).reshape([b, n, h, 2, d]), [cos, sin]); // [b, n, h, 2, d]
+        let q = rotate(part(0, q_width).reshape([b, n, h, 2, d]), [cos, sin]); // [b, n, h, 2, d]
         let lambda = args.get(11).copied();
-        let lambda =
-            lambda.unwrap_or_else(|| part(of_q + of_k + of_v, h).convert(wide(x.dtype())).logistic());
+        let lambda = lambda
+            .unwrap_or_else(|| part(q_width + k_width + v_width, h).convert(wide(x.dtype())).logistic());
         let out = x.builder().kernel(self.attention(), &[q, keys, values, visible, slot, lambda])[0]; // [b, n, h, e]
         (project(out.convert(x.dtype()).reshape([b, n, h * e]), o, x.dtype()), keys, values)
     }

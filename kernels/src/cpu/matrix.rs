@@ -14,12 +14,12 @@ pub(crate) struct Left<'a> {
 }
 
 impl<'a> Left<'a> {
-    /// A that lies by rows, the next `stride` behind the last.
+    /// A that lies by rows, the next `stride` after the last.
     pub(crate) fn by_rows(data: &'a [f32], stride: usize) -> Left<'a> {
         Left { data, row: stride, column: 1 }
     }
 
-    /// A that lies by columns, the next `stride` behind the last.
+    /// A that lies by columns, the next `stride` after the last.
     pub(crate) fn by_columns(data: &'a [f32], stride: usize) -> Left<'a> {
         // Or the walk along a row would not move.
         assert!(stride > 0, "columns that lie in one place");
@@ -163,7 +163,7 @@ mod tests {
         for (m, k, n) in [(1, 1, 16), (4, 3, 48), (7, 64, 64), (9, 5, 112), (64, 64, 128), (6, 16, 240)] {
             let rows: Vec<f32> = (0..m * k).map(value).collect();
             let b: Vec<f32> = (0..k * n).map(|i| value(i + 5)).collect();
-            // By columns, with something between them and nothing behind the last.
+            // By columns, with something between them and nothing after the last.
             let stride = m + 3;
             let mut columns = vec![f32::NAN; (k - 1) * stride + m];
             for (i, &a) in rows.iter().enumerate() {

@@ -54,7 +54,7 @@ pub struct DiffAttention {
     pub value_dim: usize,
     /// The maps' keys.
     pub keys: Keys,
-    /// The norm behind the heads.
+    /// The norm of the heads' outputs.
     pub norm: HeadNorm,
     /// Soft cap of the logits, `cap tanh(x / cap)`; 0 is off.
     pub cap: f64,
@@ -122,9 +122,9 @@ pub fn document_starts<'f>(segments: Tensor<'f>) -> Tensor<'f> {
     let f = segments.builder();
     let ty = segments.ty();
     let [b, s] = ty.shape[..] else { panic!("document_starts: segments {ty}, not [b, s]") };
-    let behind = |x: Tensor<'f>, by: usize| x.slice_axis(1, 0, s - by);
+    let shifted = |x: Tensor<'f>, by: usize| x.slice_axis(1, 0, s - by);
     let before = |x: Tensor<'f>, by: usize| x.slice_axis(1, by, s);
-    let same = before(segments, 1).eq(behind(segments, 1)); // [b, s - 1]
+    let same = before(segments, 1).eq(shifted(segments, 1)); // [b, s - 1]
     let position = f.iota(ty.clone(), 1);
     let begins = same.select(before(position, 1).zeros_like(), before(position, 1));
     let first = f.zeros(ty.with_shape([b, 1]));
@@ -132,7 +132,7 @@ pub fn document_starts<'f>(segments: Tensor<'f>) -> Tensor<'f> {
     let mut starts = Tensor::concatenate(&[first, begins], 1);
     let mut by = 1;
     while by < s {
-        let largest = before(starts, by).max(behind(starts, by));
+        let largest = before(starts, by).max(shifted(starts, by));
         starts = Tensor::concatenate(&[starts.slice_axis(1, 0, by), largest], 1);
         by *= 2;
     }

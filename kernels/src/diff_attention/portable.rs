@@ -25,10 +25,15 @@ impl<'f> Operands<'f> {
         let &[qkv, cos, sin, lambda, starts, ..] = args else { unreachable!("checked when called") };
         let (b, s) = (qkv.dim(0), qkv.dim(1));
         let (h, g, d) = (kernel.heads, kernel.groups, kernel.head_dim);
-        let [of_q, of_k, of_v] = kernel.widths();
-        let q = qkv.slice_axis(2, 0, of_q).reshape([b, s, h, 2, d]);
-        let k = qkv.slice_axis(2, of_q, of_q + of_k).reshape([b, s, g, kernel.key_maps(), d]);
-        let v = qkv.slice_axis(2, of_q + of_k, of_q + of_k + of_v).reshape([b, s, g, kernel.value_dim]);
+        let [q_width, k_width, v_width] = kernel.widths();
+        let q = qkv.slice_axis(2, 0, q_width).reshape([b, s, h, 2, d]);
+        let k = qkv.slice_axis(2, q_width, q_width + k_width).reshape([b, s, g, kernel.key_maps(), d]);
+        let v = qkv.slice_axis(2, q_width + k_width, q_width + k_width + v_width).reshape([
+            b,
+            s,
+            g,
+            kernel.value_dim,
+        ]);
         let k = rotate(k, [cos, sin]).reshape([b, s, g, kernel.key_maps(), d]);
         Operands {
             q: rotate(q, [cos, sin]).reshape([b, s, g, h / g, 2, d]),
@@ -179,14 +184,14 @@ impl<'f> QueryBlock<'f> {
 /// `[b, q, k]`: key between the query's start and the query. starts: `[b, q]`, of queries from `first` on.
 fn visible<'f>(first: Tensor<'f>, starts: Tensor<'f>, keys: usize) -> Tensor<'f> {
     let ty = Type::i32([starts.dim(0), starts.dim(1), keys]);
-    let of_query = |x: Tensor<'f>| x.broadcast_in_dim(ty.shape.clone(), &[0, 1]);
+    let per_query = |x: Tensor<'f>| x.broadcast_in_dim(ty.shape.clone(), &[0, 1]);
     let query = first.builder().iota(starts.ty(), 1) + first.along(starts, &[]);
     let key = first.builder().iota(ty.clone(), 2);
-    key.ge(of_query(starts)) & key.le(of_query(query))
+    key.ge(per_query(starts)) & key.le(per_query(query))
 }
 
 /// Parts of a sequence whose keys are cut off at one place, so that a loop can run over their blocks of rows: of four
-/// parts, the keys behind a block's last row that are multiplied nevertheless are an eighth of all pairs at most.
+/// parts, the keys after a block's last row that are multiplied nevertheless are an eighth of all pairs at most.
 const PARTS: usize = 4;
 
 /// Some blocks of rows, which read the keys up to the last one's end.
@@ -275,8 +280,8 @@ pub(super) fn forward<'f>(kernel: &DiffAttention, args: &[Tensor<'f>], rows: usi
     let mut parts: Vec<Vec<Tensor<'f>>> = Vec::new();
     for part in Part::all(args[0].dim(1), rows) {
         let keys = [x.k, x.v].map(|x| x.slice_axis(1, 0, part.end()));
-        let of_rows = [x.q, x.lambda, x.starts].map(|x| (x, 1));
-        let [_, results] = part.walk(&[], &of_rows, &keys, &axes, |first, _, rows, keys| {
+        let row_operands = [x.q, x.lambda, x.starts].map(|x| (x, 1));
+        let [_, results] = part.walk(&[], &row_operands, &keys, &axes, |first, _, rows, keys| {
             let x = Operands { q: rows[0], k: keys[0], v: keys[1], lambda: rows[1], starts: rows[2] };
             [vec![], QueryBlock::new(kernel, first, x).forward(kernel.norm).to_vec()]
         });
@@ -290,15 +295,15 @@ pub(super) fn backward<'f>(kernel: &DiffAttention, args: &[Tensor<'f>], rows: us
     let x = Operands::new(kernel, args);
     let (y, stats, dy) = (args[5], args[7], args[8]);
     let (b, s) = (y.dim(0), y.dim(1));
-    // Sums of all blocks, rounded once, behind the rotation.
+    // Sums of all blocks, rounded once, after the rotation.
     let mut sums = [x.k, x.v].map(|x| x.convert(wide(x.dtype())).zeros_like());
     let mut parts: Vec<Vec<Tensor<'f>>> = Vec::new();
     for part in Part::all(s, rows) {
         let end = part.end();
         let keys = [x.k, x.v].map(|x| x.slice_axis(1, 0, end));
-        let of_rows = [(x.q, 1), (x.lambda, 1), (x.starts, 1), (y, 1), (stats, 3), (dy, 1)];
+        let row_operands = [(x.q, 1), (x.lambda, 1), (x.starts, 1), (y, 1), (stats, 3), (dy, 1)];
         let seen = sums.map(|sum| sum.slice_axis(1, 0, end));
-        let [seen, results] = part.walk(&seen, &of_rows, &keys, &[1, 1], |first, sums, rows, keys| {
+        let [seen, results] = part.walk(&seen, &row_operands, &keys, &[1, 1], |first, sums, rows, keys| {
             let &[q, lambda, starts, y, stats, dy] = rows else { unreachable!("six of them") };
             let block =
                 QueryBlock::new(kernel, first, Operands { q, k: keys[0], v: keys[1], lambda, starts });
@@ -318,15 +323,15 @@ pub(super) fn backward<'f>(kernel: &DiffAttention, args: &[Tensor<'f>], rows: us
         let x = x.reshape([b, s, heads, width / heads]);
         rotate(x, [cos, minus_sin]).reshape([b, s, width])
     };
-    let [of_q, of_k, of_v] = kernel.widths();
-    let dq = back(dq, 2 * kernel.heads, of_q);
-    let dk = back(dk, kernel.key_maps() * kernel.groups, of_k);
-    let d_qkv = Tensor::concatenate(&[dq, dk, dv.reshape([b, s, of_v])], 2);
+    let [q_width, k_width, v_width] = kernel.widths();
+    let dq = back(dq, 2 * kernel.heads, q_width);
+    let dk = back(dk, kernel.key_maps() * kernel.groups, k_width);
+    let d_qkv = Tensor::concatenate(&[dq, dk, dv.reshape([b, s, v_width])], 2);
     vec![d_qkv.convert(args[0].dtype()), if args[3].rank() == 0 { d_lambda.sum_all() } else { d_lambda }]
 }
 
 /// Results of all parts, each put together along its axis.
 fn together<'f>(parts: &[Vec<Tensor<'f>>], axes: &[usize]) -> Vec<Tensor<'f>> {
-    let of_all = |i: usize| parts.iter().map(|part| part[i]).collect::<Vec<_>>();
-    axes.iter().enumerate().map(|(i, &axis)| Tensor::concatenate(&of_all(i), axis)).collect()
+    let gathered = |i: usize| parts.iter().map(|part| part[i]).collect::<Vec<_>>();
+    axes.iter().enumerate().map(|(i, &axis)| Tensor::concatenate(&gathered(i), axis)).collect()
 }

@@ -77,9 +77,9 @@ struct Logits<'a> {
 struct Summary {
     /// The first place of the greatest logit.
     place: usize,
-    /// That logit behind the cap, times log2(e).
+    /// That logit after the cap, times log2(e).
     top: f32,
-    /// `log2 sum 2^x` of all behind the cap, times log2(e), less `top`.
+    /// `log2 sum 2^x` of all after the cap, times log2(e), less `top`.
     sum: f32,
 }
 
@@ -205,7 +205,7 @@ impl WithSimd for Race<'_> {
             if many < count && (weight < sum || weight == 0.0) {
                 break token;
             }
-            // And so does what stands behind it.
+            // And so does what follows it.
             for (id, (race, &depth)) in race.iter_mut().zip(&*depth).enumerate() {
                 if depth > its_depth || (depth == its_depth && id >= token) {
                     *race = 0.0;
@@ -290,7 +290,7 @@ fn sum_of_first<S: Simd>(simd: S, depth: &[f32], weights: &[f32], k: f32) -> f32
     weight + (k - count) * weight_of_last
 }
 
-/// The exponential numbers of `all` tokens at a position, and ones behind them.
+/// The exponential numbers of `all` tokens at a position, and ones after them.
 #[inline(always)]
 fn fill_arrivals<S: Simd>(simd: S, key: [u32; 2], position: u32, all: usize, arrivals: &mut [f32]) {
     let half = all.div_ceil(2);

@@ -102,7 +102,7 @@ impl Kernel for Sampling {
             ],
         };
         if numbers != wanted {
-            return Err(ShapeError(format!("wants {wanted:?} behind the logits")));
+            return Err(ShapeError(format!("wants {wanted:?} after the logits")));
         }
         Ok(vec![Type::i32([b]), Type::f32([b])])
     }
@@ -170,7 +170,7 @@ fn race<'f>(filter: Filter, below: Tensor<'f>, args: &[Tensor<'f>]) -> Tensor<'f
 
 /// The token that wins the race `[b, v]` among those that the filter allows. A token is allowed if fewer than `count`
 /// (scalar) tokens stand before it, with weights that sum up to less than `sum` `[b]`. depth `[b, v]`: how far each logit is
-/// below the greatest. So nothing needs to be sorted: if the winner of all is not allowed, neither is any token behind it,
+/// below the greatest. So nothing needs to be sorted: if the winner of all is not allowed, neither is any token after it,
 /// and the next try is among those before it. The first try succeeds as often as the allowed tokens are probable. What
 /// nothing stands before is always allowed, and each try is among fewer tokens than the last: so there are no more tries
 /// than tokens, and one where logits are NaN.

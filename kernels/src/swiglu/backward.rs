@@ -6,7 +6,7 @@ use crate::wide;
 use engine::{Backward, Form, Func, Kernel, ShapeError, Target, Tensor, Type};
 
 /// Arguments: those of the forward kernel, its g and u `[n, i]`, and dy `[n, m]`. Results: dx `[n, m]`, and in f32, so that
-/// who adds them up need not round them first, dWg, dWu `[m, i]` and dWd `[i, m]`.
+/// sums of them are not rounded in between, dWg, dWu `[m, i]` and dWd `[i, m]`.
 #[derive(Clone, Debug)]
 pub(super) struct SwiGluBackward {
     pub(super) forward: SwiGlu,

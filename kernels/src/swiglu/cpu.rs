@@ -114,9 +114,9 @@ fn backward(of: &Arguments<'_>, workers: Workers<'_>, results: [&mut [f32]; 5]) 
             turn_panel(&of.dy[rows], m, dy);
         });
 
-        let of_tile = 2 * panels * COLUMNS * PANEL_ROWS;
+        let tile_len = 2 * panels * COLUMNS * PANEL_ROWS;
         let d_hidden = &mut d_hidden[..2 * panels * PANEL_ROWS * i];
-        let tiles = d_hidden.chunks_mut(of_tile).enumerate();
+        let tiles = d_hidden.chunks_mut(tile_len).enumerate();
         let sums = sums_gate.chunks_mut(COLUMNS * m).zip(sums_up.chunks_mut(COLUMNS * m));
         let items = tiles.zip(sums.zip(d_down.chunks_mut(COLUMNS * m))).collect();
         workers.for_each(items, |((tile, d_hidden), ((sums_gate, sums_up), d_down))| {
@@ -147,7 +147,7 @@ fn backward(of: &Arguments<'_>, workers: Workers<'_>, results: [&mut [f32]; 5]) 
     });
 }
 
-/// Turns rows `[rows, m]` into `[m, 64]`, with zeros behind the last row.
+/// Turns rows `[rows, m]` into `[m, 64]`, with zeros after the last row.
 fn turn_panel(x: &[f32], m: usize, result: &mut [f32]) {
     if x.len() == PANEL_ROWS * m {
         return turn(x, m, result);
@@ -236,8 +236,8 @@ impl WithSimd for Hidden<'_> {
             .zip(hidden.chunks_exact_mut(PANEL_ROWS));
         let cotangents = d_gate.chunks_exact_mut(PANEL_ROWS).zip(d_up.chunks_exact_mut(PANEL_ROWS));
         for (column, (((g, u), h), (dg, du))) in columns.zip(cotangents).enumerate() {
-            if let Some([of_rows, of_columns]) = of.words {
-                column_mask(&of_rows[rows.clone()], of_columns[first + column], of.rate, &mut mask);
+            if let Some([row_words, column_words]) = of.words {
+                column_mask(&row_words[rows.clone()], column_words[first + column], of.rate, &mut mask);
             }
             let [g, u, mask] = [g, u, &mask].map(|x| S::as_simd_f32s(x).0);
             let [h, dg, du] = [h, dg, du].map(|x| S::as_mut_simd_f32s(x).0);
@@ -285,8 +285,8 @@ impl WithSimd for Rows<'_> {
         let (m, i) = (of.width, of.hidden);
         let mut turned = AlignedVec::new(m * PANEL_ROWS);
         for (tile, d_hidden) in d_hidden.chunks(2 * panels * COLUMNS * PANEL_ROWS).enumerate() {
-            let of_panel = d_hidden.len() / panels;
-            let (d_gate, d_up) = d_hidden[panel * of_panel..][..of_panel].split_at(of_panel / 2);
+            let panel_len = d_hidden.len() / panels;
+            let (d_gate, d_up) = d_hidden[panel * panel_len..][..panel_len].split_at(panel_len / 2);
             let [gate, up] = [of.gate, of.up].map(|weight| Left::by_rows(&weight[tile * COLUMNS..], i));
             let onto = if tile == 0 { Onto::Zero } else { Onto::Sum };
             multiply(simd, gate, d_gate, &mut turned, PANEL_ROWS, onto);

@@ -51,7 +51,7 @@ impl SwiGlu {
             _ => vec![Type::new(DType::U32, [n]), Type::new(DType::U32, [i])],
         };
         if words != wanted {
-            return complain(format!("random words {wanted:?} behind the matrices"));
+            return complain(format!("random words {wanted:?} after the matrices"));
         }
         Ok(x.with_shape([n, i]))
     }

@@ -76,13 +76,13 @@ impl TpuSwiGlu {
         };
         let (gate, up) = (weights(), weights());
         let words = (rate > 0.0).then(|| {
-            let of_rows = spec.input(Type::i32([n, 1]), &[rows, 1], move |k, grid| {
+            let row_words = spec.input(Type::i32([n, 1]), &[rows, 1], move |k, grid| {
                 vec![(grid[0] - 1).at_least(0) % down, k.number(0)]
             });
-            let of_columns = spec.input(Type::i32([1, i]), &[1, columns], move |k, grid| {
+            let column_words = spec.input(Type::i32([1, i]), &[1, columns], move |k, grid| {
                 vec![k.number(0), (grid[0] - 1).at_least(0) / down]
             });
-            [of_rows, of_columns]
+            [row_words, column_words]
         });
         let mut result = || {
             spec.output(Type::new(narrow, [n, i]), &[rows, columns], move |_, grid| {
@@ -119,9 +119,9 @@ impl TpuSwiGlu {
             let hidden = gate / ((gate * -LOG2_E).exp2() + 1.0) * up;
             let hidden = match words {
                 None => hidden,
-                Some([of_rows, of_columns]) => {
-                    let of_rows = k.load(of_rows, at![rows.clone(), ..]);
-                    hidden * tile_mask(of_rows, k.load(of_columns, at![.., ..]), self.rate)
+                Some([row_words, column_words]) => {
+                    let row_words = k.load(row_words, at![rows.clone(), ..]);
+                    hidden * tile_mask(row_words, k.load(column_words, at![.., ..]), self.rate)
                 }
             };
             k.store(h, at![rows, ..], hidden);

@@ -65,11 +65,11 @@ impl Buffer {
         }
     }
 
-    fn of_floats(ty: Type, floats: Vec<f32>) -> Buffer {
+    fn from_floats(ty: Type, floats: Vec<f32>) -> Buffer {
         Buffer { ty, elements: Elements::Floats(floats) }
     }
 
-    fn of_ints(ty: Type, ints: Vec<i32>) -> Buffer {
+    fn from_ints(ty: Type, ints: Vec<i32>) -> Buffer {
         Buffer { ty, elements: Elements::Ints(ints) }
     }
 
@@ -77,8 +77,8 @@ impl Buffer {
     fn picked(&self, ty: Type, source: impl Fn(usize) -> usize) -> Buffer {
         let n = ty.elements();
         match &self.elements {
-            Elements::Floats(x) => Buffer::of_floats(ty, (0..n).map(|i| x[source(i)]).collect()),
-            Elements::Ints(x) => Buffer::of_ints(ty, (0..n).map(|i| x[source(i)]).collect()),
+            Elements::Floats(x) => Buffer::from_floats(ty, (0..n).map(|i| x[source(i)]).collect()),
+            Elements::Ints(x) => Buffer::from_ints(ty, (0..n).map(|i| x[source(i)]).collect()),
         }
     }
 
@@ -216,15 +216,15 @@ impl<'r> Run<'r> {
     fn new(body: &'r Body, grid: &[i32], memory: &'r mut [Buffer]) -> Run<'r> {
         let mut run = Run { body, values: vec![None; body.types.len()], memory };
         for (&id, &index) in body.params.iter().zip(grid) {
-            run.set(id, Buffer::of_ints(Type::scalar(DType::I32), vec![index]));
+            run.set(id, Buffer::from_ints(Type::scalar(DType::I32), vec![index]));
         }
         for &(id, number) in &body.constants {
             let ty = tile_type(&body.types[id]);
             let n = ty.elements();
             let tile = match ty.dtype {
-                DType::F32 => Buffer::of_floats(ty, vec![number as f32; n]),
-                DType::Bf16 => Buffer::of_floats(ty, vec![bf16::from_f64(number).to_f32(); n]),
-                _ => Buffer::of_ints(ty, vec![number as i32; n]),
+                DType::F32 => Buffer::from_floats(ty, vec![number as f32; n]),
+                DType::Bf16 => Buffer::from_floats(ty, vec![bf16::from_f64(number).to_f32(); n]),
+                _ => Buffer::from_ints(ty, vec![number as i32; n]),
             };
             run.set(id, tile);
         }
@@ -262,7 +262,7 @@ impl<'r> Run<'r> {
             }
             Instruction::For { index, body } => {
                 for i in self.number(operands[0])..self.number(operands[1]) {
-                    self.set(*index, Buffer::of_ints(Type::scalar(DType::I32), vec![i]));
+                    self.set(*index, Buffer::from_ints(Type::scalar(DType::I32), vec![i]));
                     self.region(body);
                 }
             }
@@ -307,7 +307,7 @@ impl<'r> Run<'r> {
                             Binary::Max => x.max(y),
                             other => panic!("tile: no {other:?} of floats"),
                         };
-                        Buffer::of_floats(ty.clone(), a.iter().zip(b).map(f).collect()).rounded()
+                        Buffer::from_floats(ty.clone(), a.iter().zip(b).map(f).collect()).rounded()
                     }
                     (Elements::Ints(a), Elements::Ints(b)) => {
                         let f = |(&x, &y): (&i32, &i32)| match binary {
@@ -323,7 +323,7 @@ impl<'r> Run<'r> {
                             Binary::Xor => x ^ y,
                             Binary::ShiftRight => ((x as u32) >> y) as i32,
                         };
-                        Buffer::of_ints(ty, a.iter().zip(b).map(f).collect())
+                        Buffer::from_ints(ty, a.iter().zip(b).map(f).collect())
                     }
                     _ => unreachable!("checked when built"),
                 }
@@ -335,7 +335,7 @@ impl<'r> Run<'r> {
                     Unary::Tanh => x.tanh(),
                     Unary::Rsqrt => 1.0 / x.sqrt(),
                 };
-                Buffer::of_floats(ty, first().floats().iter().map(f).collect()).rounded()
+                Buffer::from_floats(ty, first().floats().iter().map(f).collect()).rounded()
             }
             Instruction::Matmul(rhs) => {
                 let (a, b) = (first(), self.get(operands[1]));
@@ -353,7 +353,7 @@ impl<'r> Run<'r> {
                         row.iter_mut().zip(b).for_each(|(sum, &b)| *sum += a * b);
                     }
                 }
-                Buffer::of_floats(ty, sum)
+                Buffer::from_floats(ty, sum)
             }
             Instruction::Reduce(reduce, axis) => {
                 let x = first();
@@ -373,7 +373,7 @@ impl<'r> Run<'r> {
                     }
                     result.extend(sums);
                 }
-                Buffer::of_floats(ty, result)
+                Buffer::from_floats(ty, result)
             }
             Instruction::Broadcast => {
                 let x = first();
@@ -408,7 +408,7 @@ impl<'r> Run<'r> {
             Instruction::Iota(axis) => {
                 let below: usize = ty.shape[axis + 1..].iter().product();
                 let extent = ty.shape[*axis];
-                Buffer::of_ints(ty, (0..n).map(|i| (i / below % extent) as i32).collect())
+                Buffer::from_ints(ty, (0..n).map(|i| (i / below % extent) as i32).collect())
             }
             Instruction::Convert => {
                 let mut x = Buffer::clone(&first());
@@ -424,7 +424,10 @@ impl<'r> Run<'r> {
                         Compare::Ge => x >= y,
                     })
                 };
-                Buffer::of_ints(ty, first().ints().iter().zip(self.get(operands[1]).ints()).map(f).collect())
+                Buffer::from_ints(
+                    ty,
+                    first().ints().iter().zip(self.get(operands[1]).ints()).map(f).collect(),
+                )
             }
             Instruction::Select => {
                 let (condition, then, otherwise) = (first(), self.get(operands[1]), self.get(operands[2]));
@@ -433,11 +436,11 @@ impl<'r> Run<'r> {
                     return Buffer::clone(if one != 0 { &then } else { &otherwise });
                 }
                 match (&then.elements, &otherwise.elements) {
-                    (Elements::Floats(x), Elements::Floats(y)) => Buffer::of_floats(
+                    (Elements::Floats(x), Elements::Floats(y)) => Buffer::from_floats(
                         ty,
                         (0..n).map(|i| if condition[i] != 0 { x[i] } else { y[i] }).collect(),
                     ),
-                    (Elements::Ints(x), Elements::Ints(y)) => Buffer::of_ints(
+                    (Elements::Ints(x), Elements::Ints(y)) => Buffer::from_ints(
                         ty,
                         (0..n).map(|i| if condition[i] != 0 { x[i] } else { y[i] }).collect(),
                     ),

@@ -188,7 +188,7 @@ impl Printer<'_> {
         let mut names: Vec<String> = operands.iter().map(name).collect();
         let mut types: Vec<String> = operands.iter().map(ty).collect();
         let result = statement.result.map(|id| (id, &body.types[id]));
-        let of_float = |id: Id| matches!(&body.types[id], ValueType::Of(ty) if is_float(ty.dtype));
+        let is_float_value = |id: Id| matches!(&body.types[id], ValueType::Of(ty) if is_float(ty.dtype));
         let extent = |id: Id| match &body.types[id] {
             ValueType::Of(ty) => ty.shape.clone(),
             ValueType::Index => Vec::new(),
@@ -225,7 +225,7 @@ impl Printer<'_> {
                     format!("operandSegmentSizes = array<i32: 1, 1, {rank}, 0>, strides = array<i32>");
                 "tpu.vector_store"
             }
-            Instruction::Binary(binary) => match (binary, of_float(operands[0])) {
+            Instruction::Binary(binary) => match (binary, is_float_value(operands[0])) {
                 (Binary::Add, true) => "arith.addf",
                 (Binary::Add, false) => "arith.addi",
                 (Binary::Sub, true) => "arith.subf",
@@ -314,7 +314,7 @@ impl Printer<'_> {
             }
             Instruction::IndexCast => "arith.index_cast",
             Instruction::Compare(compare) => {
-                assert!(!of_float(operands[0]), "tile: floats are not compared");
+                assert!(!is_float_value(operands[0]), "tile: floats are not compared");
                 let predicate = match compare {
                     Compare::Eq => 0,
                     Compare::Lt => 2,

@@ -197,7 +197,7 @@ impl Generator {
     /// Slots that new tokens take at most.
     fn new_slots(&self, batch: &Batch<'_>) -> usize {
         let drafted = self.config.mtp_num_tokens > 0 && batch.speculation != Speculation::Off;
-        // The last token is computed like the others, and a draft stands behind it.
+        // The last token is computed like the others, and a draft follows it.
         match (drafted, batch.rows.len()) {
             (false, _) => batch.new_tokens + 1,
             (true, 1) => batch.new_tokens + 2,
@@ -304,7 +304,7 @@ impl Generator {
         types.map(|name, ty| {
             let number = |x: i32| Host::new([shape.rows], &vec![x; shape.rows]);
             let made = match name {
-                "behind" => self.device.put(&Host::zeros(ty)),
+                "draft_hidden" => self.device.put(&Host::zeros(ty)),
                 "draft" => self.device.put(&number(-1)),
                 "position" => {
                     let lengths = batch.rows.iter().map(|&(prompt, _)| prefilled.lengths[prompt]);

@@ -78,9 +78,9 @@ pub(super) fn backward(
     results: Cotangents<'_>,
     scratch: &mut [f32],
 ) {
-    let (runs, of_group) = Run::all(p);
+    let (runs, group_len) = Run::all(p);
     let (keys, rest) = aligned(scratch).split_at_mut(p.rotated_keys());
-    let (sums, rest) = rest.split_at_mut(p.batch * p.groups * of_group);
+    let (sums, rest) = rest.split_at_mut(p.batch * p.groups * group_len);
     x.rotate_keys(p, workers, keys);
     let Cotangents { qkv, lambda } = results;
     let lambda_rows = match x.lambda {
@@ -88,14 +88,14 @@ pub(super) fn backward(
         Lambda::PerRow(_) => &mut *lambda,
     };
 
-    let of_sequence =
+    let by_sequence =
         qkv.chunks_exact_mut(p.seq * p.width()).zip(lambda_rows.chunks_exact_mut(p.seq * p.heads));
-    let sequences: Vec<_> = of_sequence.map(|(qkv, lambda)| Mutex::new(Cotangents { qkv, lambda })).collect();
+    let sequences: Vec<_> = by_sequence.map(|(qkv, lambda)| Mutex::new(Cotangents { qkv, lambda })).collect();
     let mut items = Vec::new();
-    for (i, mut sums) in sums.chunks_exact_mut(of_group).enumerate() {
+    for (i, mut sums) in sums.chunks_exact_mut(group_len).enumerate() {
         for run in &runs {
-            let (of_run, rest) = sums.split_at_mut(run.sums(p));
-            items.push((i / p.groups, i % p.groups, run, of_run));
+            let (run_sums, rest) = sums.split_at_mut(run.sums(p));
+            items.push((i / p.groups, i % p.groups, run, run_sums));
             sums = rest;
         }
     }
@@ -123,7 +123,7 @@ pub(super) fn backward(
         })
         .collect();
     workers.for_each(items, |(b, first, qkv)| {
-        let sums = &sums[b * p.groups * of_group..][..p.groups * of_group];
+        let sums = &sums[b * p.groups * group_len..][..p.groups * group_len];
         Arch::new().dispatch(AddRuns { p, x: &x, runs: &runs, sums, first, qkv });
     });
     if let Lambda::Scalar(_) = x.lambda {
@@ -152,20 +152,20 @@ impl WithSimd for AddRuns<'_> {
     fn with_simd<S: Simd>(self, _: S) {
         let AddRuns { p, x, runs, sums, first, qkv } = self;
         let (d, e, maps) = (p.head_dim, p.value_dim, p.key_maps());
-        let [of_q, of_k, _] = p.widths();
-        let of_group = sums.len() / p.groups;
+        let [q_width, k_width, _] = p.widths();
+        let group_len = sums.len() / p.groups;
         for (token, position) in qkv.chunks_exact_mut(p.width()).zip(first..) {
-            let (of_keys, of_values) = token[of_q..].split_at_mut(of_k);
-            for (group, sums) in sums.chunks_exact(of_group).enumerate() {
+            let (key_columns, value_columns) = token[q_width..].split_at_mut(k_width);
+            for (group, sums) in sums.chunks_exact(group_len).enumerate() {
                 for t in 0..maps {
-                    let dk = &mut of_keys[(group * maps + t) * d..][..d];
+                    let dk = &mut key_columns[(group * maps + t) * d..][..d];
                     add(dk, runs, position, |run| {
                         &sums[run.offset + (t * run.queries.end() + position) * d..][..d]
                     });
                     // The queries in the sums carry log2(e).
                     rotate_back(dk, x.angles(p, position), LN_2);
                 }
-                let dv = &mut of_values[group * e..][..e];
+                let dv = &mut value_columns[group * e..][..e];
                 add(dv, runs, position, |run| {
                     &sums[run.offset + maps * d * run.queries.end() + position * e..][..e]
                 });
@@ -238,18 +238,18 @@ impl WithSimd for BackwardTask<'_, '_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let BackwardTask { given, b, group, run, sums, results, tiles } = self;
         let p = given.p;
-        let (d, of_group) = (p.head_dim, p.heads / p.groups);
+        let (d, heads_per_group) = (p.head_dim, p.heads / p.groups);
         sums.fill(0.0);
         let (dk, dv) = sums.split_at_mut(p.key_maps() * run.queries.end() * d);
         for queries in Positions::cover(run.queries.first, run.queries.end(), QUERIES) {
-            for head in group * of_group..(group + 1) * of_group {
+            for head in group * heads_per_group..(group + 1) * heads_per_group {
                 let block = QueryBlock::new(p, given.x, given.keys, b, head, queries);
-                let of_queries = tiles.load(simd, &block, given);
+                let per_query = tiles.load(simd, &block, given);
                 for tile in block.tiles() {
-                    tiles.differentiate(simd, &block, tile, &of_queries);
+                    tiles.differentiate(simd, &block, tile, &per_query);
                     tiles.add_to_keys(simd, &block, tile, dk, dv);
                 }
-                tiles.store(&block, &of_queries, &mut results.lock().expect("no task panicked"));
+                tiles.store(&block, &per_query, &mut results.lock().expect("no task panicked"));
             }
         }
     }
@@ -277,13 +277,13 @@ impl Scratch {
         block.load(&mut self.q, &mut self.q_turned);
         self.dq.fill(0.0);
 
-        let of_rows = |x: &[f32]| {
+        let block_rows = |x: &[f32]| {
             let mut rows = [0.0; QUERIES];
             rows[..queries.len].copy_from_slice(&x[queries.first..queries.end()]);
             rows
         };
         let stats = &given.saved.stats[(b * p.heads + head) * 3 * p.seq..][..3 * p.seq];
-        let factor = of_rows(&stats[2 * p.seq..]);
+        let factor = block_rows(&stats[2 * p.seq..]);
         let mut along_out = [0.0; QUERIES];
         // y = f O with f = 1 / sqrt(mean(O^2) + eps):  dO = f (dy - y mean(y dy)), and then
         // rowsum(dO O) = e eps f^2 mean(y dy), because mean(y^2) = 1 - eps f^2.
@@ -314,14 +314,14 @@ impl Scratch {
         let sums = S::as_mut_simd_f32s(&mut d2).0;
         let o2 = given.saved.o2[(b * p.heads + head) * e * p.seq..].chunks_exact(p.seq);
         for (d_out, o2) in self.d_out_turned.chunks_exact(QUERIES).zip(o2) {
-            let o2 = of_rows(o2);
+            let o2 = block_rows(o2);
             let (d_out, o2) = (S::as_simd_f32s(d_out).0, S::as_simd_f32s(&o2).0);
             for i in 0..sums.len() {
                 sums[i] = simd.mul_add_e_f32s(o2[i], d_out[i], sums[i]);
             }
         }
         let d1 = std::array::from_fn(|i| along_out[i] + lambda[i] * d2[i]);
-        let lse = [0, 1].map(|t| of_rows(&stats[t * p.seq..]).map(|lse| lse * LOG2_E));
+        let lse = [0, 1].map(|t| block_rows(&stats[t * p.seq..]).map(|lse| lse * LOG2_E));
         PerQuery { lse, row_sums: [d1, d2], lambda }
     }
 
@@ -332,7 +332,7 @@ impl Scratch {
         simd: S,
         block: &QueryBlock<'_>,
         tile: Positions,
-        of_queries: &PerQuery,
+        per_query: &PerQuery,
     ) {
         let len = tile.len * QUERIES;
         for (t, scores) in self.scores.iter_mut().enumerate() {
@@ -343,9 +343,9 @@ impl Scratch {
         multiply(simd, values, &self.d_out_turned, &mut self.a[..len], QUERIES, Onto::Zero);
 
         let vectors = |x| S::as_simd_f32s(x).0;
-        let [lse1, lse2] = of_queries.lse.each_ref().map(|x| vectors(x));
-        let [d1, d2] = of_queries.row_sums.each_ref().map(|x| vectors(x));
-        let lambda = vectors(&of_queries.lambda);
+        let [lse1, lse2] = per_query.lse.each_ref().map(|x| vectors(x));
+        let [d1, d2] = per_query.row_sums.each_ref().map(|x| vectors(x));
+        let lambda = vectors(&per_query.lambda);
         let width = lambda.len();
         let [s1, s2] = &mut self.scores;
         let [s1, s2, a] = [s1, s2, &mut self.a].map(|x| S::as_mut_simd_f32s(&mut x[..len]).0);
@@ -381,21 +381,21 @@ impl Scratch {
         dv: &mut [f32],
     ) {
         let (d, e, maps) = (block.p.head_dim, block.p.value_dim, block.p.key_maps());
-        let of_map = dk.len() / maps;
+        let map_len = dk.len() / maps;
         // dV = A^T dO
         let dv = &mut dv[tile.first * e..][..tile.len * e];
         multiply(simd, Left::by_rows(&self.a, QUERIES), &self.d_out, dv, e, Onto::Sum);
         for (t, ds) in self.scores.iter().enumerate() {
-            let of_queries = t * QUERIES * d..(t + 1) * QUERIES * d;
+            let query_range = t * QUERIES * d..(t + 1) * QUERIES * d;
             // dKt = dSt^T Qt
-            let dk = &mut dk[t.min(maps - 1) * of_map + tile.first * d..][..tile.len * d];
-            multiply(simd, Left::by_rows(ds, QUERIES), &self.q[of_queries.clone()], dk, d, Onto::Sum);
+            let dk = &mut dk[t.min(maps - 1) * map_len + tile.first * d..][..tile.len * d];
+            multiply(simd, Left::by_rows(ds, QUERIES), &self.q[query_range.clone()], dk, d, Onto::Sum);
             // dQt = dSt Kt
             multiply(
                 simd,
                 Left::by_columns(ds, QUERIES),
                 block.key_tile(t, tile),
-                &mut self.dq[of_queries],
+                &mut self.dq[query_range],
                 d,
                 Onto::Sum,
             );
@@ -403,7 +403,7 @@ impl Scratch {
     }
 
     /// Rotates the queries' cotangents back and copies the block's part to the results of its sequence.
-    fn store(&mut self, block: &QueryBlock<'_>, of_queries: &PerQuery, results: &mut Cotangents<'_>) {
+    fn store(&mut self, block: &QueryBlock<'_>, per_query: &PerQuery, results: &mut Cotangents<'_>) {
         let QueryBlock { p, x, head, queries, .. } = *block;
         let d = p.head_dim;
         for i in 0..queries.len {
@@ -413,7 +413,7 @@ impl Scratch {
                 rotate_back(dq, x.angles(p, position), p.scale());
                 results.qkv[position * p.width() + (2 * head + t) * d..][..d].copy_from_slice(dq);
             }
-            results.lambda[position * p.heads + head] = -of_queries.row_sums[1][i];
+            results.lambda[position * p.heads + head] = -per_query.row_sums[1][i];
         }
     }
 }

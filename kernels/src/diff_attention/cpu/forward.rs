@@ -29,9 +29,9 @@ pub(super) fn forward(
 ) {
     let keys = &mut aligned(scratch)[..p.rotated_keys()];
     x.rotate_keys(p, workers, keys);
-    let (of_y, of_o2) = (p.seq * p.heads * p.value_dim, p.heads * p.value_dim * p.seq);
-    let y = results.y.chunks_exact_mut(of_y);
-    let o2 = results.o2.chunks_exact_mut(of_o2);
+    let (y_len, o2_len) = (p.seq * p.heads * p.value_dim, p.heads * p.value_dim * p.seq);
+    let y = results.y.chunks_exact_mut(y_len);
+    let o2 = results.o2.chunks_exact_mut(o2_len);
     let stats = results.stats.chunks_exact_mut(p.heads * 3 * p.seq);
     let sequences: Vec<_> =
         y.zip(o2).zip(stats).map(|((y, o2), stats)| Mutex::new(Results { y, o2, stats })).collect();

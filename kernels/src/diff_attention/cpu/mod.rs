@@ -39,7 +39,7 @@ struct Attention {
     value_dim: usize,
     /// The maps' keys.
     keys: Keys,
-    /// The norm behind the heads.
+    /// The norm of the heads' outputs.
     norm: HeadNorm,
     /// Soft cap of the logits; 0 is off.
     cap: f32,
@@ -138,7 +138,7 @@ impl<'a> Arguments<'a> {
     /// Writes the rotated keys of all sequences, `[b, g, t, s, d]`.
     fn rotate_keys(&self, p: &Attention, workers: Workers<'_>, keys: &mut [f32]) {
         let (d, maps) = (p.head_dim, p.key_maps());
-        let [of_q, ..] = p.widths();
+        let [q_width, ..] = p.widths();
         let mut items = Vec::new();
         for (i, keys) in keys.chunks_exact_mut(p.seq * d).enumerate() {
             let (b, map) = (i / (p.groups * maps), i % (p.groups * maps));
@@ -151,7 +151,7 @@ impl<'a> Arguments<'a> {
             );
         }
         workers.for_each(items, |(b, map, first, keys)| {
-            Arch::new().dispatch(RotateKeys { p, x: self, b, first, column: of_q + map * d, keys });
+            Arch::new().dispatch(RotateKeys { p, x: self, b, first, column: q_width + map * d, keys });
         });
     }
 }
@@ -206,10 +206,10 @@ impl<'a> QueryBlock<'a> {
         queries: Positions,
     ) -> QueryBlock<'a> {
         let group = b * p.groups + head / (p.heads / p.groups);
-        let of_group = p.key_maps() * p.seq * p.head_dim;
+        let group_len = p.key_maps() * p.seq * p.head_dim;
         let mut starts = [0; QUERIES];
         starts[..queries.len].copy_from_slice(&x.starts[b * p.seq + queries.first..][..queries.len]);
-        QueryBlock { p, x, keys: &keys[group * of_group..][..of_group], b, head, queries, starts }
+        QueryBlock { p, x, keys: &keys[group * group_len..][..group_len], b, head, queries, starts }
     }
 
     /// The tiles of keys that a query of the block sees.
@@ -257,8 +257,8 @@ impl<'a> QueryBlock<'a> {
     #[inline(always)]
     fn values(&self, tile: Positions) -> &'a [f32] {
         let p = self.p;
-        let [of_q, of_k, _] = p.widths();
-        let column = of_q + of_k + self.head / (p.heads / p.groups) * p.value_dim;
+        let [q_width, k_width, _] = p.widths();
+        let column = q_width + k_width + self.head / (p.heads / p.groups) * p.value_dim;
         &self.x.qkv[(self.b * p.seq + tile.first) * p.width() + column..]
     }
 

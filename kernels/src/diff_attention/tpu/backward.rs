@@ -94,21 +94,21 @@ pub(super) fn program(attention: &TpuAttention) -> TileKernel {
     let scanned = attention.scanned;
     let whole_rows = Type::new(narrow, [batch, seq, heads * e]);
     let [y, o2, stats] = attention.results();
-    let mut of_rows = |array: Type, is_scanned: IsScanned| {
+    let mut rows_input = |array: Type, is_scanned: IsScanned| {
         spec.input(array, &[1, seq, width * e], |k, grid| {
             let sequence = inputs.sequence(k, grid[0], attention, is_scanned);
             vec![sequence, k.number(0), grid[1] * steps + grid[2]]
         })
     };
-    let (y, dy) = (of_rows(y, scanned.y), of_rows(whole_rows.clone(), IsScanned::No));
-    let mut of_heads = |array: Type, is_scanned: IsScanned| {
+    let (y, dy) = (rows_input(y, scanned.y), rows_input(whole_rows.clone(), IsScanned::No));
+    let mut heads_input = |array: Type, is_scanned: IsScanned| {
         spec.input(array.clone(), &[1, width, array.shape[2], seq], |k, grid| {
             let sequence = inputs.sequence(k, grid[0], attention, is_scanned);
             vec![sequence, grid[1] * steps + grid[2], k.number(0), k.number(0)]
         })
     };
-    let o2 = of_heads(o2, scanned.o2);
-    let stats = of_heads(stats, scanned.stats);
+    let o2 = heads_input(o2, scanned.o2);
+    let stats = heads_input(stats, scanned.stats);
     let (dq, dk, dv) = if parts(attention) {
         let mut part = |columns: usize, block: usize, per_step: bool| {
             let result =
@@ -264,21 +264,21 @@ impl BackwardKernel<'_> {
                         k.store(self.turned_q, at![x, head, t, half, rows], rotated);
                     }
                 }
-                let of_step = head + k.index(x * tiling.heads);
+                let step_head = head + k.index(x * tiling.heads);
                 let turned =
-                    |array| k.load(array, at![0, rows, of_step.block(e)]).transpose().convert(DType::F32);
+                    |array| k.load(array, at![0, rows, step_head.block(e)]).transpose().convert(DType::F32);
                 let (y, dy) = (turned(self.y), turned(self.dy));
-                let stat = |t: usize| k.load(self.stats, at![0, of_step, t..t + 1, rows]);
+                let stat = |t: usize| k.load(self.stats, at![0, step_head, t..t + 1, rows]);
                 let factor = stat(2);
                 let mean = (y * dy).sum_rows() * (1.0 / e as f64);
                 let d_out = (dy - y * mean.along(&[e, block])) * factor.along(&[e, block]);
-                let o2 = k.load(self.o2, at![0, of_step, .., rows]).convert(DType::F32);
+                let o2 = k.load(self.o2, at![0, step_head, .., rows]).convert(DType::F32);
                 let d2 = (d_out * o2).sum_rows();
                 let d1 = d2 * lambda + mean * factor * factor * (e as f64 * eps);
                 for (t, row) in [stat(0) * LOG2_E, stat(1) * LOG2_E, d1, d2].into_iter().enumerate() {
                     k.store(self.rows, at![x, head, t..t + 1, rows], row);
                 }
-                k.store(self.d2, at![0, of_step, .., rows], d2);
+                k.store(self.d2, at![0, step_head, .., rows], d2);
                 let d_out = d_out.convert(narrow).transpose();
                 k.store(self.dq.result, at![0, rows, self.queries(k, x, head, None)], d_out);
             }

@@ -132,7 +132,7 @@ impl ForwardKernel<'_> {
         let row = grid[0].to_index();
         self.rotate(k, grid[2]);
         // What the last step leaves is as good as zeros: a query block's first tile lets it decay to nothing. Only NaN stays,
-        // and spreads to the sequences behind; a training step with NaN is not applied anyway.
+        // and spreads to the sequences after it; a training step with NaN is not applied anyway.
         k.when(grid[0].is(0) & grid[1].is(0) & grid[2].is(0), || {
             let b = self.attention.tiling.block;
             for map in self.maps.iter().flatten() {

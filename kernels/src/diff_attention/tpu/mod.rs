@@ -100,8 +100,8 @@ pub(super) fn backward_func(kernel: &DiffAttention, args: &[Type]) -> Option<Fun
         let &[.., y, o2, stats, dy] = args else { unreachable!("checked when called") };
         let operands = [attention.operands(args, Tables::Turned), vec![y, dy, o2, stats]].concat();
         let results = f.custom_call(backward::call(&attention), &operands);
-        let (d2, of_qkv) = results.split_last().expect("D2 is the last result");
-        let d_qkv = if of_qkv.len() == 1 { of_qkv[0] } else { Tensor::concatenate(of_qkv, 2) };
+        let (d2, qkv_parts) = results.split_last().expect("D2 is the last result");
+        let d_qkv = if qkv_parts.len() == 1 { qkv_parts[0] } else { Tensor::concatenate(qkv_parts, 2) };
         vec![d_qkv, -d2.sum_all()]
     }))
 }
@@ -203,10 +203,10 @@ impl TpuAttention {
         let &[qkv, cos, sin, lambda, starts, ..] = args else { unreachable!("checked when called") };
         let (batch, seq, block) = (self.batch, self.seq, self.tiling.block);
         let blocked = starts.reshape([batch, self.blocks(), block]);
-        let of_block = |i: usize| blocked.slice_axis(2, i, i + 1).reshape([batch * self.blocks()]);
+        let in_each_block = |i: usize| blocked.slice_axis(2, i, i + 1).reshape([batch * self.blocks()]);
         let mut operands = vec![
-            of_block(0) / block as i32,
-            of_block(block - 1),
+            in_each_block(0) / block as i32,
+            in_each_block(block - 1),
             lambda.reshape([1, 1]),
             starts.reshape([batch, 1, seq]),
         ];
@@ -269,7 +269,7 @@ impl Inputs {
         let (cos, sin) = (spec.whole(table.clone(), MemorySpace::Vmem), spec.whole(table, MemorySpace::Vmem));
         // Columns of qkv: queries of all heads, then keys, then values of all groups; block numbers in own widths.
         let mut columns = |width: usize, first: usize, per_group: usize| -> Vec<Ref> {
-            let of_group = |x: usize| {
+            let group_input = |x: usize| {
                 let (array, is_scanned) =
                     (attention.array(attention.qkv(), attention.scanned.qkv), attention.scanned.qkv);
                 spec.input(array, &[1, seq, width], move |k, grid| {
@@ -279,7 +279,7 @@ impl Inputs {
                     vec![sequence, k.number(0), block + k.number(first as i32)]
                 })
             };
-            (0..tiling.groups).map(of_group).collect()
+            (0..tiling.groups).map(group_input).collect()
         };
         let q = columns(tiling.heads * 2 * d, 0, steps);
         let k = columns(2 * d, heads, 1);
@@ -348,13 +348,13 @@ impl Inputs {
         let block = attention.tiling.block;
         let chunk = block.min(LANES);
         let last_start = k.scalar(self.last_start, &[row * attention.blocks() + i]).to_index();
-        // A document starts behind the tile's first key, for some of its queries: keys before it are hidden.
+        // A document starts after the tile's first key, for some of its queries: keys before it are hidden.
         k.when(j.block_start(block).lt(last_start), || {
             let height = block.min(MASK_ROWS);
             for c in 0..block / chunk {
                 let queries = c * chunk..(c + 1) * chunk;
-                let of_chunk = (i * (block / chunk) + k.index(c)).block(chunk);
-                let first = k.load(self.starts, at![0, .., of_chunk]) - j.block_start(block).to_number();
+                let chunk_columns = (i * (block / chunk) + k.index(c)).block(chunk);
+                let first = k.load(self.starts, at![0, .., chunk_columns]) - j.block_start(block).to_number();
                 let mut tops: Vec<Option<Vector<'k>>> = vec![None; scores.len()];
                 for r in 0..block / height {
                     let keys = r * height..(r + 1) * height;
@@ -377,7 +377,7 @@ impl Inputs {
                 }
             }
         });
-        // Keys behind the query are hidden, whatever its document.
+        // Keys after the query are hidden, whatever its document.
         k.when(i.eq(j), || {
             let triangle = k.iota(&[chunk, chunk], 0).le(k.iota(&[chunk, chunk], 1));
             for &(scores, highest) in scores {
@@ -392,7 +392,7 @@ impl Inputs {
                         k.store(scores, at![queries.end..block, queries.clone()], hidden);
                     }
                     let Some(highest) = highest else { continue };
-                    // Keys before this chunk are as they were, those behind it do not count.
+                    // Keys before this chunk are as they were, those after it do not count.
                     let mut top = x.fold_max();
                     if c > 0 {
                         top = top.max(k.load(scores, at![0..c * chunk, queries.clone()]).fold_max());
@@ -460,7 +460,7 @@ impl<'k> Tile<'k> {
         Tile { head: zero, i: zero, j: inputs.first_block(k, row, zero, attention) }
     }
 
-    /// The very last tile, behind the loop.
+    /// The very last tile, after the loop.
     pub(super) fn end(k: &'k KernelBuilder, attention: &TpuAttention) -> Tile<'k> {
         let last = k.index(attention.blocks() - 1);
         Tile { head: k.index(attention.tiling.heads - 1), i: last, j: last }

@@ -2,7 +2,7 @@
 //!
 //! One layer and sequence of `1b` (6 heads, 2 groups) by libtpu 0.0.52, 2026-11-23, `cargo run -p kernels --example v6e --
 //! --parts attention`: bundles of the final schedule times their trips, without documents and without what moves before
-//! the first block and behind the last (about 3,400 forward and 5,300 backward, an eighth of a batch of 8).
+//! the first block and after the last (about 3,400 forward and 5,300 backward, an eighth of a batch of 8).
 //!
 //! | positions | block, groups, heads | forward | a tile | MiB | backward | a tile | MiB |
 //! |---|---|---|---|---|---|---|---|
