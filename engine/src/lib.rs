@@ -36,6 +36,9 @@
 //! | `pjrt/` | the plugin, its clients and topologies, executables, buffers, the cache on disk, calls from programs back into this process; all `unsafe` is here |
 //! | `plugin.rs` | a platform's plugin, opened; the crate `fetch` knows which one that is, fetches and verifies it |
 //!
+//! `ops`, `ir`, `grad`, `eval` and `text` know each other: an op is a node of the IR, and its rules build, differentiate,
+//! evaluate and print. Nothing else in the crate depends in a circle.
+//!
 //! Loops and calls ([`Builder::scan`], [`Builder::call`], [`Builder::cond`], [`Builder::while_loop`]) take a closure
 //! that builds their body in a function of its own. The borrow checker and [`Builder::capture`] see to it that no value
 //! crosses unnoticed. A scan's gradient keeps what the body's [`Save`] policy names.

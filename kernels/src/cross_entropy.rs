@@ -22,7 +22,7 @@
 //! `q W`, sums over columns in f32: of v columns at most `2^-24 sqrt(2 v) w |dy_t/dz_t W[t]|`, however small dh is. That is
 //! 0.4 % of dh at 1 - p = 5e-4 for 512 columns. Checked against automatic differentiation by the tests.
 
-use crate::all::{ACTIVATIONS, Example, Values};
+use crate::example::{ACTIVATIONS, Example, Values};
 use crate::wide;
 use engine::{Backward, Builder, DType, Form, Func, Kernel, ScanOptions, ShapeError, Target, Tensor, Type};
 

@@ -29,7 +29,7 @@
 //! 1. A folder with `mod.rs`: a struct of attributes that implements [`engine::Kernel`]. No method has a default, so the
 //!    compiler asks for each answer. The gradient's formula stands above its rule.
 //! 2. `examples()` in the same file: arguments of each case that forms tell apart.
-//! 3. Three lines here: the module, its name, the row in the table above; and one line in `all.rs`.
+//! 3. Three lines here: the module, its name, the row in the table above; and one line in [`all`].
 //!
 //! From then on the tests compare all its forms on all targets, its gradient with the reference's, and compile its native
 //! form for a v6e. Forms for a target come later, each a file of its own.
@@ -56,13 +56,13 @@
 //! that share keys and values, `r` heads of a group, `t` the two maps, `d` width of a query or key, `e` width of a
 //! value, `n` tokens, `m` model width, `i` hidden width of the MLP, `v` vocabulary.
 
-mod all;
 mod cached_attention;
 mod cached_block;
 mod cpu;
 mod cross_entropy;
 mod diff_attention;
 mod dropout;
+mod example;
 #[doc = include_str!("gradients.md")]
 pub mod gradients {}
 mod packed_linear;
@@ -75,12 +75,12 @@ pub mod tile;
 #[doc = include_str!("v6e.md")]
 pub mod v6e {}
 
-pub use all::{Example, Values, all};
 pub use cached_attention::CachedAttention;
 pub use cached_block::{CachedBlock, normalized, project};
 pub use cross_entropy::{Gradients, LinearCrossEntropy};
 pub use diff_attention::{BLOCK_ROWS, DiffAttention, HeadNorm, Keys, Tiling, document_starts, rotate};
 pub use dropout::dropout_mask;
+pub use example::{Example, Values};
 pub use packed_linear::{PANEL, PackedLinear, panels};
 pub use qk_norm::qk_norm;
 pub use rms_norm_linear::{RmsNormLinear, rms_scale};
@@ -88,6 +88,23 @@ pub use sampling::{Filter, Sampler, Sampling};
 pub use swiglu::SwiGlu;
 
 use engine::DType;
+
+/// At least one example of every kernel that a model calls; those that only gradients call come with theirs. A kernel is
+/// covered as soon as its examples are listed here.
+pub fn all() -> Vec<Example> {
+    [
+        diff_attention::examples(),
+        cached_attention::examples(),
+        cached_block::examples(),
+        packed_linear::examples(),
+        sampling::examples(),
+        swiglu::examples(),
+        rms_norm_linear::examples(),
+        row_dot::examples(),
+        cross_entropy::examples(),
+    ]
+    .concat()
+}
 
 /// Sums, softmaxes and losses are computed in `f32`; in `f64` where the operands are (tests).
 fn wide(dtype: DType) -> DType {

@@ -1,7 +1,7 @@
 //! A linear map of rows over their root mean square: an RMS norm and the projection after it, once the norm's weight is
 //! part of the matrix.
 
-use crate::all::{ACTIVATIONS, Example, Values};
+use crate::example::{ACTIVATIONS, Example, Values};
 use crate::row_dot::row_dot;
 use crate::wide;
 use engine::{Backward, Form, Func, Kernel, ShapeError, Target, Tensor, Type};

@@ -1,6 +1,6 @@
 //! Sums along the rows of a product of two matrices.
 
-use crate::all::{ACTIVATIONS, Example};
+use crate::example::{ACTIVATIONS, Example};
 use crate::wide;
 use engine::{Backward, Builder, Form, Func, Kernel, ShapeError, Target, Tensor, Type};
 

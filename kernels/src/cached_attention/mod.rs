@@ -8,7 +8,7 @@ pub(crate) mod cpu;
 mod portable;
 mod tpu;
 
-use crate::all::{ACTIVATIONS, Example, Values};
+use crate::example::{ACTIVATIONS, Example, Values};
 use crate::{HeadNorm, wide};
 use engine::{Backward, DType, Form, Func, Kernel, ShapeError, Target, Tensor, Type};
 

@@ -4,7 +4,7 @@
 
 mod cpu;
 
-use crate::all::{ACTIVATIONS, Example, Values};
+use crate::example::{ACTIVATIONS, Example, Values};
 use crate::packed_linear::{self, PANEL, PackedLinear};
 use crate::{CachedAttention, HeadNorm, qk_norm, rotate, wide};
 use engine::{Backward, DType, Form, Func, Kernel, ShapeError, Target, Tensor, Type};

@@ -9,7 +9,7 @@ mod cpu;
 mod portable;
 mod tpu;
 
-use crate::all::{ACTIVATIONS, Example, Values};
+use crate::example::{ACTIVATIONS, Example, Values};
 use crate::wide;
 use engine::{Backward, Builder, Form, Func, Kernel, ShapeError, Target, Tensor, Type};
 pub use portable::rotate;

@@ -3,7 +3,7 @@
 
 mod cpu;
 
-use crate::all::{ACTIVATIONS, Example};
+use crate::example::{ACTIVATIONS, Example};
 pub(crate) use cpu::{Then, linear};
 use engine::{Backward, DType, Form, Func, HostCall, Kernel, ShapeError, Target, Tensor, Type};
 

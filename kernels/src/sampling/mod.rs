@@ -8,7 +8,7 @@
 
 mod cpu;
 
-use crate::all::{Example, Values};
+use crate::example::{Example, Values};
 use engine::{
     Backward, DType, Form, Func, Host, HostCall, Kernel, ScanOptions, ShapeError, Target, Tensor, Type,
     threefry,

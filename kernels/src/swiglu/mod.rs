@@ -8,8 +8,8 @@ mod backward;
 mod cpu;
 mod tpu;
 
-use crate::all::{ACTIVATIONS, Example, Values};
 use crate::dropout::dropout_mask;
+use crate::example::{ACTIVATIONS, Example, Values};
 use crate::rms_norm_linear::scaled;
 use crate::row_dot::row_dot;
 use crate::wide;

@@ -1,9 +1,5 @@
-//! [`all`]: the list of kernels, which tests, the compile check for the v6e and the tables walk.
+//! [`Example`]: a kernel and what to try it with.
 
-use crate::{
-    cached_attention, cached_block, cross_entropy, diff_attention, packed_linear, rms_norm_linear, row_dot,
-    sampling, swiglu,
-};
 use engine::{Kernel, Target, Type};
 use std::sync::Arc;
 
@@ -31,23 +27,6 @@ pub enum Values {
 
 /// Around zero, of the size of activations.
 pub(crate) const ACTIVATIONS: Values = Values::Between(-1.5, 1.5);
-
-/// At least one example of every kernel that a model calls; those that only gradients call come with theirs. A kernel is
-/// covered as soon as its examples are listed here.
-pub fn all() -> Vec<Example> {
-    [
-        diff_attention::examples(),
-        cached_attention::examples(),
-        cached_block::examples(),
-        packed_linear::examples(),
-        sampling::examples(),
-        swiglu::examples(),
-        rms_norm_linear::examples(),
-        row_dot::examples(),
-        cross_entropy::examples(),
-    ]
-    .concat()
-}
 
 impl Example {
     pub(crate) fn new(
