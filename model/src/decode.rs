@@ -1,6 +1,6 @@
 //! Decoding: programs over a key/value cache of fixed size.
 //!
-//! One function, [`forward`], computes some new tokens of each row against the cache: a chunk of the prompt, one token,
+//! One function, `forward`, computes some new tokens of each row against the cache: a chunk of the prompt, one token,
 //! or a token and the draft after it. Slots of the cache are filled for all rows alike; prompts of different lengths
 //! end at the same slot and begin at different ones, and rows that reject a draft while another accepts it leave a hole.
 //! So a slot is not a position: each row says which slots it sees, and keys are turned by the row's own positions before

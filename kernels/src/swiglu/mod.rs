@@ -129,7 +129,7 @@ impl Kernel for SwiGlu {
         Some(self.finish(args, g, u))
     }
 
-    /// Of [`SwiGluBackward`], and dr = sum(dx x) / r; 0 where r is 0, for h is of second order in r.
+    /// Of the backward kernel, and dr = sum(dx x) / r; 0 where r is 0, for h is of second order in r.
     fn vjp<'f>(
         &self,
         args: &[Tensor<'f>],
