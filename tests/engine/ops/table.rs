@@ -538,7 +538,7 @@ fn control() -> Vec<Row> {
         row("sharding_constraint", ALL, Gradient::Exact, |c| {
             c.out(c.x(c.dims::<2>()).with_sharding(Sharding::replicated(2, 1)));
         }),
-        row("pin", ALL, Gradient::Exact, |c| {
+        row("layout_constraint", ALL, Gradient::Exact, |c| {
             let [a, b] = Tensor::materialized([c.x(c.dims::<2>()), c.x(c.dims::<3>())]);
             c.out(a.row_major());
             c.out(b);
