@@ -99,17 +99,6 @@ impl Buffer {
         }
     }
 
-    /// Bytes on the device, padding included.
-    ///
-    /// # Errors
-    /// If the plugin refuses.
-    pub fn bytes_on_device(&self) -> Result<usize> {
-        let plugin = &self.handle.client.plugin;
-        // SAFETY: the buffer is alive.
-        let args = unsafe { call!(plugin, PJRT_Buffer_OnDeviceSizeInBytes { buffer: self.handle.raw }) }?;
-        Ok(args.on_device_size_in_bytes)
-    }
-
     /// Where it lies in the device's memory, to see in tests and traces whether memory was reused. Waits for
     /// the value.
     ///

@@ -24,7 +24,7 @@ pub enum Keys {
     Shared,
 }
 
-/// What is done to a head's output.
+/// A norm of a head's vectors without a weight, which the caller's matrices have in them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum HeadNorm {
     /// Divided by its root mean square, `O / sqrt(mean(O^2) + eps)`; the weight is the caller's.
