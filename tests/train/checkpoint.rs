@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use tests::faults::{Fault, FaultyDisk};
 use tests::golden;
-use train::atomic::faults::{Fault, FaultyDisk};
 use train::atomic::{Disk, RealDisk, write_file};
 use train::checkpoint::{
     CheckpointError, FORMAT, Keep, Progress, Retention, Saver, Snapshot, State, Store, TensorFile, files,

@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
-use train::atomic::faults::{Fault, FaultyDisk};
+use tests::faults::{Fault, FaultyDisk};
 use train::atomic::{Disk, DiskFile, RealDisk};
 use train::checkpoint::{
     CheckpointError, Copied, Copying, Keep, Mirror, RECORDS, Retention, Saver, fetch_records, files,

@@ -1,8 +1,6 @@
 //! The one way this program writes files: under a temporary name, synced, renamed, and the folder synced. After a
 //! crash at any point the old content is there or the new one, never a mixture. Every operation goes through
-//! [`Disk`], so that tests can let each single one of them fail ([`faults`]).
-
-pub mod faults;
+//! [`Disk`], so that tests can let each single one of them fail.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};

@@ -6,18 +6,18 @@
 
 use crate::atomic::{self, RealDisk};
 use crate::checkpoint::{checkpoint_bytes, most_at_once};
+use crate::compiler::{Compiler, Place};
 use crate::config::{BatchShape, RunConfig};
 use crate::data::EpochSize;
-use crate::inspect::hlo::Hlo;
-use crate::inspect::work::Work;
-use crate::inspect::{Compiler, Place};
 use crate::metrics::peak::peak_flops;
 use crate::state::optimizer_tensors;
 use crate::step::{Kept, step_of};
 use anyhow::{Result, ensure};
+use engine::hlo::Hlo;
 use engine::passes::Form;
 use engine::pjrt::{Arg, Client, Code, Error, Plugin};
 use engine::plugin::{Platform, cache_folder};
+use engine::work::Work;
 use engine::{DType, Host, Locations, Program, ScanOptions, Target, Type};
 use model::counts::{ParamCounts, flops_per_token};
 use model::folded::folded_types;
@@ -409,9 +409,9 @@ fn speed(
                 .filter(|(_, form)| *form == Form::Native)
                 .map(|(name, _)| name.as_str())
                 .collect();
-            let in_kernels: f64 = (work.places.iter())
-                .filter(|place| place.path.split(" > ").any(|part| native.contains(&part)))
-                .map(|place| place.runs * place.flops)
+            let in_kernels: f64 = (work.sites.iter())
+                .filter(|site| site.path.split(" > ").any(|part| native.contains(&part)))
+                .map(|site| site.runs * site.flops)
                 .sum();
             let estimated = cycles as f64 * V6E_FLOPS_A_CYCLE / peak;
             let kernels = in_kernels / (peak * KERNEL_SHARE);

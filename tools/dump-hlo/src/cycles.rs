@@ -1,11 +1,11 @@
 //! The table of a compiled step for a v6e: its cycles by group, the roofline, what a change did, and the JAX peer.
 
 use crate::dump::Dump;
+use crate::groups::{BYTES_PER_CYCLE, Breakdown, FLOPS_PER_CYCLE, Figures, Group, Part};
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::ops::Range;
-use train::inspect::groups::{BYTES_PER_CYCLE, Breakdown, FLOPS_PER_CYCLE, Figures, Group, Part};
 
 /// A good JAX program's step of the same model: 24 layers, 8 micro-batches of 8 x 2048 tokens, layers recomputed in the
 /// backward pass, attention by `splash_attention`. In millions of cycles: estimate, roofline, matmuls.

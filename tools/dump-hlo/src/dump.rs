@@ -1,15 +1,15 @@
 //! [`Dump`]: the figures of a program, as JSON, and the difference of two.
 
+use crate::groups::Breakdown;
+use engine::hlo::Hlo;
 use engine::passes::Form;
 use engine::pjrt::Value;
+use engine::work::{Work, result_bytes};
 use engine::{Program, Type};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use train::inspect::groups::Breakdown;
-use train::inspect::hlo::Hlo;
-use train::inspect::work::{Work, result_bytes};
-use train::inspect::{Made, Place};
+use train::compiler::{Made, Place};
 
 /// The figures of a program at one stage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -172,18 +172,18 @@ impl Dump {
 
     fn read_program(&mut self, work: &Work) {
         self.open_loops = work.open_loops;
-        for place in &work.places {
-            let types = place.types.iter().map(Type::to_string).collect::<Vec<_>>().join(", ");
-            self.count(&place.op, &types, place.runs);
-            if let Some((_, target)) = place.op.split_once("_call @") {
+        for site in &work.sites {
+            let types = site.types.iter().map(Type::to_string).collect::<Vec<_>>().join(", ");
+            self.count(&site.op, &types, site.runs);
+            if let Some((_, target)) = site.op.split_once("_call @") {
                 let uses = self.custom_calls.entry(target.to_owned()).or_default();
                 uses.count += 1;
-                uses.runs += place.runs;
+                uses.runs += site.runs;
             }
             self.largest.push(Large {
-                bytes: result_bytes(&place.types),
-                what: format!("{} {types}", place.op),
-                at: Some(format!("{}:{}", place.at.file(), place.at.line())),
+                bytes: result_bytes(&site.types),
+                what: format!("{} {types}", site.op),
+                at: Some(format!("{}:{}", site.at.file(), site.at.line())),
             });
         }
     }

@@ -13,6 +13,7 @@
 
 mod cycles;
 mod dump;
+mod groups;
 pub mod picture;
 mod programs;
 
@@ -27,8 +28,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use train::atomic::{RealDisk, write_file};
 use train::cli::Cli;
+use train::compiler::{Compiler, Place};
 use train::config::{Override, RunConfig, Source};
-use train::inspect::{Compiler, Place};
 
 /// Look at a program: its text, its figures, what changed, or a picture of it.
 #[derive(Parser)]

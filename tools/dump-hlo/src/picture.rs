@@ -5,10 +5,10 @@
 //! What stands out: matrix products and kernels, with their share of all floating point operations.
 
 use engine::passes::Form;
+use engine::work::{Work, flops, kernel_flops, result_bytes};
 use engine::{Func, Op, Program, Type, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use train::inspect::work::{Work, flops, kernel_flops, result_bytes};
 
 /// What kind of thing a box is; its colours and its place in the legend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

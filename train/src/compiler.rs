@@ -1,9 +1,7 @@
-//! Looking at compiled programs without running them: what a compiler says of a program, for a device that is here or
-//! for one that is not. `--plan` and `dump-hlo` stand on it.
-
-pub mod groups;
-pub mod hlo;
-pub mod work;
+//! Compiling a program without running it: what the compiler says of it, for a device that is here or for one that is not.
+//! `--plan` and `dump-hlo` stand on it. It is here, and not in the engine, because it takes the options and the choice of
+//! kernels that a run takes ([`crate::device`]). The program's own figures are [`engine::work`], those of the compiler's text
+//! [`engine::hlo`].
 
 use crate::device::{CodeGeneration, device_memory, main_memory, options, target_of, tpu_target};
 use anyhow::{Context, Result, bail, ensure};

@@ -229,7 +229,7 @@ fn kernel_cost(line: &Line<'_>, figure: &str) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use crate::inspect::hlo::{Hlo, Instruction};
+    use crate::hlo::{Hlo, Instruction};
 
     /// The only instruction of an entry that takes `parameters` and applies `line`, with other computations before it.
     fn one(before: &str, parameters: &[&str], line: &str) -> Instruction {

@@ -1,16 +1,16 @@
 //! Where the cycles of a training step for a v6e go: its instructions in groups, each with the compiler's estimate, the
 //! static cycles of hand-written kernels, and the roofline. No figure is a run time; they are for comparing programs.
 
-use super::hlo::{FREE_CALLS, Hlo, Instruction};
+use engine::hlo::{FREE_CALLS, Hlo, Instruction};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
 /// Floating point operations of large bf16 matmuls in a cycle of a v6e, 94 % of its peak at 1.75 GHz.
-pub const FLOPS_PER_CYCLE: f64 = 493e3;
+pub(crate) const FLOPS_PER_CYCLE: f64 = 493e3;
 
 /// Bytes of main memory in a cycle of a v6e.
-pub const BYTES_PER_CYCLE: f64 = 936.0;
+pub(crate) const BYTES_PER_CYCLE: f64 = 936.0;
 
 /// Work without an estimate is told of from this share of the roofline; calls always are.
 const TOLD: f64 = 1e-4;
@@ -380,7 +380,7 @@ ENTRY %main (p: (bf16[16384,1536], bf16[1536,4096])) -> f32[1000,1000] {{
 
     #[test]
     fn the_places_that_tell_a_group_are_there() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap();
         for (place, _) in PLACES {
             assert!(root.join(place).exists(), "{place}");
         }
