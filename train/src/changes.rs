@@ -1,11 +1,10 @@
 //! Settings of a run that are not those that its checkpoint was trained under, by kind.
 
 use crate::checkpoint::Era;
-use crate::config::RunConfig;
+use crate::config::{self, Key, OnChange, RunConfig};
 use crate::identity::Identity;
 use crate::scaling::schedule_of;
 use crate::schedule::Schedule;
-use model::config::Bearing;
 use std::fmt;
 
 /// What another value of a setting does to a run that goes on.
@@ -70,27 +69,15 @@ fn kind(key: &str, old: &RunConfig, new: &RunConfig, identity: &Identity, step: 
         old.zip(new)
             .is_some_and(|(old, new)| (0..step).all(|at| old.learning_rate(at) == new.learning_rate(at)))
     };
-    let (table, field) = key.split_once('.').unwrap_or(("", key));
-    match (table, field) {
-        ("", "steps" | "platform" | "kernels" | "remat")
-        | ("data", "path" | "epochs" | "max_bad_row_groups") => {
-            if field == "steps" && !same_rates() {
-                Kind::Course
-            } else {
-                Kind::Harmless
-            }
-        }
-        ("schedule", _) | ("optimizer", "learning_rate") if same_rates() => Kind::Harmless,
-        ("batch", "micro" | "accumulation") if old.batch.rows() == new.batch.rows() => Kind::Harmless,
-        ("checkpoint" | "validation" | "log", _)
-        | ("guard", "rollbacks")
-        | ("model", "max_position_embeddings") => Kind::Harmless,
-        // Rows are made of seed, documents and these; their order would be another one.
-        ("", "seed") | ("data", _) | ("optimizer", "first_moment") => Kind::Impossible,
-        ("model", field) if Bearing::of(field.split('.').next().unwrap_or(field)) == Bearing::Weights => {
-            Kind::Impossible
-        }
-        _ => Kind::Course,
+    let same_rows = || old.batch.rows() == new.batch.rows();
+    // Of a key that this version of the program does not know nothing can be said but that it may have decided the weights.
+    let on_change = config::find(key).map_or(OnChange::Course, Key::on_change);
+    match on_change {
+        OnChange::Harmless => Kind::Harmless,
+        OnChange::HarmlessAtSameRates if same_rates() => Kind::Harmless,
+        OnChange::HarmlessWithSameRows if same_rows() => Kind::Harmless,
+        OnChange::HarmlessAtSameRates | OnChange::HarmlessWithSameRows | OnChange::Course => Kind::Course,
+        OnChange::Impossible | OnChange::OfModel => Kind::Impossible,
     }
 }
 

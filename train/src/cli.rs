@@ -1,9 +1,8 @@
 //! The command line of `train`.
 
 use crate::checkpoint::{architecture, candidates};
-use crate::config::{Override, Resolved, RunConfigError, Source, resolve_over};
+use crate::config::{MOST_STEPS, Override, Resolved, RunConfigError, Source, resolve_over};
 use crate::resume::CHECKPOINTS;
-use crate::scaling::MOST_STEPS;
 use clap::Parser;
 use model::Preset;
 use std::convert::Infallible;
@@ -70,6 +69,9 @@ pub struct Cli {
     /// With --plan: tokens of one epoch, for data that is not here yet.
     #[arg(long, value_name = "N", requires = "plan")]
     pub tokens: Option<u64>,
+    /// Print all configuration keys, with ranges, presets and meaning, and stop.
+    #[arg(long)]
+    pub keys: bool,
 }
 
 /// Which checkpoint a run goes on from.
@@ -162,6 +164,7 @@ impl Cli {
             plan,
             json,
             tokens,
+            keys,
         } = self;
         let path = |path: &PathBuf| path.display().to_string();
         let mut values = vec![
@@ -195,6 +198,7 @@ impl Cli {
             ("--dry-run", *dry_run),
             ("--plan", *plan),
             ("--json", *json),
+            ("--keys", *keys),
         ];
         words.extend(switches.into_iter().filter(|(_, on)| *on).map(|(flag, _)| flag.to_owned()));
         words.join(" ")

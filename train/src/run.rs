@@ -13,7 +13,7 @@ use crate::checkpoint::{
     self, Copying, Mirror, Progress, Retention, Saver, Store, checkpoint_bytes, fetch_records, most_at_once,
 };
 use crate::cli::Cli;
-use crate::config::{Resolved, RunConfig};
+use crate::config::{Resolved, RunConfig, keys_as_markdown};
 use crate::data::{
     DataError, Dataset, EpochSize, Loader, PrepareProgress, TOKENIZER_FILE, prepare_standard_library,
 };
@@ -91,6 +91,10 @@ pub fn main() -> ExitCode {
 /// # Errors
 /// Anything that a person has to decide about: each message names the thing and the remedy. What was saved stays.
 pub fn run(cli: &Cli) -> Result<Outcome> {
+    if cli.keys {
+        output::write(format_args!("{}", keys_as_markdown()));
+        return Ok(Outcome::Finished);
+    }
     if cli.plan {
         return forecast(cli, cli.resolve()?);
     }

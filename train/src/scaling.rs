@@ -1,6 +1,6 @@
 //! Values that follow from the size of the model and of the data, each with its reason.
 
-use crate::config::{Resolved, RunConfig, RunConfigError, ScheduleKind, Source};
+use crate::config::{MOST_STEPS, Resolved, RunConfig, RunConfigError, ScheduleKind, Source};
 use crate::data::EpochSize;
 use crate::schedule::{Decay, Schedule};
 use std::fmt;
@@ -35,9 +35,6 @@ pub struct Plan {
     /// What was chosen automatically; values that a person set are not in it.
     pub decisions: Vec<Decision>,
 }
-
-/// No run has more steps: the program counts its updates in 31 bits.
-pub const MOST_STEPS: u64 = i32::MAX as u64;
 
 /// Learning rate for a number of parameters: `3e-4 sqrt(1.5e9 / N)` within [1e-4, 1e-3], the original
 /// implementation's rule. A heuristic: sweep around it before a long run.

@@ -3,7 +3,7 @@
 //! the loss of held-out rows.
 #![doc = include_str!("step.md")]
 
-use crate::config::{BatchShape, RunConfig};
+use crate::config::{BatchShape, Resolved, RunConfig, Source};
 use crate::forecast::size;
 use crate::state::optimizer_tensors;
 use engine::{DType, Program, ScanOptions, Tensor, Type};
@@ -99,6 +99,18 @@ impl RunConfig {
         let fits = |remat: &Remat| room.is_some_and(|room| takes(*remat) <= room);
         let remat = self.remat.unwrap_or_else(|| Remat::ALL.into_iter().find(fits).unwrap_or(Remat::Full));
         Kept { remat, bytes: takes(remat), room }
+    }
+}
+
+impl Resolved {
+    /// Settles what the backward pass receives on a device with `memory` bytes, if that was left open; why, in words.
+    pub(crate) fn settle_remat(&mut self, memory: Option<u64>) -> Kept {
+        let kept = self.run.kept(memory);
+        if self.run.remat.is_none() {
+            self.run.remat = Some(kept.remat);
+            self.set_source("remat", Source::Auto(kept.to_string()));
+        }
+        kept
     }
 }
 
