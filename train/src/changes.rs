@@ -1,10 +1,11 @@
 //! Settings of a run that are not those that its checkpoint was trained under, by kind.
 
 use crate::checkpoint::Era;
-use crate::config::{self, Key, OnChange, RunConfig};
+use crate::config::{self, Key, OnChange, Open, RunConfig};
 use crate::identity::Identity;
 use crate::scaling::schedule_of;
 use crate::schedule::Schedule;
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// What another value of a setting does to a run that goes on.
@@ -38,14 +39,16 @@ impl fmt::Display for Change {
 }
 
 /// The settings that changed since a checkpoint of step `step` was trained under `era`, in alphabetical order. A branch
-/// ends both schedules alike.
+/// ends both schedules alike. A key that must have a value, and has none in `era`, came with a later version of this program:
+/// it counts as what it is in preset `1b`.
 pub(crate) fn changes(era: &Era, run: &RunConfig, identity: &Identity, step: u64) -> Vec<Change> {
-    let (before, now) = (&era.settings, run.settings());
-    let old = run.with_settings(before);
+    let (settings, now) = (&era.settings, run.settings());
+    let old = run.with_settings(settings);
+    let mut before = RunConfig::default().settings();
+    before.retain(|key, _| config::find(key).is_some_and(|key| key.open == Open::No));
+    before.extend(settings.clone());
     let open = || "auto".to_owned();
-    let mut keys: Vec<&String> = before.keys().chain(now.keys()).collect();
-    keys.sort();
-    keys.dedup();
+    let keys: BTreeSet<&String> = before.keys().chain(now.keys()).collect();
     let changed = keys.into_iter().filter(|key| before.get(*key) != now.get(*key)).map(|key| Change {
         key: key.clone(),
         was: before.get(key).cloned().unwrap_or_else(open),
@@ -151,6 +154,22 @@ mod tests {
         assert_eq!(
             kinds(&["batch.accumulation=7"], 5, None),
             [("batch.accumulation".to_owned(), Kind::Course)]
+        );
+    }
+
+    /// A checkpoint of a version before a key was there has the key's default, and no other value.
+    #[test]
+    fn a_new_key_is_no_change_if_it_has_its_default() {
+        let now = run(&["model.dropout=0.1", "batch.micro=4"]);
+        let mut era = Era { from: 0, settings: now.settings() };
+        for key in ["model.dropout", "batch.micro", "schedule.warmup_steps"] {
+            era.settings.remove(key).unwrap();
+        }
+        let found: Vec<_> = changes(&era, &now, &identity(None), 5).iter().map(ToString::to_string).collect();
+        let warmup = now.schedule.warmup_steps.unwrap();
+        assert_eq!(
+            found,
+            ["batch.micro was 8, is 4".to_owned(), format!("schedule.warmup_steps was auto, is {warmup}")]
         );
     }
 

@@ -2,6 +2,7 @@
 //! `config.json`, `tokenizer.json` (if there is one) and `manifest.json`, which is written last and holds the size
 //! and the hash of every other file. A folder without a valid manifest is not a checkpoint.
 
+mod folder;
 mod manifest;
 mod mirror;
 mod params;
@@ -12,7 +13,8 @@ mod store;
 mod tensors;
 mod weights;
 
-pub use manifest::{FileRecord, Manifest, Verified, verify};
+pub use folder::steps;
+pub use manifest::{FileRecord, Manifest, Verified, verify, whole};
 pub(crate) use mirror::Drive;
 pub use mirror::{Copied, CopyProgress, Copying, Mirror, PATIENCE, RECORDS, fetch_records};
 pub use params::{read_params, write_params};
@@ -21,8 +23,7 @@ pub use retention::{Retention, most_at_once};
 pub use saver::Saver;
 pub use store::{
     Candidate, Latest, Saved, Store, architecture, candidates, checkpoint_bytes, first_good, latest_before,
-    latest_good, load, load_params, load_weights, newest_stable, newest_step, sound, steps, weight_files,
-    whole,
+    latest_good, load, load_params, load_weights, newest_stable, newest_step, sound, weight_files,
 };
 pub use tensors::{TensorFile, write_tensors};
 

@@ -2,9 +2,10 @@
 
 use crate::checkpoint::{architecture, candidates};
 use crate::config::{MOST_STEPS, Override, Resolved, RunConfigError, Source, resolve_over};
-use crate::resume::CHECKPOINTS;
+use crate::run_folder::CHECKPOINTS;
 use clap::Parser;
 use model::Preset;
+use program::quoted;
 use std::convert::Infallible;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -229,9 +230,4 @@ impl Cli {
         let text = file.map(read).transpose()?;
         resolve_over(preset.unwrap_or(Preset::Tiny), weights, file.zip(text.as_deref()), overrides)
     }
-}
-
-/// A word for a POSIX shell, in quotes where it needs them.
-pub(crate) fn quoted(word: &str) -> String {
-    shlex::try_quote(word).expect("an argument of a process holds no zero byte").into_owned()
 }

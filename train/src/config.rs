@@ -8,18 +8,20 @@
 #![doc = include_str!("config/keys.md")]
 //!
 //! # A new key
-//! A line in its table in `config/tables.rs` declares it: type, value in preset `1b`, range, what a change does, meaning. The
+//! A line in its table in `config/tables.rs` declares it: type, value in preset `1b`, range, what a change does, meaning. That
+//! value should mean what runs did before there was the key, as it is also what older checkpoints count as trained with. The
 //! other presets follow in `config/presets.rs`, if they have another value. `BLESS=1 cargo test -p tests --test runs config::`
 //! writes the table above anew. A key of the architecture is a field of [`model::Config`], and a line of `MODEL` in
 //! `config/tables.rs`.
 
 mod declare;
+mod find;
 mod keys;
 mod presets;
 mod reference;
 mod tables;
 
-pub(crate) use keys::find;
+pub(crate) use find::find;
 pub use keys::{Key, Kind, OnChange, Open};
 pub use reference::keys_as_markdown;
 pub use tables::{
@@ -35,9 +37,6 @@ use std::error::Error;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
-
-/// Name of the resolved configuration in a run's folder.
-pub const FILE: &str = "config.toml";
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -168,13 +167,13 @@ pub(crate) fn resolve_over(
     let source = file.map_or(Source::Set, |(path, _)| Source::File(path.into()));
     let from_file = from_file.into_iter().map(|(key, value)| (key, value, source.clone()));
     let mut assign = |name: &str, value: Value, source: Source| -> Result<(), RunConfigError> {
-        if value.as_table().is_some_and(Table::is_empty) && keys::is_table(name) {
+        if value.as_table().is_some_and(Table::is_empty) && find::is_table(name) {
             return Ok(());
         }
-        let key = keys::find(name).ok_or_else(|| RunConfigError::UnknownKey {
+        let key = find(name).ok_or_else(|| RunConfigError::UnknownKey {
             key: name.into(),
             source_of: source.clone(),
-            hint: keys::hint(name),
+            hint: find::hint(name),
         })?;
         match key.typed(value, &source)? {
             Some(value) => values.insert(key.path, (value, source)),
@@ -190,7 +189,7 @@ pub(crate) fn resolve_over(
     }
     let mut table = Table::new();
     for (path, (value, source)) in &values {
-        keys::find(path).expect("only known keys are assigned").check(value, source)?;
+        find(path).expect("only known keys are assigned").check(value, source)?;
         insert(&mut table, path, value.clone());
     }
     let run =
@@ -281,9 +280,9 @@ impl RunConfig {
     /// that is not known is left out, and one that was not known then is what it is here.
     pub(crate) fn with_settings(&self, settings: &BTreeMap<String, String>) -> Option<RunConfig> {
         let mut all = self.settings();
-        all.retain(|key, _| keys::find(key).is_none_or(|key| key.open == Open::No));
+        all.retain(|key, _| find(key).is_none_or(|key| key.open == Open::No));
         all.extend(
-            settings.iter().filter(|(key, _)| keys::find(key).is_some()).map(|(k, v)| (k.clone(), v.clone())),
+            settings.iter().filter(|(key, _)| find(key).is_some()).map(|(k, v)| (k.clone(), v.clone())),
         );
         let mut table = Table::new();
         for (key, value) in all {

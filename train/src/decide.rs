@@ -10,6 +10,7 @@
 
 use crate::cli::Resume;
 use crate::identity::{Identity, Parent, same_spelling};
+use crate::run_folder;
 use std::path::{Path, PathBuf};
 
 /// What the command line asks for.
@@ -234,9 +235,9 @@ fn consider(asked: &Asked, facts: &Facts) -> Result<Decision, Refused> {
     if asked.resume == Resume::Never {
         let other = if facts.folder.newest.is_some() { "--out" } else { "checkpoint.mirror" };
         let reason = format!(
-            "{} already holds checkpoint step_{:08}; give another {other}, or go on from it with --resume auto",
+            "{} already holds checkpoint {}; give another {other}, or go on from it with --resume auto",
             own.path.parent().unwrap_or(&own.path).display(),
-            own.step
+            run_folder::step(own.step)
         );
         return Err((reason, instead(Asked { resume: Resume::Auto, ..asked.clone() }, Where::Same)));
     }
@@ -263,7 +264,7 @@ fn begin(asked: &Asked, facts: &Facts) -> Result<Decision, Refused> {
     };
     let found = given.found.as_ref().map_err(|reason| match &given.beside {
         Some(good) => {
-            let word = crate::cli::quoted(&good.path.display().to_string());
+            let word = program::quoted(&good.path.display().to_string());
             let reason = format!("{reason}; the newest good one beside it: --resume {word}");
             (reason, instead(Asked { resume: Resume::From(good.path.clone()), ..asked.clone() }))
         }

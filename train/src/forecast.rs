@@ -10,8 +10,8 @@ use crate::compiler::{Compiler, Place};
 use crate::config::{BatchShape, RunConfig};
 use crate::data::EpochSize;
 use crate::metrics::peak::peak_flops;
-use crate::state::optimizer_tensors;
-use crate::step::{Kept, step_of};
+use crate::numbers::{group, size};
+use crate::step::{Kept, optimizer_tensors, step_of};
 use anyhow::{Result, ensure};
 use engine::hlo::Hlo;
 use engine::passes::Form;
@@ -673,22 +673,4 @@ fn hours(hours: f64) -> String {
         hours if hours < 100.0 => format!("{hours:.1} h"),
         hours => format!("{hours:.0} h"),
     }
-}
-
-/// `22.39 GiB`
-pub(crate) fn size(bytes: u64) -> String {
-    let bytes = bytes as f64;
-    if bytes >= 1e9 {
-        format!("{:.2} GiB", bytes / (1u64 << 30) as f64)
-    } else {
-        format!("{:.1} MiB", bytes / 1048576.0)
-    }
-}
-
-/// 1,075,147,776
-pub(crate) fn group(number: u64) -> String {
-    let digits = number.to_string();
-    let groups: Vec<&str> =
-        digits.as_bytes().rchunks(3).rev().map(|group| std::str::from_utf8(group).unwrap_or("")).collect();
-    groups.join(",")
 }

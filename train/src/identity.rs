@@ -1,15 +1,13 @@
 //! What a run is: `run.json` in its folder, written before its first step, in each of its checkpoints, and in its mirror.
 
 use crate::atomic::{self, Disk};
+use crate::run_folder::IDENTITY;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
-
-/// Name of the file in a run's folder and in its mirror.
-pub const FILE: &str = "run.json";
 
 /// The name of one run, drawn at random: two runs of the same command are two runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,7 +83,7 @@ impl Identity {
     /// # Errors
     /// If the file is there and is not readable.
     pub fn read(folder: &Path) -> io::Result<Option<Identity>> {
-        let path = folder.join(FILE);
+        let path = folder.join(IDENTITY);
         let named =
             |error: io::Error| io::Error::new(error.kind(), format!("reading {}: {error}", path.display()));
         match std::fs::read(&path) {
@@ -102,7 +100,7 @@ impl Identity {
     pub fn write(&self, disk: &dyn Disk, folder: &Path) -> io::Result<()> {
         disk.create_dir_all(folder)?;
         let text = serde_json::to_string_pretty(self)? + "\n";
-        atomic::write_file(disk, &folder.join(FILE), |out| out.write_all(text.as_bytes()))
+        atomic::write_file(disk, &folder.join(IDENTITY), |out| out.write_all(text.as_bytes()))
     }
 
     /// The steps of its decay, if it is a branch.

@@ -2,7 +2,7 @@
 //! lock is one of the system on a file, so it ends with its process. The file says who holds it; one that was left behind
 //! locks nothing.
 
-use crate::metrics::duration;
+use crate::numbers::duration;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};

@@ -4,7 +4,7 @@ use crate::checkpoint::Progress;
 use crate::data::{Batch, Loader, PADDING};
 use crate::machine::Machine;
 use crate::metrics::{self, BadStep};
-use crate::run::Scene;
+use crate::scene::Scene;
 use crate::state::StepInputs;
 use crate::step::Metric;
 use anyhow::{Context, Result, bail};

@@ -9,14 +9,15 @@ use crate::checkpoint::{
     candidates, files, latest_good, load_weights, verify, whole,
 };
 use crate::cli::{Cli, Resume};
-use crate::config::{self, Resolved, RunConfig, Source};
+use crate::config::{Resolved, RunConfig, Source};
 use crate::decide::{Asked, Decision, Facts, Found, Given, Instead, Place, Where, decide};
-use crate::forecast::group;
-use crate::identity::{self, Identity, Parent, RunId};
+use crate::identity::{Identity, Parent, RunId};
 use crate::machine::{Content, Machine};
 use crate::metrics::Look;
+use crate::numbers::group;
 use crate::replay;
-use crate::run::{Scene, World};
+use crate::run_folder::{self, CHECKPOINTS, CONFIG, IDENTITY, SETTINGS};
+use crate::scene::{Scene, World};
 use crate::schedule::Phase;
 use crate::session::{About, hashes};
 use anyhow::{Context, Result, bail, ensure};
@@ -25,12 +26,6 @@ use model::initial_params;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-/// The folder of a run's checkpoints in its own folder.
-pub(crate) const CHECKPOINTS: &str = "checkpoints";
-
-/// The folder of a run's settings: one file for each time that they changed, named by the first step they hold for.
-pub(crate) const SETTINGS: &str = "configs";
 
 /// A command that does nothing, and one that would do.
 #[derive(Debug)]
@@ -461,7 +456,7 @@ pub(crate) fn claim(out: &Path, world: &World, beginning: &Beginning, resolved: 
     let disk = &*world.disk;
     let write = |folder: &Path, disk: &dyn Disk| -> Result<()> {
         if Identity::read(folder)?.as_ref() != Some(&beginning.identity) {
-            let path = folder.join(identity::FILE);
+            let path = folder.join(IDENTITY);
             beginning.identity.write(disk, folder).with_context(|| format!("writing {}", path.display()))?;
         }
         Ok(())
@@ -477,7 +472,7 @@ pub(crate) fn claim(out: &Path, world: &World, beginning: &Beginning, resolved: 
     let since = beginning.settings.last().map_or(0, |era| era.from);
     let history = out.join(SETTINGS);
     disk.create_dir_all(&history).with_context(|| format!("creating the folder {}", history.display()))?;
-    for path in [out.join(config::FILE), history.join(format!("step_{since:08}.toml"))] {
+    for path in [out.join(CONFIG), history.join(format!("{}.toml", run_folder::step(since)))] {
         write_if_new(disk, &path, &text).with_context(|| format!("writing {}", path.display()))?;
     }
     Ok(())

@@ -8,7 +8,7 @@
 //! 5. [`Session`]: the loop.
 //! 6. Last words.
 
-use crate::atomic::{Disk, RealDisk};
+use crate::atomic::RealDisk;
 use crate::checkpoint::{
     self, Copying, Mirror, Progress, Retention, Saver, Store, checkpoint_bytes, fetch_records, most_at_once,
 };
@@ -17,16 +17,19 @@ use crate::config::{Resolved, RunConfig, keys_as_markdown};
 use crate::data::{
     DataError, Dataset, EpochSize, Loader, PrepareProgress, TOKENIZER_FILE, prepare_standard_library,
 };
-use crate::forecast::{Forecast, group};
+use crate::forecast::Forecast;
 use crate::machine::{Accelerator, Machine};
 use crate::metrics::{Held, Look, LossSums, Recorder};
+use crate::numbers::group;
 use crate::replay::{self, replay};
-use crate::resume::{Beginning, CHECKPOINTS, claim, going_on, load, longer};
-use crate::scaling::{Facts, Plan, plan};
+use crate::resume::{Beginning, claim, going_on, load, longer};
+use crate::run_folder::CHECKPOINTS;
+use crate::scaling::{Facts, plan};
+use crate::scene::{Scene, open_data};
 use crate::session::{About, Session};
 use crate::show;
 use crate::signals::{INTERRUPTED, Stop};
-use crate::state::optimizer_tensors;
+use crate::step::optimizer_tensors;
 use anyhow::{Context, Result, anyhow};
 use engine::plugin::cache_folder;
 use model::counts::ParamCounts;
@@ -39,25 +42,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use crate::resume::Refused;
-
-/// How a run ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// All steps are done.
-    Finished,
-    /// A signal stopped it; its state is saved.
-    Interrupted,
-}
-
-/// What a run writes to, listens to and speaks to.
-pub struct World {
-    /// Where checkpoints, copies and what says whose they are go.
-    pub disk: Arc<dyn Disk>,
-    /// Whether it is asked to stop.
-    pub stop: Stop,
-    /// How it shows its progress.
-    pub look: Look,
-}
+pub use crate::scene::{Outcome, World};
 
 /// How a run ended, and the command that goes on from there.
 #[derive(Clone, Debug)]
@@ -183,58 +168,6 @@ pub fn run_in<M: Machine>(
     let _nothing_to_save = world.stop.nothing_to_save();
     let next = last_words(&session, cli, recorder, [first_loss, last_loss])?;
     Ok(Ended { outcome, next: Some(next) })
-}
-
-/// The command line, resolved: settings of which nothing is left open, the data, and the plan.
-pub(crate) struct Scene {
-    pub(crate) resolved: Resolved,
-    pub(crate) folder: PathBuf,
-    pub(crate) dataset: Arc<Dataset>,
-    pub(crate) plan: Plan,
-    size: EpochSize,
-    parameters: u64,
-}
-
-impl Scene {
-    fn of(mut resolved: Resolved, folder: PathBuf) -> Result<Scene> {
-        let run = &resolved.run;
-        let dataset = Arc::new(open_data(&folder, run)?);
-        let size = dataset.epoch_size(&run.data.rows(run.batch.seq, run.seed));
-        let parameters = ParamCounts::of(&run.model).total() as u64;
-        let plan = plan(&mut resolved, Facts { parameters, epoch: size })?;
-        Ok(Scene { resolved, folder, dataset, plan, size, parameters })
-    }
-
-    /// What decides which rows are made.
-    pub(crate) fn rows(&self) -> crate::data::RowOptions {
-        let run = &self.resolved.run;
-        run.data.rows(run.batch.seq, run.seed)
-    }
-
-    fn announce(&self, look: Look) {
-        let (run, size) = (&self.resolved.run, &self.size);
-        look.say(format_args!(
-            "model    {} parameters, {} layers of width {}",
-            group(self.parameters),
-            run.model.num_hidden_layers,
-            run.model.hidden_size
-        ));
-        look.say(format_args!("data     {}: {size}", self.folder.display()));
-        for note in self.dataset.tokenizer().iter().flat_map(|tokenizer| tokenizer.notes()) {
-            look.say(format_args!("data     tokenizer.json: {note}"));
-        }
-        look.say(format_args!(
-            "batch    {} x {} rows of {} = {} tokens a step, {} steps",
-            run.batch.accumulation,
-            run.batch.micro,
-            run.batch.seq,
-            group(run.batch.tokens()),
-            group(self.plan.steps)
-        ));
-        for decision in &self.plan.decisions {
-            look.say(format_args!("chosen   {decision}"));
-        }
-    }
 }
 
 /// The folders that a run writes checkpoints to, locked.
@@ -364,17 +297,6 @@ fn last_words<M: Machine>(
     let (words, next) = longer(cli, about)?;
     look.say(format_args!("next: {words}"));
     Ok(next)
-}
-
-fn open_data(folder: &Path, run: &RunConfig) -> Result<Dataset> {
-    let data = &run.data;
-    Dataset::open_ended_by(
-        data.end_of_text.as_deref(),
-        folder,
-        run.model.num_tokens,
-        data.validation_fraction,
-    )
-    .with_context(|| format!("opening the data in {}", folder.display()))
 }
 
 /// What the run would take, on one screen. There is nothing to save: a signal ends it at once, in the compiler too.

@@ -4,10 +4,10 @@ use crate::checkpoint::Reader;
 use crate::config::RunConfig;
 use crate::data::Batch;
 use crate::device::{CodeGeneration, Device};
-use crate::step::{Metric, kept_folded};
+use crate::step::{Metric, kept_folded, optimizer_tensors};
 use anyhow::{Context, Result, bail, ensure};
 use engine::pjrt::{Arg, Buffer};
-use engine::{Compiled, DType, Host, Program, Type};
+use engine::{Compiled, DType, Host, Program};
 use model::folded::fold_program;
 use model::{ParamSpec, Params, specs};
 
@@ -49,15 +49,6 @@ impl Metrics {
         let values: Vec<f64> = host.to_f64();
         Ok(values.try_into().expect("the step program's vector has one number for each metric"))
     }
-}
-
-/// Names and types of what is not a weight and is in checkpoints, in order.
-pub(crate) fn optimizer_tensors(specs: &Params<ParamSpec>, first_moment: DType) -> Vec<(String, Type)> {
-    let moment = |part: &'static str, dtype: DType| {
-        specs.iter().map(move |(name, spec)| (format!("{part}.{name}"), spec.ty.with_dtype(dtype)))
-    };
-    let updates = ("updates".to_owned(), Type::scalar(DType::I32));
-    moment("m", first_moment).chain(moment("v", DType::F32)).chain([updates]).collect()
 }
 
 impl DeviceState {

@@ -4,12 +4,11 @@
 #![doc = include_str!("step.md")]
 
 use crate::config::{BatchShape, Resolved, RunConfig, Source};
-use crate::forecast::size;
-use crate::state::optimizer_tensors;
+use crate::numbers::size;
 use engine::{DType, Program, ScanOptions, Tensor, Type};
 use model::folded::{folded_types, unfold_gradients};
 use model::loss::{Counts, Losses, gradients, losses};
-use model::{Batch, Compute, Config, Decay, Dropout, Folded, Remat, fold, specs};
+use model::{Batch, Compute, Config, Decay, Dropout, Folded, ParamSpec, Params, Remat, fold, specs};
 use serde::Serialize;
 use std::fmt;
 
@@ -74,6 +73,15 @@ pub struct Kept {
     pub bytes: u64,
     /// Bytes that there are for it; none for a device that does not say its memory.
     pub room: Option<u64>,
+}
+
+/// Names and types of what is not a weight and is in checkpoints, in order.
+pub(crate) fn optimizer_tensors(specs: &Params<ParamSpec>, first_moment: DType) -> Vec<(String, Type)> {
+    let moment = |part: &'static str, dtype: DType| {
+        specs.iter().map(move |(name, spec)| (format!("{part}.{name}"), spec.ty.with_dtype(dtype)))
+    };
+    let updates = ("updates".to_owned(), Type::scalar(DType::I32));
+    moment("m", first_moment).chain(moment("v", DType::F32)).chain([updates]).collect()
 }
 
 impl RunConfig {

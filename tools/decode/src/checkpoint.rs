@@ -6,13 +6,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use train::checkpoint::{Latest, files, first_good, latest_good, steps};
+use train::run_folder::CHECKPOINTS;
 
 /// The word for the newest checkpoint of all runs.
 const LATEST: &str = "latest";
 /// Where runs are, if nobody says otherwise.
 const RUNS: &str = "runs";
-/// The folder of a run's checkpoints.
-const CHECKPOINTS: &str = "checkpoints";
 
 /// The folder of the checkpoint that is meant: the given one; the newest good one of a run, if it is the run's folder or
 /// that of its checkpoints; or, for the word `latest`, the good one of all runs in `runs/` that was written last. What was

@@ -24,6 +24,7 @@ use std::process::ExitCode;
 use std::thread;
 use train::atomic::{RealDisk, write_file};
 use train::checkpoint::{State, files, steps, weight_files};
+use train::run_folder::CHECKPOINTS;
 
 /// Runs the program.
 pub fn main() -> ExitCode {
@@ -186,7 +187,7 @@ impl<'a> Evaluation<'a> {
 
     /// Evaluates the checkpoints of a run, oldest first.
     fn run(&self, run: &Path) -> Result<ExitCode> {
-        let folder = run.join("checkpoints");
+        let folder = run.join(CHECKPOINTS);
         let found = if folder.is_dir() { steps(&folder)? } else { Vec::new() };
         if found.is_empty() {
             bail!("{} has no checkpoints: give the folder that `train --out` named", run.display());

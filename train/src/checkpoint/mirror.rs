@@ -2,13 +2,15 @@
 //! when the machine is gone. Copying is best effort and has a thread and a clock of its own: it may fail, and it may hang for
 //! as long as it likes, and nothing waits for it but the end of a run, which says so.
 
+use super::folder::{read_state, steps};
+use super::manifest::whole;
 use super::retention::superseded;
-use super::store::{LOCK, check_room, read_state, steps, whole};
+use super::store::{LOCK, check_room};
 use super::{CheckpointError, Keep, Manifest, Retention, State, files, manifest};
 use crate::atomic::{self, Disk, DiskFile};
-use crate::cli::quoted;
 use crate::lock::{Held, Lock, LockError};
-use crate::metrics;
+use crate::run_folder::{self, EVENTS, METRICS};
+use program::quoted;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::ops::ControlFlow;
@@ -456,14 +458,14 @@ fn each_piece(file: &mut File, mut use_it: impl FnMut(&[u8]) -> io::Result<()>) 
 
 /// Copies what a run has recorded. Files of events, of which there is one a start, are copied when they have grown.
 fn copy_records(run: &Path, disk: &dyn Disk, to: &Path) -> io::Result<()> {
-    for name in metrics::record_files(run)? {
+    for name in run_folder::record_files(run)? {
         let (from, copy) = (run.join(&name), to.join(&name));
         let mut file = match File::open(&from) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(error),
         };
-        let same = name.starts_with(metrics::EVENTS)
+        let same = name.starts_with(EVENTS)
             && fs::metadata(&copy).ok().map(|there| there.len()) == Some(file.metadata()?.len());
         if !same {
             disk.create_dir_all(copy.parent().unwrap_or(to))?;
@@ -479,7 +481,7 @@ fn copy_records(run: &Path, disk: &dyn Disk, to: &Path) -> io::Result<()> {
 /// If they cannot be read or written.
 pub fn fetch_records(mirror: &Path, disk: &dyn Disk, run: &Path) -> io::Result<()> {
     let from = mirror.join(RECORDS);
-    if run.join(metrics::LINES).exists() || !from.is_dir() { Ok(()) } else { copy_records(&from, disk, run) }
+    if run.join(METRICS).exists() || !from.is_dir() { Ok(()) } else { copy_records(&from, disk, run) }
 }
 
 /// Removes the run's own copies that `retention` does not keep, and what a copying of its own that was cut off left behind.

@@ -1,7 +1,7 @@
 //! [`Reader`]: a checkpoint's tensors, one at a time, so that main memory never holds more than one.
 
+use super::folder::own_config;
 use super::params::{check_names, param_of};
-use super::store::own_config;
 use super::tensors::TensorFile;
 use super::weights::Weights;
 use super::{CheckpointError, State, Verified, files};

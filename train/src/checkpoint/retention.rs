@@ -1,6 +1,7 @@
 //! Which checkpoints a run keeps, and how many that can be at once.
 
-use super::store::{steps, whole};
+use super::folder::steps;
+use super::manifest::whole;
 use super::{CheckpointError, Keep, State};
 use crate::config::{Checkpoints, RunConfig, ScheduleKind};
 use crate::schedule::Phase;

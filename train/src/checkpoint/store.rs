@@ -1,17 +1,16 @@
 //! [`Store`]: the folder of a run's checkpoints. One process at a time writes into it; anyone may read.
 
-use super::manifest::{self, Hashing, Verified};
+use super::folder::{own_config, own_step, steps, steps_with_suffix};
+use super::manifest::{Hashing, Verified, verify, whole};
 use super::params::{params_file_bytes, params_of, write_params};
 use super::reader::Reader;
 use super::retention::superseded;
 use super::tensors::{file_bytes, write_tensors};
 use super::weights::{self, Weights};
-use super::{
-    CheckpointError, FORMAT, Keep, Loaded, Manifest, OLDEST, Progress, Retention, Snapshot, State, files,
-    verify,
-};
+use super::{CheckpointError, Keep, Loaded, Manifest, Progress, Retention, Snapshot, State, files};
 use crate::atomic::{self, AtomicDir, Disk, TEMPORARY};
 use crate::lock::{Held, Lock};
+use crate::run_folder;
 use crate::schedule::Phase;
 use engine::{Host, Type};
 use model::{Config, Params, specs};
@@ -90,7 +89,7 @@ impl Store {
         let tokenizer = snapshot.tokenizer.as_ref().map_or(0, |bytes| bytes.len() as u64);
         self.check_room(checkpoint_bytes(&snapshot.config, &optimizer, tokenizer))?;
         let step = snapshot.state.progress.step;
-        let path = self.root.join(format!("step_{step:08}"));
+        let path = self.root.join(run_folder::step(step));
         let bytes = self.write(snapshot, &path).map_err(CheckpointError::Write)?;
         Ok(Saved { path, step, bytes, took: start.elapsed(), removed: Vec::new() })
     }
@@ -401,61 +400,4 @@ pub fn load_weights(path: &Path, config: &Config) -> Result<Params<Host>, Checkp
 /// If the index is not readable or its shards are not there.
 pub fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     weights::files_of(&weights::path_in(folder))
-}
-
-pub(super) fn own_config(folder: &Path) -> Result<Config, CheckpointError> {
-    let path = folder.join(files::CONFIG);
-    let text = fs::read_to_string(&path).map_err(CheckpointError::read("reading", &path))?;
-    Config::from_json(&text)
-        .map_err(|error| CheckpointError::NotACheckpoint { path: folder.into(), reason: error.to_string() })
-}
-
-pub(super) fn read_state(folder: &Path) -> Result<State, CheckpointError> {
-    let path = folder.join(files::STATE);
-    let text = fs::read(&path).map_err(CheckpointError::read("reading", &path))?;
-    let damaged =
-        |reason| CheckpointError::Damaged { path: folder.into(), file: files::STATE.into(), reason };
-    let state: State = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
-    if !(OLDEST..=FORMAT).contains(&state.format) {
-        let reason = format!("it has format {}, this program reads {OLDEST} to {FORMAT}", state.format);
-        return Err(damaged(reason));
-    }
-    Ok(state)
-}
-
-/// The state of a checkpoint that has all its files at their full length: the cheap look, without hashing.
-pub fn whole(path: &Path) -> Option<State> {
-    let manifest = manifest::read(path).ok()?;
-    let complete = manifest.files.iter().all(|(name, record)| {
-        fs::metadata(path.join(name)).is_ok_and(|metadata| metadata.len() == record.bytes)
-    });
-    if complete { read_state(path).ok() } else { None }
-}
-
-/// The step that a folder's name claims, if it is a checkpoint's name.
-pub(super) fn own_step(path: &Path) -> Option<u64> {
-    path.file_name()?.to_str()?.strip_prefix("step_")?.parse().ok()
-}
-
-/// Steps and folders of all names `step_<number>`, oldest first; whether they are whole is not looked at.
-///
-/// # Errors
-/// If the folder cannot be listed.
-pub fn steps(root: &Path) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
-    steps_with_suffix(root, "")
-}
-
-fn steps_with_suffix(root: &Path, suffix: &str) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(root).map_err(CheckpointError::read("listing", root))? {
-        let entry = entry.map_err(CheckpointError::read("listing", root))?;
-        let name = entry.file_name();
-        let step =
-            name.to_str().and_then(|name| name.strip_prefix("step_")?.strip_suffix(suffix)?.parse().ok());
-        if let Some(step) = step {
-            found.push((step, entry.path()));
-        }
-    }
-    found.sort();
-    Ok(found)
 }

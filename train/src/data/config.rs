@@ -3,7 +3,6 @@
 use serde::{Deserialize, Serialize};
 
 use super::error::{DataError, Result};
-use super::pack::Packing;
 
 /// The order of rows; `true` and `false` in configuration files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +25,20 @@ impl From<Order> for bool {
     fn from(order: Order) -> Self {
         order == Order::Shuffled
     }
+}
+
+/// How documents become training rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Packing {
+    /// Each row begins with the next document and is filled with the longest ones that still fit; a document is split only
+    /// when none fits.
+    #[default]
+    BestFit,
+    /// Documents follow each other and are split wherever a row ends.
+    Sequential,
+    /// Every Parquet row is one training row as it stands.
+    None,
 }
 
 /// Everything that decides which rows are made, and in which order.

@@ -351,7 +351,7 @@ pub enum DataError {
 
 /// A path as a shell reads it.
 fn quoted(path: &Path) -> String {
-    crate::cli::quoted(&path.to_string_lossy())
+    program::quoted(&path.to_string_lossy())
 }
 
 impl DataError {

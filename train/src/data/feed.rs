@@ -17,11 +17,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use super::config::{Order, RowOptions};
+use super::config::{Order, Packing, RowOptions};
 use super::dataset::{Chunk, Dataset, Part};
 use super::error::{DataError, Result};
 use super::fim::{Fim, Marks, Piece, PieceId};
-use super::pack::{self, Document, PackedRows, Packing, Tally};
+use super::pack::{self, Document, PackedRows, Tally};
 use super::parallel::{cores, in_parallel};
 use super::position::Position;
 use super::random::{Purpose, Stream};

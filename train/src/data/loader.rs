@@ -9,14 +9,14 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::config::BatchShape;
-use crate::forecast::group;
+use crate::numbers::group;
 use program::esay;
 
-use super::config::{Order, RowOptions};
+use super::config::{Order, Packing, RowOptions};
 use super::dataset::{Dataset, Part};
 use super::error::{DataError, Result};
 use super::feed::{Block, Feed};
-use super::pack::{PADDING, Packing};
+use super::pack::PADDING;
 use super::position::Position;
 
 /// Finished blocks that wait for the consumer: about 8 MiB each.

@@ -11,27 +11,11 @@ use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::ops::AddAssign;
 
-use serde::{Deserialize, Serialize};
-
 use super::error::DataError;
 use super::fim::{Fim, MARKS, Piece, PieceId};
 
 /// The segment of padding.
 pub const PADDING: i32 = -1;
-
-/// How documents become training rows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Packing {
-    /// Each row begins with the next document and is filled with the longest ones that still fit; a document is split only
-    /// when none fits.
-    #[default]
-    BestFit,
-    /// Documents follow each other and are split wherever a row ends.
-    Sequential,
-    /// Every Parquet row is one training row as it stands.
-    None,
-}
 
 /// Training rows, flat.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

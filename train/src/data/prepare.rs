@@ -465,7 +465,9 @@ impl Work<'_> {
         }
         let ids = in_parallel(&wanted, self.options.threads, |(.., text)| tokenizer.encode(text));
         for ((split, home, hash, text), ids) in wanted.iter().zip(ids) {
-            let closed = self.splits[*split].push(*home, hash, &ids?, text.len() as u64, self.options)?;
+            let PrepareOptions { out, shard_tokens, .. } = self.options;
+            let bytes = text.len() as u64;
+            let closed = self.splits[*split].push(*home, hash, &ids?, bytes, out, *shard_tokens)?;
             if closed && !self.complete {
                 let [train, validation] = self.splits.each_ref().map(SplitWork::split);
                 let progress = Progress { recipe: self.recipe.clone(), train, validation };

@@ -8,7 +8,6 @@ use crate::atomic::{RealDisk, write_file};
 use super::error::{DataError, Result};
 use super::manifest::{ShardInfo, Split};
 use super::parallel::in_parallel;
-use super::prepare::PrepareOptions;
 use super::shard_write::ShardWriter;
 
 /// The state of one split.
@@ -94,19 +93,20 @@ impl SplitWork {
         Ok(if intact { Home::Kept } else { Home::Lost(index) })
     }
 
-    /// Adds a document whose text has `bytes` bytes; true when that closed a shard.
+    /// Adds a document whose text has `bytes` bytes; true when that closed a shard, which it does at `shard_tokens` tokens.
     pub(super) fn push(
         &mut self,
         home: Home,
         hash: &blake3::Hash,
         ids: &[i32],
         bytes: u64,
-        options: &PrepareOptions,
+        out: &Path,
+        shard_tokens: u64,
     ) -> Result<bool> {
         if home == Home::New {
             self.inputs.update(hash.as_bytes());
         }
-        let path = self.path(home, &options.out);
+        let path = self.path(home, out);
         let open = match &mut self.open {
             Some(open) => open,
             none => none.insert(ShardWriter::new().map_err(|e| parquet_error(&path, e))?),
@@ -115,10 +115,10 @@ impl SplitWork {
         let full = match home {
             // Where it ended before, which is where it ends by its tokens, or at the end of all documents.
             Home::Lost(index) => open.documents == self.shards[index].documents,
-            _ => open.tokens >= options.shard_tokens,
+            _ => open.tokens >= shard_tokens,
         };
         if full {
-            self.close(home, &options.out)?;
+            self.close(home, out)?;
         }
         Ok(full)
     }

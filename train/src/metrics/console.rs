@@ -1,6 +1,7 @@
 //! The progress line: a bar on a terminal, plain lines elsewhere.
 
 use super::{Train, Validation};
+use crate::numbers::duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use program::say;
 use std::io::IsTerminal;
@@ -131,20 +132,6 @@ fn short(x: f64) -> String {
     format!("{x:.digits$}{unit}")
 }
 
-/// The two largest units: `59s`, `3m12s`, `26h04m`, `13d02h`.
-pub(crate) fn duration(seconds: f64) -> String {
-    if !seconds.is_finite() {
-        return "unknown".into();
-    }
-    let s = seconds.round() as u64;
-    match s {
-        0..60 => format!("{s}s"),
-        60..3600 => format!("{}m{:02}s", s / 60, s % 60),
-        3600..172_800 => format!("{}h{:02}m", s / 3600, s / 60 % 60),
-        _ => format!("{}d{:02}h", s / 86_400, s / 3600 % 24),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -183,13 +170,5 @@ mod tests {
             "{text}"
         );
         assert!(text.starts_with("step 120/600 | loss 4.1234, second head 5.5000 | "), "{text}");
-    }
-
-    #[test]
-    fn durations_have_two_units() {
-        let cases = [(59.4, "59s"), (60.0, "1m00s"), (93_840.0, "26h04m"), (1_130_400.0, "13d02h")];
-        for (seconds, text) in cases {
-            assert_eq!(duration(seconds), text);
-        }
     }
 }
