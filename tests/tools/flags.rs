@@ -1,18 +1,9 @@
 //! The flags that README names are those that the programs have.
 
+use crate::PROGRAMS;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::process::Command;
-
-const PROGRAMS: [(&str, &str); 7] = [
-    ("train", env!("CARGO_BIN_EXE_trainer")),
-    ("prepare-data", env!("CARGO_BIN_EXE_preparer")),
-    ("generate", env!("CARGO_BIN_EXE_generate-text")),
-    ("score", env!("CARGO_BIN_EXE_score-tokens")),
-    ("eval-humaneval", env!("CARGO_BIN_EXE_evaluator")),
-    ("doctor", env!("CARGO_BIN_EXE_doctor-screen")),
-    ("dump-hlo", env!("CARGO_BIN_EXE_dump-program")),
-];
 
 /// Cargo's own flag, which running text names for the programs that it builds.
 const OF_CARGO: &str = "--features";

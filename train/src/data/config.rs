@@ -66,7 +66,7 @@ pub struct RowOptions {
 impl RowOptions {
     /// Refuses values out of range.
     pub(super) fn check(&self) -> Result<()> {
-        for (name, value) in [("data.fim_rate", self.fim_rate), ("data.fim_spm_rate", self.fim_spm_rate)] {
+        for (name, value) in [("data.fim_rate", self.fim_rate), ("data.fim_spm", self.fim_spm_rate)] {
             if !(0.0..=1.0).contains(&value) {
                 return Err(DataError::Setting { name, found: value.to_string(), wanted: "between 0 and 1" });
             }
