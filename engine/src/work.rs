@@ -1,5 +1,5 @@
-//! What a program asks for, read from the program itself: its operations, how often each runs, and their floating point
-//! operations. Loops count as often as they turn.
+//! The work of a program, counted from the program itself: its operations, how often each runs, and their floating point
+//! operations. A loop's body counts as often as the loop turns.
 
 use crate::{DType, Func, Kernel, KernelChoice, Lowering, Op, Program, Target, Type};
 use std::collections::BTreeMap;
@@ -110,7 +110,7 @@ impl Work {
             Op::Scan(scan) => format!("scan x {}", scan.length),
             other => other.name(),
         };
-        // Of two branches both are counted: the larger one cannot be told from the smaller one by place.
+        // Both branches are counted: which one runs is not known.
         for body in op.bodies() {
             self.add(body, runs * turns, &below(label.clone()));
         }

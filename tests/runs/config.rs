@@ -1,4 +1,4 @@
-//! Configurations: what a person types, what they are told, and the numbers behind the presets.
+//! Configurations: what a person types, what the program answers, and the numbers of the presets.
 
 use clap::Parser;
 use model::{Config, Preset, Yarn};
@@ -85,8 +85,8 @@ fn mistakes_are_named_with_their_remedy() {
     assert!(Override::parse("steps").unwrap_err().to_string().contains("--set steps: wants KEY=VALUE"));
 }
 
-/// What is out of range is refused by name, at both ends of every number; the ends themselves may meet other rules, but
-/// bring nothing down.
+/// A number out of range is refused by name, at both ends of every range. The ends themselves may break other rules, but cause
+/// no panic.
 #[test]
 fn every_number_has_its_range() {
     let mut numbers = 0;

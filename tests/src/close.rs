@@ -1,7 +1,7 @@
 //! How far found numbers are from wanted ones. One rule for all tests: NaN, and an infinity that was not wanted, are an
 //! infinite error, which no tolerance allows.
 
-/// What rounding to `f32` may change of a number, as a part of it. A tolerance is a number of these: of roundings one behind
+/// What rounding to `f32` may change of a number, as a part of it. A tolerance is a number of these: of roundings one after
 /// the other, and the root of the number of terms of a sum that is added up in another order.
 pub const F32: f64 = 1.0 / (1 << 24) as f64;
 

@@ -144,7 +144,7 @@ fn mutated(pool: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
                 input.splice(at..end, other[from..to].iter().copied());
             }
             6 => {
-                // The digits of a number, if there is one behind this place.
+                // The digits of a number, if there is one after this place.
                 let digit = |byte: &u8| byte.is_ascii_digit();
                 if let Some(begin) = input[at..].iter().position(digit).map(|skip| at + skip) {
                     let digits = input[begin..].iter().take_while(|byte| digit(byte)).count();

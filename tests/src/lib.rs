@@ -228,7 +228,7 @@ impl<'f> Case<'f> {
     }
 
     /// Replaces the outputs by a loss and its gradients. The loss is a weighted sum of the outputs and of the inputs
-    /// themselves, so that every input has a gradient; whether the inputs' part stands before or behind the case is
+    /// themselves, so that every input has a gradient; whether the inputs' part stands before or after the case is
     /// drawn at random, so that rules meet operands with and without a cotangent from elsewhere.
     #[track_caller]
     pub fn differentiate(&self) {

@@ -6,7 +6,7 @@ use std::fs;
 use std::process::Command;
 
 /// Cargo's own flag, which running text names for the programs that it builds.
-const OF_CARGO: &str = "--features";
+const CARGO_FLAG: &str = "--features";
 
 /// Flags in a text: `--name`, not within a word.
 fn flags(text: &str) -> BTreeSet<String> {
@@ -59,7 +59,7 @@ fn readme_names_no_flag_that_a_program_has_not() {
             continue;
         }
         let spans = paragraph.split('`').skip(1).step_by(2).filter(|span| !span.starts_with("cargo "));
-        for flag in spans.flat_map(flags).filter(|flag| flag != OF_CARGO) {
+        for flag in spans.flat_map(flags).filter(|flag| flag != CARGO_FLAG) {
             let of = if here.is_empty() { &named } else { &here };
             let found = of.iter().chain(&named).any(|name| has[name].contains(&flag));
             assert!(found, "none of {named:?} has {flag}:\n{paragraph}");

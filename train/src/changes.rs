@@ -1,4 +1,4 @@
-//! Settings of a run that are not those that its checkpoint was trained under, by kind.
+//! Settings that changed since a run's checkpoint was written, and what each change does.
 
 use crate::checkpoint::Era;
 use crate::config::{self, Key, OnChange, Open, RunConfig};
@@ -8,14 +8,14 @@ use crate::schedule::Schedule;
 use std::collections::BTreeSet;
 use std::fmt;
 
-/// What another value of a setting does to a run that goes on.
+/// What a change does to a run that goes on, as things stand; a key's [`OnChange`] says what it depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
     /// The weights become what they would have become, but for rounding.
     Harmless,
-    /// From here on the weights become others than those of either run from the start.
+    /// From here on the weights differ from those of either run from its start.
     Course,
-    /// The checkpoint cannot be gone on from: its tensors or its place in the data mean something else.
+    /// The run cannot go on from the checkpoint: its tensors or its place in the data mean something else.
     Impossible,
 }
 
@@ -28,7 +28,7 @@ pub(crate) struct Change {
     pub(crate) was: String,
     /// Its value now.
     pub(crate) now: String,
-    /// What it does.
+    /// What the change does.
     pub(crate) kind: Kind,
 }
 
@@ -66,14 +66,14 @@ pub(crate) fn schedule(run: &RunConfig, identity: &Identity) -> Option<Schedule>
 }
 
 fn kind(key: &str, old: &RunConfig, new: &RunConfig, identity: &Identity, step: u64) -> Kind {
-    // What only decides rates is as if it had been so from the start, if all steps so far ran at the same rate.
+    // If all steps so far had run at the same rates with the new schedule, it is as if it had been so from the start.
     let same_rates = || {
         let (old, new) = (schedule(old, identity), schedule(new, identity));
         old.zip(new)
             .is_some_and(|(old, new)| (0..step).all(|at| old.learning_rate(at) == new.learning_rate(at)))
     };
     let same_rows = || old.batch.rows() == new.batch.rows();
-    // Of a key that this version of the program does not know nothing can be said but that it may have decided the weights.
+    // A key that this version of the program does not know may have decided the weights.
     let on_change = config::find(key).map_or(OnChange::Course, Key::on_change);
     match on_change {
         OnChange::Harmless => Kind::Harmless,
@@ -96,7 +96,7 @@ mod tests {
     fn run(set: &[&str]) -> RunConfig {
         let set: Vec<_> = set.iter().map(|text| Override::parse(text).unwrap()).collect();
         let mut resolved = resolve(Preset::Tiny, None, &set).unwrap();
-        plan(&mut resolved, Facts { parameters: 1_000_000, epoch: EpochSize::of_tokens(1 << 24, 128) })
+        plan(&mut resolved, Facts { parameters: 1_000_000, epoch: EpochSize::assumed(1 << 24, 128) })
             .unwrap();
         resolved.run
     }
@@ -119,10 +119,10 @@ mod tests {
     #[test]
     fn what_a_change_does_depends_on_what_was_trained() {
         assert_eq!(kinds(&[], 100, None), []);
-        /// What is set otherwise, at which step, how long a branch's decay is, and what the changes are.
+        /// The new settings, the step, the length of a branch's decay, and the changes.
         type Case<'a> = (&'a [&'a str], u64, Option<u64>, &'a [(&'a str, Kind)]);
         let cases: &[Case<'_>] = &[
-            // Longer, before the decay begins and behind that.
+            // Longer, before the decay begins and after that.
             (&["steps=2000"], 900, None, &[("steps", Kind::Harmless)]),
             (&["steps=2000"], 902, None, &[("steps", Kind::Course)]),
             // A branch decays over its own steps whatever the trunk's are.

@@ -56,7 +56,7 @@ pub mod files {
     pub const INDEX: &str = "model.safetensors.index.json";
     /// The optimiser's tensors as the program holds them: stacked, `[in, out]`.
     pub const OPTIMIZER: &str = "optimizer.safetensors";
-    /// Everything else that a run goes on from.
+    /// Everything else that a run needs to go on.
     pub const STATE: &str = "state.json";
     /// The architecture.
     pub const CONFIG: &str = "config.json";
@@ -66,7 +66,7 @@ pub mod files {
     pub const MANIFEST: &str = "manifest.json";
 }
 
-/// `state.json`: what a run goes on from beside its tensors, and where that comes from.
+/// `state.json`: what a run needs to go on beside its tensors, and which run wrote it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct State {
     /// [`FORMAT`].
@@ -107,10 +107,10 @@ pub struct Progress {
     /// Gradient norms and bad steps so far.
     #[serde(default)]
     pub watch: Watch,
-    /// The steps that the run went back to, in order: what it did beyond them before is no part of it any more.
+    /// The steps that the run went back to, in order. What it had done after each of them is no part of the run any more.
     #[serde(default)]
     pub turns: Vec<u64>,
-    /// The step that it went back to, until a step behind it changes the weights: the checkpoint may itself be what is wrong.
+    /// The step that it went back to, until a later step changes the weights: that checkpoint may itself be what is wrong.
     #[serde(default)]
     pub returned: Option<u64>,
     /// The last bad step that it went back for.

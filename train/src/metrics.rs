@@ -48,17 +48,17 @@ pub struct Train {
     /// Global norm of the step's gradient before clipping.
     #[serde(deserialize_with = "nan_from_null")]
     pub gradient_norm: f64,
-    /// Tokens predicted so far, repetitions included: the targets of the next token's loss. Padding is none, nor is the first
-    /// token of a piece of a document.
+    /// Tokens predicted so far, repetitions included: the targets of the next token's loss. Neither padding nor the first token
+    /// of a piece of a document counts.
     pub tokens_seen: u64,
-    /// Of these a second since about the record before; saving and evaluating do not count.
+    /// Tokens predicted a second, since about the record before; the time of saving and evaluating does not count.
     pub tokens_per_second: f64,
     /// Part of the places in the rows since the record before that held no token.
     #[serde(default)]
     pub padding: f64,
-    /// Part of the device's peak that went into these tokens, if the peak is known.
+    /// Model FLOPs utilisation: the part of the device's peak that these tokens took, if the peak is known.
     pub mfu: Option<f64>,
-    /// Steps so far whose update was left out because it was not finite.
+    /// Steps so far that left the weights as they were: not finite, or a spike.
     pub skipped: u64,
     /// Seconds to the end of the run at this speed.
     pub eta_seconds: f64,
@@ -76,7 +76,7 @@ pub struct Validation {
     pub mtp_loss: Option<f64>,
 }
 
-/// Losses of several steps, on their way to a mean in which each target counts once.
+/// Sums of the losses of several steps, for a mean in which each target counts once.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct LossSums {
     next: f64,
@@ -153,8 +153,8 @@ pub struct BadStep {
     pub position: Position,
 }
 
-/// Writes every record to all of its places. None of them stops a run: one that cannot be written is said once, and once
-/// more when it can be again.
+/// Writes every record to all of its places. None of them stops a run: if one cannot be written, that is said once, and once
+/// more when it can be written again.
 pub struct Recorder {
     folder: PathBuf,
     lines: Appended,
@@ -169,7 +169,7 @@ pub struct Recorder {
 
 impl Recorder {
     /// Opens the files of a run that is at `step` of `steps`. Records of later steps, which a run left that stopped
-    /// behind its last checkpoint, are dropped, and so is a torn last line.
+    /// after its last checkpoint, are dropped, and so is a torn last line.
     ///
     /// # Errors
     /// If the folder cannot be written to, or `metrics.jsonl` holds something else.
@@ -453,7 +453,7 @@ mod tests {
         assert_eq!(steps(&path), [7, 8]);
     }
 
-    /// A disk that fills up cuts a record; the next one stands behind the last whole one.
+    /// A disk that fills up cuts a record; the next one stands after the last whole one.
     #[test]
     fn what_is_said_of_a_file() {
         let folder = tempfile::tempdir().unwrap();

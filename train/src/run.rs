@@ -1,8 +1,8 @@
 //! One run, from top to bottom: configuration, data and plan; where it goes on; compile and load; loop; last words.
 //!
 //! 1. [`Scene`]: the command line, resolved: settings, data, how long and how fast.
-//! 2. [`Beginning`]: what is there, and what comes of the command ([`crate::decide`]); the checkpoint to begin at; settings
-//!    that changed since. Nothing is written yet, and a refusal leaves everything as it was.
+//! 2. [`Beginning`]: what is there, and what the command does ([`crate::decide`]); the checkpoint to begin at; settings that
+//!    changed since. Nothing is written yet, and a refusal leaves everything as it was.
 //! 3. The machine: opened, compiled, loaded.
 //! 4. [`claim`]: the folder and the mirror are this run's from here on (`run.json`), and its settings are kept.
 //! 5. [`Session`]: the loop.
@@ -62,7 +62,7 @@ pub fn main() -> ExitCode {
     exit_code(match run(&arguments()) {
         Ok(Outcome::Finished) => Ok(ExitCode::SUCCESS),
         Ok(Outcome::Interrupted) => Ok(ExitCode::from(INTERRUPTED)),
-        // While data are prepared: what is done of it is kept.
+        // A signal while data are prepared: the finished part is kept.
         Err(error) if matches!(error.downcast_ref(), Some(DataError::Interrupted)) => {
             esay!("stopped: {error:#}");
             Ok(ExitCode::from(INTERRUPTED))
@@ -84,11 +84,11 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
         return forecast(cli, cli.resolve()?);
     }
     let stop = Stop::on_signals().context("registering signal handlers")?;
-    let world = World { disk: Arc::new(RealDisk), stop, look: Look::of_stdout() };
+    let world = World { disk: Arc::new(RealDisk), stop, look: Look::for_stdout() };
     run_in(cli, &world, Accelerator::open).map(|ended| ended.outcome)
 }
 
-/// The same in a given world, with the machine that `open` gives for the settings and the data.
+/// The same in other surroundings, with the machine that `open` makes for the settings and the data.
 ///
 /// # Errors
 /// As [`run`].
@@ -101,13 +101,13 @@ pub fn run_in<M: Machine>(
     let interrupted = Ended { outcome: Outcome::Interrupted, next: Some(cli.clone()) };
     let resolved = cli.resolve()?;
     let folder = data_folder(&resolved.run, &world.stop)?;
-    // Until the first step nothing is unsaved, and most of the time goes into calls that cannot be asked to stop.
+    // Until the first step there is nothing to save, and most of the time goes into calls that cannot be asked to stop.
     let nothing_to_save = world.stop.nothing_to_save();
     if world.stop.requested() {
         return Ok(interrupted);
     }
-    // Before anything is read: what a crash left between two names is mended, nobody else writes, and whoever is second
-    // hears of it before anything takes long.
+    // Before anything is read: this mends what a crash left between two names, keeps others from writing, and tells a second
+    // process at once that it is the second.
     let writes = !cli.dry_run && cli.replay.is_none() && cli.show_rows.is_none();
     let folders = writes.then(|| Folders::take(cli, world, &resolved.run)).transpose()?;
     let mut scene = Scene::of(resolved, folder)?;
@@ -139,11 +139,11 @@ pub fn run_in<M: Machine>(
     let elsewhere = beginning.from.as_ref().filter(|(path, _)| !path.starts_with(&own));
     let from_elsewhere = elsewhere.map(|(_, keep)| *keep);
     let mut session = prepare(cli, world, scene, beginning, machine, loader, folders)?;
-    // What checkpoints say; longer rows of an earlier training count on.
+    // For the config in checkpoints; if an earlier training had longer rows, their length stays.
     session.about.run.model.original_max_position_embeddings = trained.max(Some(session.about.run.batch.seq));
     announce_ready(world.look, start);
     let mut recorder = session.open_recorder()?;
-    // What comes from elsewhere is written here first: it may be all that there is to go back to, and may go there.
+    // A beginning from elsewhere is written here first: it may be the only checkpoint to go back to, and may vanish there.
     if let Some(keep) = from_elsewhere {
         session.save(keep, &recorder)?;
     }
@@ -161,7 +161,7 @@ pub fn run_in<M: Machine>(
         drop(recorder);
         let (words, next) = going_on(cli);
         world.look.say(format_args!("stopped at step {}; {words}", session.progress.step));
-        // Its thread may hang in a slow read for as long as it likes; it only reads.
+        // Its thread may hang in a slow read; as it only reads, it need not end.
         std::mem::forget(session.loader);
         return Ok(Ended { next: Some(next), ..interrupted });
     }
@@ -196,7 +196,7 @@ impl Folders {
     }
 }
 
-/// Makes the folders this run's, and puts together what the loop needs.
+/// Claims the folders for this run, and puts together what the loop needs.
 fn prepare<'w, M: Machine>(
     cli: &Cli,
     world: &'w World,
@@ -218,7 +218,7 @@ fn prepare<'w, M: Machine>(
         Some((path, _)) => (None, mirror.as_ref().filter(|mirror| path.starts_with(mirror.root()))),
         None => (None, None),
     };
-    // Without its records a run from a mirror trains all the same.
+    // A run from a mirror can train without its old records.
     if let Some(mirror) = copy
         && let Err(error) = fetch_records(mirror.root(), &*world.disk, &cli.out)
     {
@@ -303,7 +303,7 @@ fn last_words<M: Machine>(
 fn forecast(cli: &Cli, mut resolved: Resolved) -> Result<Outcome> {
     let run = &resolved.run;
     let epoch = match cli.tokens {
-        Some(tokens) => EpochSize::of_tokens(tokens, run.batch.seq),
+        Some(tokens) => EpochSize::assumed(tokens, run.batch.seq),
         None => {
             let folder = data_folder(run, &Stop::manual())?;
             let dataset = open_data(&folder, run).map_err(|error| anyhow!("{error:#}; or give --tokens"))?;

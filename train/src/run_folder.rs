@@ -4,13 +4,13 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// The folder of its checkpoints, [`step`] each.
+/// The folder of its checkpoints, each a folder named by its [`step`].
 pub const CHECKPOINTS: &str = "checkpoints";
 
 /// The resolved configuration.
 pub const CONFIG: &str = "config.toml";
 
-/// The folder of its settings: one file for each time that they changed, named by the first [`step`] they hold for.
+/// The folder of its settings: a file for each time that they changed, named by the first [`step`] under them.
 pub const SETTINGS: &str = "configs";
 
 /// Which run it is, and how it began; in its mirror too.
@@ -36,7 +36,7 @@ pub fn step(step: u64) -> String {
     format!("{STEP}{step:08}")
 }
 
-/// Names of the records of a run's folder, its configuration among them, in that folder; not all need be there.
+/// The records of a run and its configuration, by their paths in its folder; not all need be there.
 ///
 /// # Errors
 /// If the folder of events or of settings is there and cannot be listed.

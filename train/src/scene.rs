@@ -21,9 +21,9 @@ pub enum Outcome {
     Interrupted,
 }
 
-/// What a run writes to, listens to and speaks to.
+/// The surroundings of a run: its disk, its signals, its screen.
 pub struct World {
-    /// Where checkpoints, copies and what says whose they are go.
+    /// The disk for checkpoints, their copies and `run.json`.
     pub disk: Arc<dyn Disk>,
     /// Whether it is asked to stop.
     pub stop: Stop,
@@ -31,7 +31,7 @@ pub struct World {
     pub look: Look,
 }
 
-/// The command line, resolved: settings of which nothing is left open, the data, and the plan.
+/// The command line, resolved: settings without open values, the data, and the plan.
 pub(crate) struct Scene {
     pub(crate) resolved: Resolved,
     pub(crate) folder: PathBuf,

@@ -23,7 +23,7 @@ pub struct DeviceState {
 /// The state in main memory: weights, and the optimiser's tensors by name.
 pub type HostState = (Params<Host>, Vec<(String, Host)>);
 
-/// Numbers that change from step to step.
+/// The inputs of a step that are numbers.
 #[derive(Clone, Copy, Debug)]
 pub struct StepInputs {
     /// The schedule's value.
@@ -52,7 +52,8 @@ impl Metrics {
 }
 
 impl DeviceState {
-    /// New moments around the given weights. Each of these is freed when it is on the device, and the moments are made there.
+    /// The state of a run that begins with these weights. Each of them is freed in main memory once it is on the device, where
+    /// the moments are made.
     ///
     /// # Errors
     /// If the state does not fit.
@@ -95,7 +96,7 @@ impl DeviceState {
         })
     }
 
-    /// Takes another checkpoint's numbers, one tensor in main memory at a time; the old ones leave the device first.
+    /// Takes the numbers of another checkpoint, one tensor in main memory at a time. The old ones leave the device first.
     ///
     /// # Errors
     /// As [`restore`](DeviceState::restore).
@@ -152,7 +153,7 @@ impl DeviceState {
         Ok((self.specs.with_leaves(hosts), names.into_iter().zip(optimizer).collect()))
     }
 
-    /// Queues one step; the state afterwards is that behind the step.
+    /// Queues one step. From then on the state is the one after that step.
     ///
     /// # Errors
     /// If the device refuses.

@@ -1,5 +1,5 @@
 //! How programs begin, speak and end: large pages for the memory that the CPU plugin takes from malloc, the command line,
-//! standard [`output`], commands that are said to be pasted, and the exit code. It is a crate of its own for the sake of `doctor`, which needs no trainer.
+//! standard [`output`], commands that are said to be pasted, and the exit code. It is a crate of its own because `doctor` uses it without the trainer.
 
 pub mod output;
 

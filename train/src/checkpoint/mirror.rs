@@ -46,7 +46,7 @@ pub struct Copying {
     pub retention: Retention,
     /// Time from the beginning of one copy to that of the next; none: each checkpoint is copied as soon as may be.
     pub every: Option<Duration>,
-    /// The run's folder, whose records are copied behind each checkpoint.
+    /// The run's folder, whose records are copied after each checkpoint.
     pub records: Option<PathBuf>,
 }
 
@@ -225,7 +225,7 @@ impl Offers {
         self.0.changed.notify_all();
     }
 
-    /// Checkpoints that are being copied or wait for it: they must not be removed. Behind an offer, none that is older
+    /// Checkpoints that are being copied or wait for it: they must not be removed. After an offer, none that is older
     /// than it can be added.
     pub(super) fn spared(&self) -> Vec<PathBuf> {
         let work = self.0.work();
@@ -290,7 +290,7 @@ impl Copier {
             self.became(self.copy(&from));
         }
         if any && check_there(&self.root).is_ok() {
-            // What was recorded behind the last checkpoint.
+            // What was recorded after the last checkpoint.
             let from = self.root.join(RECORDS);
             self.shared.work().under_way = Some(CopyProgress { from, done: 0, total: 0 });
             self.became(self.copy_records());
@@ -475,7 +475,7 @@ fn copy_records(run: &Path, disk: &dyn Disk, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Brings the records of a run back from its mirror to a machine that has none.
+/// Copies the records of a run back from its mirror to a machine that has none.
 ///
 /// # Errors
 /// If they cannot be read or written.
@@ -484,7 +484,7 @@ pub fn fetch_records(mirror: &Path, disk: &dyn Disk, run: &Path) -> io::Result<(
     if run.join(METRICS).exists() || !from.is_dir() { Ok(()) } else { copy_records(&from, disk, run) }
 }
 
-/// Removes the run's own copies that `retention` does not keep, and what a copying of its own that was cut off left behind.
+/// Removes the run's own copies that `retention` does not keep, and what its own copies left that were cut off.
 fn prune(disk: &dyn Disk, root: &Path, retention: Retention, own: &State) -> Result<(), CheckpointError> {
     let mut goes = superseded(root, retention, |copy| same_run(copy, own))?;
     goes.extend(steps(root)?.into_iter().map(|(_, path)| path).filter(|path| {

@@ -23,7 +23,7 @@ impl Reader {
     /// Opens a checkpoint for a run with this configuration.
     ///
     /// # Errors
-    /// If the weights belong to another architecture, or a file is none of tensors.
+    /// If the weights belong to another architecture, or a file holds no tensors.
     pub fn open(checkpoint: &Verified, config: &Config) -> Result<Reader, CheckpointError> {
         let path = checkpoint.path();
         let found = own_config(path)?;

@@ -45,7 +45,7 @@ pub struct Saved {
     pub removed: Vec<PathBuf>,
 }
 
-/// The newest good checkpoint and what stands in front of it.
+/// The newest good checkpoint, and the newer ones that are not good.
 #[derive(Debug, Default)]
 pub struct Latest {
     /// The newest one whose every byte is right.
@@ -57,11 +57,11 @@ pub struct Latest {
 /// Name of the lock that keeps two runs apart.
 pub(super) const LOCK: &str = ".lock";
 
-/// What is added to the name of a checkpoint that a run went back behind.
+/// What is added to the name of a checkpoint that a run left when it went back.
 const SET_ASIDE: &str = ".set-aside";
 
 impl Store {
-    /// Opens or creates the folder, locks it against other runs, and clears what a crash left behind. A folder that was
+    /// Opens or creates the folder, locks it against other runs, and clears what a crash left. A folder that was
     /// made for it goes with it if nothing was saved.
     ///
     /// # Errors
@@ -112,8 +112,8 @@ impl Store {
     ///
     /// # Errors
     /// If the folder cannot be read or a name cannot be changed.
-    pub fn set_aside(&self, behind: u64) -> Result<(), CheckpointError> {
-        for (_, path) in steps(&self.root)?.into_iter().filter(|(step, _)| *step > behind) {
+    pub fn set_aside(&self, after: u64) -> Result<(), CheckpointError> {
+        for (_, path) in steps(&self.root)?.into_iter().filter(|(step, _)| *step > after) {
             let mut name = path.file_name().unwrap_or_default().to_os_string();
             name.push(SET_ASIDE);
             let aside = path.with_file_name(name);
@@ -245,8 +245,8 @@ pub fn sound(root: &Path, before: u64, now: &Progress) -> Result<Option<Verified
     Ok(first_good(all.into_iter().rev().map(|(.., path)| path)).good)
 }
 
-/// A checkpoint's folder by a look that opens no weights: its state if all its files are there at full length, or what is
-/// wrong with it.
+/// A checkpoint's folder, looked at without opening the weights: its state if all its files are there at full length, or what
+/// is wrong with it.
 pub type Candidate = (PathBuf, Result<State, CheckpointError>);
 
 /// All checkpoints of a folder, newest first. A folder that does not exist has none.
@@ -259,7 +259,7 @@ pub fn candidates(root: &Path) -> Result<Vec<Candidate>, CheckpointError> {
     }
     let mut all = Vec::new();
     let mut turns = 0;
-    // Where a damaged one stands among the others, its step alone can say.
+    // A damaged checkpoint has only its step to be sorted by.
     for (step, path) in steps(root)? {
         let state = whole(&path).ok_or(()).or_else(|()| verify(&path).map(|good| good.state().clone()));
         if let Ok(state) = &state {
@@ -313,7 +313,7 @@ pub fn newest_stable(root: &Path) -> Result<Option<Verified>, CheckpointError> {
     Ok(all.find_map(|(_, path)| verify(&path).ok()))
 }
 
-/// The newest step that a folder has a checkpoint of, whether it is good or not; it is not opened.
+/// The step of a folder's newest checkpoint, which is not opened and may be damaged.
 ///
 /// # Errors
 /// If the folder cannot be listed.

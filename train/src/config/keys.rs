@@ -54,9 +54,9 @@ pub enum OnChange {
     HarmlessAtSameRates,
     /// Harmless while a step has as many rows as before, else another course.
     HarmlessWithSameRows,
-    /// From then on the weights become others than those of either run from its start: `--accept-changes` is wanted.
+    /// From then on the weights differ from those of either run from its start: this wants `--accept-changes`.
     Course,
-    /// The checkpoint cannot be gone on from: its tensors or its place in the data mean something else.
+    /// The run cannot go on from the checkpoint: its tensors or its place in the data mean something else.
     Impossible,
     /// Impossible if [`Bearing`] says that the field decides the weights, else another course.
     OfModel,

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 /// No run has more steps: the program counts its updates in 31 bits.
 pub const MOST_STEPS: u64 = i32::MAX as u64;
 
-/// Any number of something that is neither stored nor computed with.
+/// Any number: of what is neither stored nor computed with.
 const ANY: Kind = Kind::Count(0, i64::MAX as u64);
 /// Steps, or steps between two events.
 const STEPS: Kind = Kind::Count(1, MOST_STEPS);
@@ -297,12 +297,12 @@ const fn joined<const N: usize>() -> [Key; N] {
     let mut keys = [MODEL[0]; N];
     let (mut at, mut table) = (0, 0);
     while table < TABLES.len() {
-        let (from, mut of_table) = (at, 0);
-        while of_table < TABLES[table].len() {
-            keys[from + of_table] = TABLES[table][of_table];
-            of_table += 1;
+        let (from, mut place) = (at, 0);
+        while place < TABLES[table].len() {
+            keys[from + place] = TABLES[table][place];
+            place += 1;
         }
-        at += of_table;
+        at += place;
         table += 1;
     }
     keys

@@ -44,18 +44,19 @@ pub enum Packing {
 /// Everything that decides which rows are made, and in which order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RowOptions {
-    /// Tokens a row.
+    /// Tokens of a row.
     pub seq: usize,
     /// How documents become rows.
     pub packing: Packing,
     /// Their order.
     pub order: Order,
-    /// The share of the documents' pieces, each what one row has of a document, rearranged for fill in the middle. With
-    /// [`Packing::None`] those that have room for the marks; rows that bring segments or labels stand as they are.
+    /// The share of pieces that are rearranged for fill-in-the-middle. A piece is the part of a document that lies in one row.
+    /// With [`Packing::None`] only pieces with room for the marks are; rows with segments or labels of their own stay as they
+    /// are.
     pub fim_rate: f64,
-    /// The share of those in the order suffix, prefix, middle.
+    /// The share of the rearranged pieces that are in the order suffix, prefix, middle.
     pub fim_spm_rate: f64,
-    /// The seed of every draw.
+    /// The seed of every random choice.
     pub seed: u64,
     /// How many damaged row groups are left out before an error.
     pub max_bad_row_groups: usize,
@@ -81,7 +82,7 @@ impl RowOptions {
         Ok(())
     }
 
-    /// Tokens of a block, the unit of packing: a small part of a window, but enough rows that the padded one does not count.
+    /// Tokens of a block, the unit of packing: a small part of a window, but so many rows that the padding of the last one hardly counts.
     pub(super) fn block_tokens(&self) -> u64 {
         (self.window_tokens / 16).max(64 * self.seq as u64)
     }

@@ -17,7 +17,7 @@ pub(super) struct SplitWork {
     shards: Vec<ShardInfo>,
     /// Of each listed shard, whether its file is still as it was written.
     intact: Vec<bool>,
-    /// The listed shard that the next document belongs to, and how many of its documents were met.
+    /// The listed shard that the next document belongs to, and how many of its documents have come.
     listed: usize,
     met: u64,
     /// The hashes of all documents of the split so far.
@@ -76,7 +76,7 @@ impl SplitWork {
         self.made
     }
 
-    /// Finds the shard of the next document. Everything that an earlier run lists must be met again as it was.
+    /// Finds the shard of the next document. Everything that an earlier run lists must come again as it was.
     pub(super) fn home(&mut self, hash: &blake3::Hash, out: &Path) -> Result<Home> {
         let Some(&intact) = self.intact.get(self.listed) else { return Ok(Home::New) };
         self.inputs.update(hash.as_bytes());
@@ -113,7 +113,7 @@ impl SplitWork {
         };
         open.push(ids, bytes).map_err(|e| parquet_error(&path, e))?;
         let full = match home {
-            // Where it ended before, which is where it ends by its tokens, or at the end of all documents.
+            // A lost shard ends where it ended before: by its tokens, or at the end of all documents.
             Home::Lost(index) => open.documents == self.shards[index].documents,
             _ => open.tokens >= shard_tokens,
         };

@@ -36,7 +36,7 @@ impl Look {
     }
 
     /// A bar if someone watches, lines for files and notebooks, of which some pretend to be terminals.
-    pub fn of_stdout() -> Look {
+    pub fn for_stdout() -> Look {
         let notebook = NOTEBOOKS.iter().any(|name| std::env::var_os(name).is_some());
         if std::io::stdout().is_terminal() && std::io::stderr().is_terminal() && !notebook {
             Look::Bar
@@ -88,7 +88,7 @@ impl Console {
 pub fn line(train: &Train, steps: u64) -> String {
     let mfu = train.mfu.map_or("unknown".into(), |mfu| format!("{:.1} %", 100.0 * mfu));
     let skipped = if train.skipped > 0 { format!(" | {} skipped", train.skipped) } else { String::new() };
-    // What packing leaves is not worth the room.
+    // The little padding that packing leaves is not worth the room.
     let padding = match 100.0 * train.padding {
         percent if percent >= 1.0 => format!(" | {percent:.0} % padding"),
         _ => String::new(),
