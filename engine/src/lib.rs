@@ -33,6 +33,8 @@
 //! | `text.rs` | the printer |
 //! | `eval.rs` | [`evaluate`]: what a program means, in `f64`; slow, and the oracle of the tests |
 //! | `compiled.rs` | [`Compiled`]: a program on its devices |
+//! | `work.rs` | [`work::Work`]: the operations of a program, how often each runs, and their floating point operations |
+//! | `hlo/` | [`hlo::Hlo`]: a program as a compiler left it, read from its text: instructions, cycles, roofline |
 //! | `pjrt/` | the plugin, its clients and topologies, executables, buffers, the cache on disk, calls from programs back into this process; all `unsafe` is here |
 //! | `plugin.rs` | a platform's plugin, opened; the crate `fetch` knows which one that is, fetches and verifies it |
 //!
@@ -71,6 +73,7 @@
 mod compiled;
 mod eval;
 mod grad;
+pub mod hlo;
 mod host;
 mod host_function;
 mod ir;
@@ -82,6 +85,7 @@ mod program;
 pub mod random;
 mod text;
 mod types;
+pub mod work;
 
 pub use compiled::{Compiled, faithful};
 pub use eval::{Array, Rounding, evaluate};

@@ -1,12 +1,13 @@
-//! Configurations: what a person types, what they are told, and the numbers behind the presets.
+//! Configurations: what a person types, what the program answers, and the numbers of the presets.
 
 use clap::Parser;
 use model::{Config, Preset, Yarn};
 use std::collections::BTreeSet;
 use std::ops::Bound;
+use std::path::Path;
 use tests::golden;
 use train::cli::{Cli, Resume};
-use train::config::{KEYS, Kind, Override, Resolved, RunConfigError, Source, resolve};
+use train::config::{KEYS, Kind, Override, Resolved, RunConfigError, Source, keys_as_markdown, resolve};
 use train::data::Packing;
 
 fn set(assignments: &[&str]) -> Result<Resolved, RunConfigError> {
@@ -84,8 +85,8 @@ fn mistakes_are_named_with_their_remedy() {
     assert!(Override::parse("steps").unwrap_err().to_string().contains("--set steps: wants KEY=VALUE"));
 }
 
-/// What is out of range is refused by name, at both ends of every number; the ends themselves may meet other rules, but
-/// bring nothing down.
+/// A number out of range is refused by name, at both ends of every range. The ends themselves may break other rules, but cause
+/// no panic.
 #[test]
 fn every_number_has_its_range() {
     let mut numbers = 0;
@@ -150,11 +151,11 @@ fn later_layers_win_and_each_value_knows_its_origin() {
     assert_eq!((run.optimizer.learning_rate, run.optimizer.beta1), (Some(1.0), 0.7));
     let toml = resolved.to_toml();
     for line in [
-        "seed = 5 # my.toml; of initial values",
-        "steps = 1000 # --steps; optimiser steps",
-        "beta1 = 0.7 # --set; decay",
-        "beta2 = 0.95 # preset 1b; decay",
-        "warmup_steps = \"auto\" # linear warmup",
+        "seed = 5 # my.toml. Seed of initial values",
+        "steps = 1000 # --steps. Optimiser steps",
+        "beta1 = 0.7 # --set. Decay",
+        "beta2 = 0.95 # preset 1b. Decay",
+        "warmup_steps = \"auto\" # Steps of linear warmup",
     ] {
         assert!(toml.contains(line), "no `{line}` in\n{toml}");
     }
@@ -243,6 +244,18 @@ fn every_field_is_a_known_key_and_every_key_a_field() {
     walk("", &serde_json::to_value(&run).unwrap(), &mut fields);
     let keys: BTreeSet<String> = KEYS.iter().map(|key| key.path.to_string()).collect();
     assert_eq!(fields, keys);
+}
+
+/// `BLESS=1` writes the table anew; then read what changed.
+#[test]
+fn the_documented_keys_are_all_keys() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../train/src/config/keys.md");
+    let table = keys_as_markdown();
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(&path, &table).unwrap();
+    }
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), table, "BLESS=1 writes the table anew");
+    assert_eq!(table.lines().count(), KEYS.len() + 2);
 }
 
 fn walk(prefix: &str, value: &serde_json::Value, fields: &mut BTreeSet<String>) {

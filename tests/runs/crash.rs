@@ -1,5 +1,5 @@
 //! kill -9 at random moments of a training run, started again each time by the same command: the final weights are those of
-//! the run that nobody killed, bit by bit, and nothing is left behind.
+//! the run that nobody killed, bit by bit, and nothing is left over.
 //!
 //! `cargo test -p tests --test runs crash::` kills 8 times, `KILLS=50 cargo test -p tests --test runs crash:: -- --nocapture` 50 times.
 
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tests::trainer::{Bench, files};
 use train::checkpoint::{latest_good, newest_step};
 
-/// What a killed process was doing, as the folder tells.
+/// What a killed process was doing, as its folder shows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Hits {
     starting: usize,
@@ -75,7 +75,7 @@ fn survives(kills: usize) {
             true => hits.starting += 1,
             false => hits.training += 1,
         }
-        // Whatever the moment, what has a checkpoint's name is one.
+        // At every moment, a folder with a checkpoint's name is a whole checkpoint.
         let found = latest_good(&bench.path("killed/checkpoints")).unwrap();
         assert!(found.refused.is_empty(), "kill {kill}: {:?}", found.refused);
     }
@@ -85,7 +85,7 @@ fn survives(kills: usize) {
     let last = steps as u64;
     assert!(bench.checkpoint("killed", last) == bench.checkpoint("whole", last), "other weights");
     assert_eq!(bench.course("killed", last), bench.course("whole", last));
-    assert_eq!(litter(&bench.path("killed")), 0, "temporary files stay behind");
+    assert_eq!(litter(&bench.path("killed")), 0, "temporary files stay");
     assert!(losses(&bench.path("killed")) == losses(&bench.path("whole")), "each step is recorded once");
     assert!(hits.training > 0 && kills < 20 || hits.writing > 0, "{hits:?}");
 }

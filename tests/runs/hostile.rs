@@ -105,7 +105,7 @@ fn a_signal_in_a_validation_does_not_wait_for_its_end() {
     assert_eq!(code, Some(75), "{said}");
     assert!(said.contains("stopped at step 0") && !said.contains("validation loss"), "{said}");
     let mut started = bench.start("stopped", &args);
-    // The next thing behind this line is the validation at step 4.
+    // The next thing after this line is the validation at step 4.
     started.wait_for("step 4/8");
     started.signal(&["-TERM"]);
     let (code, said) = started.end();
@@ -255,10 +255,10 @@ fn a_damaged_row_group_is_named_and_left_out_or_stops_a_run_that_is_saved() {
 
 // Numbers.
 
-/// Rows that count, four steps of noise, rows that count: what is skipped, what is gone back behind, and that it does not
-/// depend on where the run was stopped.
+/// Rows that count, four steps of noise, rows that count: what is skipped, where the run goes back to, and that
+/// neither depends on where it was stopped.
 #[test]
-fn bad_steps_are_skipped_replayed_and_gone_back_behind() {
+fn bad_steps_are_skipped_replayed_and_gone_back_for() {
     let bench = bench();
     let documents = [counting(240), noise(24), counting(400)].concat();
     write_documents(&bench, "mixed", "train.parquet", &documents);

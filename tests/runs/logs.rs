@@ -1,5 +1,5 @@
-//! What is not the training itself ends no run: output that nobody reads, records that cannot be written, a terminal that is
-//! gone. And whatever does end one, it saves first.
+//! A run does not end because nobody reads its output, its records cannot be written, or its terminal is gone. Whatever does end
+//! it, it saves first.
 
 use std::fs::{self, File};
 use std::io;
@@ -27,7 +27,7 @@ fn through_a_shell(command: &Command, before: &str) -> Command {
     shell
 }
 
-/// As in `train 2>&1 | head`, and with a full disk behind one and nobody behind the other.
+/// As in `train 2>&1 | head`; then with one output on a full disk and nobody who reads the other.
 #[test]
 fn nobody_needs_to_hear_a_run() {
     let bench = bench();
@@ -38,7 +38,7 @@ fn nobody_needs_to_hear_a_run() {
     let full = File::options().write(true).open("/dev/full").unwrap();
     let output = bench.command("full", &["--steps", "5"]).stdout(full).stderr(closed()).output().unwrap();
     assert_eq!((output.status.code(), newest(&bench, "full")), (Some(1), 5));
-    // An error that nobody hears is an exit code.
+    // If nobody reads the error, there is still the exit code.
     let output = bench.command("full", &["--steps", "4"]).stderr(closed()).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
 }
@@ -79,7 +79,7 @@ fn an_error_after_the_first_step_saves_first() {
     assert_eq!(code, Some(1), "{said}");
     let newest = newest(&bench, "run");
     assert!(
-        newest > 500 && said.contains(&format!("the run stopped behind step {newest}, which is saved: ")),
+        newest > 500 && said.contains(&format!("the run stopped after step {newest}, which is saved: ")),
         "{said}"
     );
     assert!(said.contains("step_00000500.tmp"), "{said}");

@@ -117,9 +117,9 @@ fn every_boundary_can_be_gone_on_from() {
 
 /// Stops a run by a signal once it has said a text; it must be saved.
 #[track_caller]
-fn stop(bench: &Bench, out: &str, args: &[&str], behind: &str) -> String {
+fn stop(bench: &Bench, out: &str, args: &[&str], after: &str) -> String {
     let mut started = bench.start(out, args);
-    started.wait_for(behind);
+    started.wait_for(after);
     started.signal(&["-TERM"]);
     let (code, said) = started.end();
     assert_eq!(code, Some(75), "{said}");
@@ -137,7 +137,7 @@ fn records(bench: &Bench, out: &str) -> Vec<(u64, String)> {
     text.lines().map(record).collect()
 }
 
-/// However a run began, its own command goes on with it, and what it began at may be gone by then.
+/// However a run began, the same command goes on with it, even if its beginning is gone by then.
 #[test]
 fn the_same_command_goes_on_however_the_run_began() {
     let bench = bench();
@@ -161,7 +161,7 @@ fn the_same_command_goes_on_however_the_run_began() {
         let saved = latest_good(&bench.path(out).join("checkpoints")).unwrap().good.unwrap();
         let saved = saved.state().progress.step;
         assert!(saved >= 20, "{said}");
-        // Whatever has become of the trunk.
+        // Even if the trunk is gone.
         fs::rename(bench.path(at), bench.path("away")).unwrap();
         let said = bench.succeed(out, &args);
         assert!(said.contains(&format!("resume   {out}/checkpoints/step_{saved:08}")), "{said}");
@@ -171,7 +171,7 @@ fn the_same_command_goes_on_however_the_run_began() {
         assert_eq!(records(&bench, out), records(&bench, &whole), "{out}: each step and evaluation once");
         fs::rename(bench.path("away"), bench.path(at)).unwrap();
     }
-    // A branch is one by its own word: without the flag its decay goes on, it does not train at the peak.
+    // A branch knows that it is one: without the flag its decay goes on.
     let args = [&trunk[..], &constant].concat();
     let said = bench.succeed("branch", &args);
     assert!(said.contains("branch   decay over 300 steps from step 4"), "{said}");
@@ -219,7 +219,7 @@ fn nothing_of_another_run_is_touched() {
     assert!(!kept.is_empty() && copies() == kept);
 }
 
-/// Another value of a setting is said, by what it does, and remembered.
+/// A changed setting is printed with what it does, and is remembered.
 #[test]
 fn changed_settings_are_said_and_kept() {
     let bench = bench();

@@ -96,7 +96,7 @@ fn rows_of_the_next_step_are_shown_and_nothing_is_written() {
     bench.succeed("run", &args);
     assert_eq!(trained(&bench, "run")[0]["tokens_seen"], whole);
 
-    // From a checkpoint: the rows of the step behind it.
+    // From a checkpoint: the rows of the step after it.
     let before = files(&bench.path("run"));
     fs::remove_dir_all(bench.path("run/checkpoints/step_00000006")).unwrap();
     let next = show("run", "9");

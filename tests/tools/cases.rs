@@ -1,5 +1,5 @@
-//! Inputs that people have, and that are easily read wrongly: a function for each. Files that
-//! others wrote lie in `golden/cases/<function>/`; where a few lines make the input, there are none.
+//! Real inputs that are easily read wrongly: a function for each. Files that others wrote lie in
+//! `golden/cases/<function>/`; inputs of a few lines are made here.
 
 use crate::evaluation::{Bench as Evaluation, says as said};
 use serde_json::Value;
@@ -100,7 +100,7 @@ fn array_jsonl() {
         let array = folder.prepare(&folder.write("array.jsonl", text)).unwrap();
         assert_eq!(shards(&array), shards(&lines));
     }
-    // A bad element, an end that is missing, and something behind the end: each is one bad line, and the rest is read.
+    // A bad element, an end that is missing, and something after the end: each is one bad line, and the rest is read.
     let pretty = &texts[1];
     let broken = pretty.replacen("\"text\": \"def function_1(", "\"text\": def function_1(", 1);
     let cut = &pretty[..pretty.len() - 20];
@@ -108,7 +108,7 @@ fn array_jsonl() {
     for (text, line, reason, documents) in [
         (broken.as_str(), 5, "expected", 29),
         (cut, 89, "the file ends within this element", 29),
-        (more.as_str(), 92, "behind the end of its array", 30),
+        (more.as_str(), 92, "after the end of its array", 30),
     ] {
         let found = folder.prepare(&folder.write("array.jsonl", text)).unwrap();
         let bad = bad_lines(&found);
@@ -235,7 +235,7 @@ fn jsonl_one_bad_line() {
         strict.bad_lines = BadLines::Stop;
         says(prepare(&strict, &mut go), &["lines.jsonl, line 30", reason, "--bad-lines skip"]);
     }
-    // Ten are borne in any case, and no more of so few.
+    // Ten are tolerated in any case, but no more of so few.
     let bad = |count: usize| [vec!["{}"; count].join("\n").as_bytes(), b"\n"].concat();
     assert_eq!(folder.prepare(&with(&bad(10))).unwrap().info.skipped.bad, 10);
     says(

@@ -1,4 +1,4 @@
-//! What a person is told: one message that names the thing and the remedy, exit code 1, nothing half-written.
+//! Messages: one that names the thing and the remedy, exit code 1, nothing half-written.
 
 use crate::evaluation::says;
 use std::fs;
@@ -108,7 +108,8 @@ fn what_to_type_next_works_when_it_is_pasted() {
         .collect();
     assert!(rates[..6].iter().all(|rate| *rate == 4e-3), "{rates:?}");
 
-    // A branch: from where it began. Nothing before the decay: anew. No decay: on in place.
+    // To train longer: a branch begins again where it began, a run without a checkpoint before its decay begins anew, and one
+    // without a decay goes on.
     let stable = "a run's 1st/checkpoints/step_00000004";
     // A mirror is one run's.
     let own = ["--set", "checkpoint.mirror=drive of the branch", "--resume", stable, "--branch-decay", "2"];
@@ -298,7 +299,7 @@ fn the_first_command_needs_nothing() {
     assert!(folder.path().join("runs/default/loss.svg").exists());
 }
 
-/// The number behind a name at the beginning of a line.
+/// The number after a name at the beginning of a line.
 #[track_caller]
 fn number(said: &str, name: &str) -> f64 {
     let line = said.lines().rev().find_map(|line| line.strip_prefix(name)).expect("a line of this name");

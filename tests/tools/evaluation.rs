@@ -68,7 +68,7 @@ impl Bench {
 
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_evaluator"));
-        // What a killed evaluation leaves behind goes with this folder.
+        // What a killed evaluation leaves goes with this folder.
         command.current_dir(self.folder.path()).env("TMPDIR", self.path("tmp")).args(args);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command

@@ -1,21 +1,12 @@
 //! The flags that README names are those that the programs have.
 
+use crate::PROGRAMS;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::process::Command;
 
-const PROGRAMS: [(&str, &str); 7] = [
-    ("train", env!("CARGO_BIN_EXE_trainer")),
-    ("prepare-data", env!("CARGO_BIN_EXE_preparer")),
-    ("generate", env!("CARGO_BIN_EXE_generate-text")),
-    ("score", env!("CARGO_BIN_EXE_score-tokens")),
-    ("eval-humaneval", env!("CARGO_BIN_EXE_evaluator")),
-    ("doctor", env!("CARGO_BIN_EXE_doctor-screen")),
-    ("dump-hlo", env!("CARGO_BIN_EXE_dump-program")),
-];
-
 /// Cargo's own flag, which running text names for the programs that it builds.
-const OF_CARGO: &str = "--features";
+const CARGO_FLAG: &str = "--features";
 
 /// Flags in a text: `--name`, not within a word.
 fn flags(text: &str) -> BTreeSet<String> {
@@ -68,7 +59,7 @@ fn readme_names_no_flag_that_a_program_has_not() {
             continue;
         }
         let spans = paragraph.split('`').skip(1).step_by(2).filter(|span| !span.starts_with("cargo "));
-        for flag in spans.flat_map(flags).filter(|flag| flag != OF_CARGO) {
+        for flag in spans.flat_map(flags).filter(|flag| flag != CARGO_FLAG) {
             let of = if here.is_empty() { &named } else { &here };
             let found = of.iter().chain(&named).any(|name| has[name].contains(&flag));
             assert!(found, "none of {named:?} has {flag}:\n{paragraph}");

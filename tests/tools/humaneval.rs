@@ -197,11 +197,7 @@ fn bad_input_is_named_with_its_remedy() {
     for (args, parts) in cases {
         let before = fs::read_dir(bench.folder.path()).unwrap().count();
         says(&bench.fail(&args), parts);
-        assert_eq!(
-            fs::read_dir(bench.folder.path()).unwrap().count(),
-            before,
-            "{args:?} left something behind"
-        );
+        assert_eq!(fs::read_dir(bench.folder.path()).unwrap().count(), before, "{args:?} left something");
     }
 }
 

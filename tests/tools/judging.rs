@@ -104,7 +104,7 @@ fn leaving_early_is_a_failure() {
             inside("import sys; os.execv(sys.executable, [sys.executable, '-c', 'pass'])"),
             "exited with code 0 before its tests ended",
         ),
-        // Not found by whoever looks for what the harness holds: the number comes after the tests.
+        // A program that searches the harness does not find the number: it comes after the tests.
         (
             inside(
                 "import sys; frame = sys._getframe(); [print(frame.f_back.f_locals) for _ in [0]]; os._exit(0)",
@@ -490,7 +490,7 @@ fn plain_data_crosses_exactly() {
     assert!(bench.lines("out.jsonl").iter().all(|line| line["tests"] == "apart"));
 }
 
-/// What tests need that is not plain data is judged as everywhere, and counted.
+/// Problems whose tests need more than plain data are judged in one interpreter, and counted.
 #[test]
 fn other_data_is_judged_together() {
     let bench = Bench::new();

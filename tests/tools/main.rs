@@ -9,3 +9,14 @@ mod humaneval;
 mod judging;
 mod output;
 mod see;
+
+/// Every program by its package, and where the tests have it.
+const PROGRAMS: [(&str, &str); 7] = [
+    ("train", env!("CARGO_BIN_EXE_trainer")),
+    ("prepare-data", env!("CARGO_BIN_EXE_preparer")),
+    ("generate", env!("CARGO_BIN_EXE_generate-text")),
+    ("score", env!("CARGO_BIN_EXE_score-tokens")),
+    ("eval-humaneval", env!("CARGO_BIN_EXE_evaluator")),
+    ("doctor", env!("CARGO_BIN_EXE_doctor-screen")),
+    ("dump-hlo", env!("CARGO_BIN_EXE_dump-program")),
+];

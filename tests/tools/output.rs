@@ -1,6 +1,7 @@
 //! Standard output that nobody reads, or that cannot be written to, in all programs: a closed pipe ends quietly and loses
 //! no work, a full disk is an error that is said once.
 
+use crate::PROGRAMS;
 use std::fs::{self, File};
 use std::io;
 use std::process::{Command, Output, Stdio};
@@ -58,15 +59,7 @@ fn is_an_error(output: &Output) {
 
 #[test]
 fn help_follows_the_rule() {
-    for program in [
-        env!("CARGO_BIN_EXE_trainer"),
-        env!("CARGO_BIN_EXE_generate-text"),
-        env!("CARGO_BIN_EXE_score-tokens"),
-        env!("CARGO_BIN_EXE_evaluator"),
-        env!("CARGO_BIN_EXE_dump-program"),
-        env!("CARGO_BIN_EXE_doctor-screen"),
-        env!("CARGO_BIN_EXE_preparer"),
-    ] {
+    for (_, program) in PROGRAMS {
         for flag in ["--help", "--version"] {
             is_quiet(&closed(command(program, &[flag])));
             is_an_error(&full(command(program, &[flag])));

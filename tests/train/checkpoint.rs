@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use tests::faults::{Fault, FaultyDisk};
 use tests::golden;
-use train::atomic::faults::{Fault, FaultyDisk};
 use train::atomic::{Disk, RealDisk, write_file};
 use train::checkpoint::{
     CheckpointError, FORMAT, Keep, Progress, Retention, Saver, Snapshot, State, Store, TensorFile, files,
@@ -76,7 +76,7 @@ pub(super) fn store(disk: impl Disk + 'static, root: &Path) -> Result<Store, Che
     Store::open(Arc::new(disk), root)
 }
 
-/// Saves step 2 over a durable step 1 (or over itself) with one fault, then looks with the eyes of a new process.
+/// Saves step 2 beside a durable step 1 (or over itself) with one fault, then looks as a new process would.
 fn with_fault(fault: Fault, over: u64) -> bool {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
@@ -120,7 +120,7 @@ fn every_operation_may_fail_and_nothing_is_lost() {
         }
     }
     println!("{injected} faults over {operations} operations, nothing lost");
-    // A full disk does not hurt what comes behind the last write: three syncs and a rename.
+    // A full disk does not hurt what comes after the last write: three syncs and a rename.
     assert!(injected >= 3 * operations - 4, "{injected} of {operations}");
 }
 
@@ -254,7 +254,7 @@ fn half_precision_weights_are_widened() {
     assert_eq!(params.embed, Host::from_f64(ty.with_dtype(engine::DType::F32), &[1.0; 128]));
 }
 
-/// In each type, whatever the layout: the first place in the file's own shape, and how many there are.
+/// In each type and layout the message names the first place, in the file's own shape, and how many there are.
 #[test]
 fn weights_that_are_no_numbers_are_named() {
     let config = config();
@@ -405,7 +405,7 @@ fn weights_are_read_in_every_shape_in_which_they_are_published() {
     assert!(message.contains("it says that `") && message.contains("no such tensor"), "{message}");
 }
 
-/// What cannot be damage is not called so; what may be is.
+/// A replaced file is called changed, not damaged; whatever may be damage is called damaged.
 #[test]
 fn a_file_that_was_replaced_is_changed_and_not_damaged() {
     let folder = tempfile::tempdir().unwrap();
@@ -431,7 +431,7 @@ fn a_file_that_was_replaced_is_changed_and_not_damaged() {
     for part in ["model.safetensors", "was changed after it was written", "--init"] {
         assert!(message.contains(part), "{message}");
     }
-    // A run does not go on from it; whoever takes its weights gets the new ones.
+    // A run does not go on from it, but its weights can be taken: the new ones.
     assert!(latest_good(root).unwrap().good.is_none());
     let (_, params) = load_params(&path).unwrap();
     let close = |a: &Host, b: &Host| {
@@ -469,7 +469,7 @@ fn another_config_is_refused_by_field() {
         error.contains("intermediate_size is 16 here and 8 there") && !error.contains("dropout"),
         "{error}"
     );
-    // What belongs to a run may change.
+    // Fields of a run may change.
     load(&good, &Config { dropout: 0.5, max_position_embeddings: 9, ..config() }).unwrap();
     let model = good.path().join(files::MODEL);
     let error = read_params(&model, &other).unwrap_err().to_string();
@@ -630,7 +630,7 @@ fn one_that_was_written_for_a_stop_takes_no_other_ones_place() {
     assert_eq!(kept(), [8, 12]);
 }
 
-/// A mirror still holds what the run turned back from: it is older than what was written since, and goes.
+/// A mirror still holds checkpoints that the run left when it went back. They count as older than those since, and are removed.
 #[test]
 fn what_a_run_turned_back_from_is_older_and_goes() {
     let folder = tempfile::tempdir().unwrap();
@@ -646,14 +646,14 @@ fn what_a_run_turned_back_from_is_older_and_goes() {
     assert_eq!(latest_good(folder.path()).unwrap().good.unwrap().state().progress.step, 2);
     let removed = store.prune(Retention { keep_last: 9, keep_epochs: 2, keep_every: None }, &[]).unwrap();
     assert_eq!(removed, [3, 4].map(|step| folder.path().join(format!("step_{step:08}"))));
-    // Of a later turn to before that, those between are no part either.
+    // If the run later goes back further, the checkpoints between are no part of it either.
     save(3, &[2]);
     save(1, &[2, 1]);
     let removed = store.prune(Retention { keep_last: 9, keep_epochs: 2, keep_every: None }, &[]).unwrap();
     assert_eq!(removed, [2, 3].map(|step| folder.path().join(format!("step_{step:08}"))));
 }
 
-/// What the first version wrote is read; it does not say whose it is.
+/// Checkpoints of the first version are read; they do not say which run they belong to.
 #[test]
 fn the_first_format_is_read() {
     let folder = tempfile::tempdir().unwrap();

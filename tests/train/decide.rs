@@ -381,7 +381,7 @@ fn what_must_hold_of_every_case() {
                 let own = facts.folder.newest.as_ref();
                 assert!(own == Some(found) || copy == Some(found), "{}", context());
                 assert_ne!(asked.resume, Resume::Never);
-                // Never another run's, and never one that was turned back from.
+                // Never a checkpoint of another run, and never one that the run left when it went back.
                 let id = |found: &Found| found.run.as_ref().map(|run| run.id.clone());
                 assert!(own.is_none_or(|own| id(own) == id(found)), "{}", context());
                 assert_ne!(id(found), Some(RunId("b1".into())), "{}", context());
@@ -396,7 +396,7 @@ fn what_must_hold_of_every_case() {
                 }
                 None => {
                     counts[3] += 1;
-                    // What is asked for is not there, and nothing can be named in its place.
+                    // The named checkpoint is not there, and there is no other to name.
                     let nothing_good = facts.given.as_ref().is_some_and(|given| given.found.is_err());
                     let at_a_checkpoint = asked.decay.is_some();
                     assert!(nothing_good || at_a_checkpoint, "{}", context());

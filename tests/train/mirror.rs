@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
-use train::atomic::faults::{Fault, FaultyDisk};
+use tests::faults::{Fault, FaultyDisk};
 use train::atomic::{Disk, DiskFile, RealDisk};
 use train::checkpoint::{
     CheckpointError, Copied, Copying, Keep, Mirror, RECORDS, Retention, Saver, fetch_records, files,
@@ -115,7 +115,7 @@ fn save(saver: &mut Saver, step: u64) {
     saver.finish().unwrap().unwrap();
 }
 
-/// Waits for all copies. What became of them, in short: the step, and what failed.
+/// Waits for all copies, and says briefly what was copied and what failed.
 fn finish(saver: &mut Saver) -> Vec<String> {
     saver.finish_copies(PATIENCE, |_| ControlFlow::Continue(())).unwrap();
     said(&saver.copies())
@@ -279,7 +279,7 @@ fn a_drive_that_is_away_does_not_stop_the_run_and_nothing_is_made_in_its_place()
     assert_eq!(folders.copied(), [3, 5]);
 }
 
-/// What is not this run's stays, finished or not; what a copying of its own that was cut off left behind goes.
+/// What is not this run's stays, finished or not; what its own copies left that were cut off goes.
 #[test]
 fn only_the_runs_own_copies_are_removed() {
     let folders = Folders::new();
@@ -386,7 +386,7 @@ fn the_records_go_with_the_copies_and_come_back() {
     for name in ["metrics.jsonl", "config.toml", "loss.svg", events] {
         assert_eq!(fs::read_to_string(records.join(name)).unwrap(), name);
     }
-    // What is recorded behind the last checkpoint is there at the end.
+    // What is recorded after the last checkpoint is there at the end.
     fs::write(folders.run.join("metrics.jsonl"), "longer").unwrap();
     fs::write(folders.run.join(events), "longer events").unwrap();
     finish(&mut saver);

@@ -308,7 +308,7 @@ fn shards_of_unequal_size_are_seen_whole_and_an_empty_one_is_none() {
     for packing in [Packing::BestFit, Packing::Sequential, Packing::None] {
         assert_eq!(seen(&dataset, packing), (0..507).collect(), "{packing:?}");
     }
-    // One shard alone, and one held out that is an end of it.
+    // One shard alone, whose end is held out.
     for name in ["a.parquet", "c.parquet", "d.parquet"] {
         fs::remove_file(at(name)).expect("remove");
     }
@@ -344,7 +344,7 @@ fn a_token_id_beyond_the_vocabulary_is_named_in_either_split() {
     }
 }
 
-/// A preparation that was killed when its first shard was there and nothing else of it was said.
+/// A preparation that was killed after its first shard was written and before that was noted.
 #[test]
 fn a_half_written_folder_is_never_taken_for_a_whole_one() {
     let dir = TempDir::new().expect("folder");

@@ -115,7 +115,7 @@ fn five_steps_on_the_cpu() {
     let wanted = run(&plain(&config, &rows, ADAMW), &config, &rows, 5, |p, args| run_on_cpu(p, args));
     let program = fast(&config, &rows, ADAMW, 2, Target::Cpu);
     let found = run(&program, &config, &rows, 5, |p, args| run_on_cpu(p, args));
-    // Gradients as in `tests/model/parity.rs`, sums over 256 tokens of terms that partly cancel, five steps one behind the other.
+    // Gradients as in `tests/model/parity.rs`, sums over 256 tokens of terms that partly cancel, five steps one after the other.
     equal("five steps, 2 rows at a time", &found, &wanted, 128.0 * F32);
 }
 
@@ -137,11 +137,11 @@ fn the_step_for_a_tpu() {
     let text = program.text(engine::Locations::Omit);
     assert_eq!(text.matches("@tpu_custom_call").count(), 2, "forward and backward, each once");
     // All but its attention is exact, which computes in f32: 16 roundings for sums over 256 keys and over 128 columns,
-    // eight such sums one behind the other, forward and backward.
+    // eight such sums one after the other, forward and backward.
     equal("the step for a TPU", &run(&program, &config, &rows, 1, exact), &wanted, 128.0 * F32);
 }
 
-/// Without rounding nothing is left of the difference.
+/// Without rounding there is no difference.
 #[test]
 fn steps_of_any_shape() {
     let shapes = (1usize..4, 1usize..3, 1usize..3, 1usize..3, 3usize..10, 1usize..3, 1usize..4);

@@ -1,14 +1,12 @@
-//! The one way this program writes files: under a temporary name, synced, renamed, and the folder synced. After a
-//! crash at any point the old content is there or the new one, never a mixture. Every operation goes through
-//! [`Disk`], so that tests can let each single one of them fail ([`faults`]).
-
-pub mod faults;
+//! How this program writes files: under a temporary name, synced, renamed, and the folder synced. After a crash at any point
+//! the old content is there or the new one, never a mixture. Every operation goes through [`Disk`], so that tests can make each
+//! of them fail.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-/// What is used of a file system.
+/// The operations of a file system that are used.
 pub trait Disk: Send + Sync {
     /// Creates or empties a file for writing.
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
@@ -36,10 +34,10 @@ pub trait DiskFile: Write + Send {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RealDisk;
 
-/// Bytes of small writes that are put together.
+/// Small writes are collected up to this many bytes.
 const BUFFER: usize = 1 << 16;
 
-/// The suffix of names that are not durable yet; whatever bears it after a crash is litter.
+/// The suffix of names that are not durable yet. Whatever has it after a crash is litter.
 pub const TEMPORARY: &str = ".tmp";
 
 impl Disk for RealDisk {
@@ -102,7 +100,7 @@ pub fn write_file(
     })
 }
 
-/// Creates or empties a file, and makes durable what `write` writes, however small its pieces are.
+/// Creates or empties a file, and makes durable what `write` writes, in however small pieces.
 fn write_new<T>(
     disk: &dyn Disk,
     path: &Path,
@@ -117,7 +115,7 @@ fn write_new<T>(
 }
 
 /// Writes a whole folder so that it appears at once: files go into `<name>.tmp`, which is renamed at the end.
-/// Dropped without [`commit`](AtomicDir::commit), it leaves nothing behind.
+/// Dropped without [`commit`](AtomicDir::commit), it leaves nothing.
 pub struct AtomicDir<'d> {
     disk: &'d dyn Disk,
     temporary: PathBuf,

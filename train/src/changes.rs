@@ -1,21 +1,21 @@
-//! Settings of a run that are not those that its checkpoint was trained under, by kind.
+//! Settings that changed since a run's checkpoint was written, and what each change does.
 
 use crate::checkpoint::Era;
-use crate::config::RunConfig;
+use crate::config::{self, Key, OnChange, Open, RunConfig};
 use crate::identity::Identity;
 use crate::scaling::schedule_of;
 use crate::schedule::Schedule;
-use model::config::Bearing;
+use std::collections::BTreeSet;
 use std::fmt;
 
-/// What another value of a setting does to a run that goes on.
+/// What a change does to a run that goes on, as things stand; a key's [`OnChange`] says what it depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
     /// The weights become what they would have become, but for rounding.
     Harmless,
-    /// From here on the weights become others than those of either run from the start.
+    /// From here on the weights differ from those of either run from its start.
     Course,
-    /// The checkpoint cannot be gone on from: its tensors or its place in the data mean something else.
+    /// The run cannot go on from the checkpoint: its tensors or its place in the data mean something else.
     Impossible,
 }
 
@@ -28,7 +28,7 @@ pub(crate) struct Change {
     pub(crate) was: String,
     /// Its value now.
     pub(crate) now: String,
-    /// What it does.
+    /// What the change does.
     pub(crate) kind: Kind,
 }
 
@@ -39,14 +39,16 @@ impl fmt::Display for Change {
 }
 
 /// The settings that changed since a checkpoint of step `step` was trained under `era`, in alphabetical order. A branch
-/// ends both schedules alike.
+/// ends both schedules alike. A key that must have a value, and has none in `era`, came with a later version of this program:
+/// it counts as what it is in preset `1b`.
 pub(crate) fn changes(era: &Era, run: &RunConfig, identity: &Identity, step: u64) -> Vec<Change> {
-    let (before, now) = (&era.settings, run.settings());
-    let old = run.with_settings(before);
+    let (settings, now) = (&era.settings, run.settings());
+    let old = run.with_settings(settings);
+    let mut before = RunConfig::default().settings();
+    before.retain(|key, _| config::find(key).is_some_and(|key| key.open == Open::No));
+    before.extend(settings.clone());
     let open = || "auto".to_owned();
-    let mut keys: Vec<&String> = before.keys().chain(now.keys()).collect();
-    keys.sort();
-    keys.dedup();
+    let keys: BTreeSet<&String> = before.keys().chain(now.keys()).collect();
     let changed = keys.into_iter().filter(|key| before.get(*key) != now.get(*key)).map(|key| Change {
         key: key.clone(),
         was: before.get(key).cloned().unwrap_or_else(open),
@@ -64,33 +66,21 @@ pub(crate) fn schedule(run: &RunConfig, identity: &Identity) -> Option<Schedule>
 }
 
 fn kind(key: &str, old: &RunConfig, new: &RunConfig, identity: &Identity, step: u64) -> Kind {
-    // What only decides rates is as if it had been so from the start, if all steps so far ran at the same rate.
+    // If all steps so far had run at the same rates with the new schedule, it is as if it had been so from the start.
     let same_rates = || {
         let (old, new) = (schedule(old, identity), schedule(new, identity));
         old.zip(new)
             .is_some_and(|(old, new)| (0..step).all(|at| old.learning_rate(at) == new.learning_rate(at)))
     };
-    let (table, field) = key.split_once('.').unwrap_or(("", key));
-    match (table, field) {
-        ("", "steps" | "platform" | "kernels" | "remat")
-        | ("data", "path" | "epochs" | "max_bad_row_groups") => {
-            if field == "steps" && !same_rates() {
-                Kind::Course
-            } else {
-                Kind::Harmless
-            }
-        }
-        ("schedule", _) | ("optimizer", "learning_rate") if same_rates() => Kind::Harmless,
-        ("batch", "micro" | "accumulation") if old.batch.rows() == new.batch.rows() => Kind::Harmless,
-        ("checkpoint" | "validation" | "log", _)
-        | ("guard", "rollbacks")
-        | ("model", "max_position_embeddings") => Kind::Harmless,
-        // Rows are made of seed, documents and these; their order would be another one.
-        ("", "seed") | ("data", _) | ("optimizer", "first_moment") => Kind::Impossible,
-        ("model", field) if Bearing::of(field.split('.').next().unwrap_or(field)) == Bearing::Weights => {
-            Kind::Impossible
-        }
-        _ => Kind::Course,
+    let same_rows = || old.batch.rows() == new.batch.rows();
+    // A key that this version of the program does not know may have decided the weights.
+    let on_change = config::find(key).map_or(OnChange::Course, Key::on_change);
+    match on_change {
+        OnChange::Harmless => Kind::Harmless,
+        OnChange::HarmlessAtSameRates if same_rates() => Kind::Harmless,
+        OnChange::HarmlessWithSameRows if same_rows() => Kind::Harmless,
+        OnChange::HarmlessAtSameRates | OnChange::HarmlessWithSameRows | OnChange::Course => Kind::Course,
+        OnChange::Impossible | OnChange::OfModel => Kind::Impossible,
     }
 }
 
@@ -106,7 +96,7 @@ mod tests {
     fn run(set: &[&str]) -> RunConfig {
         let set: Vec<_> = set.iter().map(|text| Override::parse(text).unwrap()).collect();
         let mut resolved = resolve(Preset::Tiny, None, &set).unwrap();
-        plan(&mut resolved, Facts { parameters: 1_000_000, epoch: EpochSize::of_tokens(1 << 24, 128) })
+        plan(&mut resolved, Facts { parameters: 1_000_000, epoch: EpochSize::assumed(1 << 24, 128) })
             .unwrap();
         resolved.run
     }
@@ -129,10 +119,10 @@ mod tests {
     #[test]
     fn what_a_change_does_depends_on_what_was_trained() {
         assert_eq!(kinds(&[], 100, None), []);
-        /// What is set otherwise, at which step, how long a branch's decay is, and what the changes are.
+        /// The new settings, the step, the length of a branch's decay, and the changes.
         type Case<'a> = (&'a [&'a str], u64, Option<u64>, &'a [(&'a str, Kind)]);
         let cases: &[Case<'_>] = &[
-            // Longer, before the decay begins and behind that.
+            // Longer, before the decay begins and after that.
             (&["steps=2000"], 900, None, &[("steps", Kind::Harmless)]),
             (&["steps=2000"], 902, None, &[("steps", Kind::Course)]),
             // A branch decays over its own steps whatever the trunk's are.
@@ -164,6 +154,22 @@ mod tests {
         assert_eq!(
             kinds(&["batch.accumulation=7"], 5, None),
             [("batch.accumulation".to_owned(), Kind::Course)]
+        );
+    }
+
+    /// A checkpoint of a version before a key was there has the key's default, and no other value.
+    #[test]
+    fn a_new_key_is_no_change_if_it_has_its_default() {
+        let now = run(&["model.dropout=0.1", "batch.micro=4"]);
+        let mut era = Era { from: 0, settings: now.settings() };
+        for key in ["model.dropout", "batch.micro", "schedule.warmup_steps"] {
+            era.settings.remove(key).unwrap();
+        }
+        let found: Vec<_> = changes(&era, &now, &identity(None), 5).iter().map(ToString::to_string).collect();
+        let warmup = now.schedule.warmup_steps.unwrap();
+        assert_eq!(
+            found,
+            ["batch.micro was 8, is 4".to_owned(), format!("schedule.warmup_steps was auto, is {warmup}")]
         );
     }
 

@@ -2,6 +2,7 @@
 //! `config.json`, `tokenizer.json` (if there is one) and `manifest.json`, which is written last and holds the size
 //! and the hash of every other file. A folder without a valid manifest is not a checkpoint.
 
+mod folder;
 mod manifest;
 mod mirror;
 mod params;
@@ -12,7 +13,8 @@ mod store;
 mod tensors;
 mod weights;
 
-pub use manifest::{FileRecord, Manifest, Verified, verify};
+pub use folder::steps;
+pub use manifest::{FileRecord, Manifest, Verified, verify, whole};
 pub(crate) use mirror::Drive;
 pub use mirror::{Copied, CopyProgress, Copying, Mirror, PATIENCE, RECORDS, fetch_records};
 pub use params::{read_params, write_params};
@@ -21,8 +23,7 @@ pub use retention::{Retention, most_at_once};
 pub use saver::Saver;
 pub use store::{
     Candidate, Latest, Saved, Store, architecture, candidates, checkpoint_bytes, first_good, latest_before,
-    latest_good, load, load_params, load_weights, newest_stable, newest_step, sound, steps, weight_files,
-    whole,
+    latest_good, load, load_params, load_weights, newest_stable, newest_step, sound, weight_files,
 };
 pub use tensors::{TensorFile, write_tensors};
 
@@ -55,7 +56,7 @@ pub mod files {
     pub const INDEX: &str = "model.safetensors.index.json";
     /// The optimiser's tensors as the program holds them: stacked, `[in, out]`.
     pub const OPTIMIZER: &str = "optimizer.safetensors";
-    /// Everything else that a run goes on from.
+    /// Everything else that a run needs to go on.
     pub const STATE: &str = "state.json";
     /// The architecture.
     pub const CONFIG: &str = "config.json";
@@ -65,7 +66,7 @@ pub mod files {
     pub const MANIFEST: &str = "manifest.json";
 }
 
-/// `state.json`: what a run goes on from beside its tensors, and where that comes from.
+/// `state.json`: what a run needs to go on beside its tensors, and which run wrote it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct State {
     /// [`FORMAT`].
@@ -106,10 +107,10 @@ pub struct Progress {
     /// Gradient norms and bad steps so far.
     #[serde(default)]
     pub watch: Watch,
-    /// The steps that the run went back to, in order: what it did beyond them before is no part of it any more.
+    /// The steps that the run went back to, in order. What it had done after each of them is no part of the run any more.
     #[serde(default)]
     pub turns: Vec<u64>,
-    /// The step that it went back to, until a step behind it changes the weights: the checkpoint may itself be what is wrong.
+    /// The step that it went back to, until a later step changes the weights: that checkpoint may itself be what is wrong.
     #[serde(default)]
     pub returned: Option<u64>,
     /// The last bad step that it went back for.

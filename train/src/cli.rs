@@ -1,11 +1,11 @@
 //! The command line of `train`.
 
 use crate::checkpoint::{architecture, candidates};
-use crate::config::{Override, Resolved, RunConfigError, Source, resolve_over};
-use crate::resume::CHECKPOINTS;
-use crate::scaling::MOST_STEPS;
+use crate::config::{MOST_STEPS, Override, Resolved, RunConfigError, Source, resolve_over};
+use crate::run_folder::CHECKPOINTS;
 use clap::Parser;
 use model::Preset;
+use program::quoted;
 use std::convert::Infallible;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -34,14 +34,14 @@ pub struct Cli {
     /// architecture, unless a preset or keys of the model are given.
     #[arg(long, value_name = "CKPT")]
     pub init: Option<PathBuf>,
-    /// Go on with the run in --out (auto), begin a new run at a given checkpoint of another one, or begin one and never go
-    /// on. However it began, the same command goes on with it.
+    /// auto: go on with the run in --out, or begin it. PATH: begin a new run at another run's checkpoint; the same command
+    /// later goes on with the new run. never: only begin.
     #[arg(long, value_name = "auto|never|PATH", default_value = "auto")]
     pub resume: Resume,
     /// Decay the learning rate over N steps from the resumed stable-phase checkpoint; give another --out.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MOST_STEPS))]
     pub branch_decay: Option<u64>,
-    /// Go on although settings were changed that change what becomes of the weights.
+    /// Go on although settings were changed that affect the weights.
     #[arg(long)]
     pub accept_changes: bool,
     /// Number of optimiser steps of the whole run.
@@ -50,7 +50,7 @@ pub struct Cli {
     /// Device platform: cpu, cuda, tpu or the path of a PJRT plugin.
     #[arg(long, value_name = "NAME|PATH")]
     pub platform: Option<String>,
-    /// Do a step again that left the weights as they were, from the checkpoint before it, and show its rows; writes nothing.
+    /// Repeat a step that left the weights as they were, from the checkpoint before it, and show its rows; writes nothing.
     #[arg(long, value_name = "STEP")]
     pub replay: Option<u64>,
     /// Show the first N rows of the next step as the model will get them, and stop: text, marks, segments and targets. Nothing
@@ -60,8 +60,8 @@ pub struct Cli {
     /// Plan and compile, print memory and decisions, and stop.
     #[arg(long)]
     pub dry_run: bool,
-    /// Say on one screen what the run takes: memory, speed, hours, disk; for a TPU that need not be here with
-    /// --platform tpu:v6e:1x1. Nothing is trained or written.
+    /// Show on one screen what the run takes: memory, speed, hours, disk. With --platform tpu:v6e:1x1 for a TPU that need not
+    /// be here. Nothing is trained or written.
     #[arg(long, conflicts_with = "dry_run")]
     pub plan: bool,
     /// With --plan: the figures as JSON.
@@ -70,6 +70,9 @@ pub struct Cli {
     /// With --plan: tokens of one epoch, for data that is not here yet.
     #[arg(long, value_name = "N", requires = "plan")]
     pub tokens: Option<u64>,
+    /// Print all configuration keys, with ranges, presets and meaning, and stop.
+    #[arg(long)]
+    pub keys: bool,
 }
 
 /// Which checkpoint a run goes on from.
@@ -127,14 +130,14 @@ impl Cli {
             }
         }
         let given = self.init.as_deref().filter(|_| self.preset.is_none());
-        // A run that began with weights which are gone by now has an architecture all the same.
+        // If the weights that the run began with are gone by now, its own checkpoints have the architecture.
         let known = |path: &Path| architecture(path).or_else(|gone| self.own_architecture().ok_or(gone));
         let found = given.map(known).transpose().map_err(|error| RunConfigError::Init(error.into()))?;
         let weights = given.zip(found.as_ref().and_then(Option::as_ref));
         Cli::layered(self.preset, weights, self.config.as_deref(), &overrides)
     }
 
-    /// That of the newest checkpoint in the run's own folder.
+    /// The architecture of the newest good checkpoint in the run's own folder.
     fn own_architecture(&self) -> Option<Option<model::Config>> {
         let all = candidates(&self.out.join(CHECKPOINTS)).ok()?;
         let (newest, _) = all.into_iter().find(|(_, state)| state.is_ok())?;
@@ -162,6 +165,7 @@ impl Cli {
             plan,
             json,
             tokens,
+            keys,
         } = self;
         let path = |path: &PathBuf| path.display().to_string();
         let mut values = vec![
@@ -195,6 +199,7 @@ impl Cli {
             ("--dry-run", *dry_run),
             ("--plan", *plan),
             ("--json", *json),
+            ("--keys", *keys),
         ];
         words.extend(switches.into_iter().filter(|(_, on)| *on).map(|(flag, _)| flag.to_owned()));
         words.join(" ")
@@ -225,9 +230,4 @@ impl Cli {
         let text = file.map(read).transpose()?;
         resolve_over(preset.unwrap_or(Preset::Tiny), weights, file.zip(text.as_deref()), overrides)
     }
-}
-
-/// A word for a POSIX shell, in quotes where it needs them.
-pub(crate) fn quoted(word: &str) -> String {
-    shlex::try_quote(word).expect("an argument of a process holds no zero byte").into_owned()
 }

@@ -4,15 +4,16 @@ use std::time::{Duration, Instant};
 
 /// Steps a second since the last record. Time counts only while steps are on their way: a pause stops the clock.
 ///
-/// Metrics are read one step late, so that at most readings one more step is on its way, and before a pause none. Some
-/// devices compute a step while it is launched, others afterwards. Between two readings at which as many steps were on
-/// their way, either kind has computed as many steps as were read; so only such readings are compared.
+/// Metrics are read one step late: at most readings one more step is on its way, and before a pause none. Some devices
+/// compute a step while it is launched, others afterwards. Between two readings with the same number of steps on their way,
+/// either kind has computed as many steps as were read; so only such readings are compared.
 pub(crate) struct Clock {
     /// Time that had counted when the last pause began.
     counted: Duration,
     /// When it began to count again; none in a pause.
     since: Option<Instant>,
-    /// The reading of the last record, or the first one, and the newest one: with no step on its way, and with one.
+    /// The reading of the last record (at first the very first reading) and the newest one; for readings with no step on its
+    /// way, and for those with one.
     readings: [Option<[Reading; 2]>; 2],
     last: f64,
 }
@@ -33,13 +34,13 @@ impl Clock {
         Clock { counted: Duration::ZERO, since: Some(now), readings: [Some([begin; 2]), None], last: 0.0 }
     }
 
-    /// What follows is no training: a save, an evaluation.
+    /// Stops the clock for what is no training: a save, an evaluation.
     pub(crate) fn pause(&mut self, now: Instant) {
         self.counted = self.at(now);
         self.since = None;
     }
 
-    /// The pause is over.
+    /// Starts the clock again.
     pub(crate) fn go_on(&mut self, now: Instant) {
         self.since = Some(now);
     }
@@ -54,7 +55,7 @@ impl Clock {
     /// Steps a second since the last record.
     pub(crate) fn steps_per_second(&mut self) -> f64 {
         let [drained, ahead] = self.readings;
-        // The very first record may be of the first step: all that is known is that it took no longer than this.
+        // The very first record may be that of the first step, of which is known only that it took no longer than this.
         let begun = drained.zip(ahead).map(|([begin, _], [_, newest])| [begin, newest]);
         let mut spans = [ahead, drained, begun].into_iter().flatten();
         if let Some([from, to]) = spans.find(|[from, to]| to.done > from.done) {
@@ -110,7 +111,7 @@ mod tests {
                     rates.push((done, clock.steps_per_second()));
                 }
             };
-            // Behind a pause no step is on its way whose metrics could be read.
+            // After a pause no step is on its way whose metrics could be read.
             if !(launched - 1).is_multiple_of(pauses) {
                 read(launched - 1, &mut now, &mut clock);
             }
@@ -129,8 +130,8 @@ mod tests {
         rates_of(computes, steps, log, pauses, |_| 1).into_iter().map(|(_, rate)| rate).collect()
     }
 
-    /// However often it pauses, every record tells the speed of about the steps since the record before: after two records
-    /// nothing is left of a speed that is gone.
+    /// However often it pauses, a record tells the speed of about the steps since the record before: two records after the
+    /// speed changed, nothing of the old one is left.
     #[test]
     fn no_record_keeps_an_old_speed() {
         let seconds = |step: u64| 1 << ((step - 1) / 30);

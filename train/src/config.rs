@@ -1,208 +1,42 @@
 //! The run configuration: one TOML file of known keys over a preset, with typed overrides on top. Every value knows
 //! where it came from, and the resolved configuration is written into the run's folder with that as a comment.
+//!
+//! # All keys
+//! `train --keys` prints this table. "Presets" is what a run begins with: `train` alone with `tiny`. A value `auto` is chosen
+//! from model, data and device. "Changed later" is what a run that goes on does if the key has another value than before.
+//!
+#![doc = include_str!("config/keys.md")]
+//!
+//! # A new key
+//! A line in its table in `config/tables.rs` declares it: type, value in preset `1b`, range, what a change does, meaning. That
+//! value should mean what runs did before there was the key, as it is also what older checkpoints count as trained with. The
+//! other presets follow in `config/presets.rs`, if they have another value. `BLESS=1 cargo test -p tests --test runs config::`
+//! writes the table above anew. A key of the architecture is a field of [`model::Config`], and a line of `MODEL` in
+//! `config/tables.rs`.
 
+mod declare;
+mod find;
 mod keys;
 mod presets;
+mod reference;
+mod tables;
 
-pub use keys::{KEYS, Key, Kind};
+pub(crate) use find::find;
+pub use keys::{Key, Kind, OnChange, Open};
+pub use reference::keys_as_markdown;
+pub use tables::{
+    BatchShape, Checkpoints, Data, Guard, KEYS, Kernels, Log, MOST_STEPS, Optimizer, RunConfig,
+    ScheduleConfig, ScheduleKind, Validation,
+};
 
-use crate::checkpoint::CheckpointError;
-use crate::data::{Order, Packing, RowOptions};
-use crate::schedule::Curve;
-use crate::step::Kept;
-use engine::Type;
+use model::Preset;
 use model::config::Bearing;
-use model::{Compute, Preset, Remat};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
-
-/// Name of the resolved configuration in a run's folder.
-pub const FILE: &str = "config.toml";
-
-/// Everything that decides a run. The keys of the TOML file are the fields' paths.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RunConfig {
-    /// Seed of initial values, dropout, shuffling and FIM.
-    pub seed: u64,
-    /// Optimiser steps of the whole run; automatic: from data and epochs.
-    pub steps: Option<u64>,
-    /// `cpu`, `cuda`, `tpu` or the path of a PJRT plugin.
-    pub platform: String,
-    /// Which lowering of the fused kernels to use.
-    pub kernels: Kernels,
-    /// What the backward pass receives instead of computing it again; automatic: as much as memory holds.
-    pub remat: Option<Remat>,
-    /// The architecture.
-    pub model: model::Config,
-    /// Where tokens come from.
-    pub data: Data,
-    /// The shape of a step's batch.
-    pub batch: BatchShape,
-    /// AdamW.
-    pub optimizer: Optimizer,
-    /// The learning rate over steps.
-    pub schedule: ScheduleConfig,
-    /// When checkpoints are written and which are kept.
-    pub checkpoint: Checkpoints,
-    /// What is done about steps that come out bad.
-    pub guard: Guard,
-    /// When the held-out split is evaluated.
-    pub validation: Validation,
-    /// What is printed when.
-    pub log: Log,
-}
-
-/// Where tokens come from and how rows are made of them.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Data {
-    /// Folder of Parquet shards; automatic: the Python standard library, prepared into the cache.
-    pub path: Option<PathBuf>,
-    /// The token that ends a document, or its id; automatic: what `dataset.json` says, else `<|endoftext|>`.
-    pub end_of_text: Option<String>,
-    /// Another order of documents in each epoch, or that of the files.
-    pub shuffle: Order,
-    /// Part of the documents' pieces, each what one row has of a document, that become fill-in-the-middle examples.
-    pub fim_rate: f64,
-    /// Part of those in suffix-prefix-middle order.
-    pub fim_spm: f64,
-    /// How documents become rows.
-    pub packing: Packing,
-    /// Part of the files that is held out.
-    pub validation_fraction: f64,
-    /// Passes over the training split.
-    pub epochs: u32,
-    /// Damaged row groups that are skipped and counted before the run stops.
-    pub max_bad_row_groups: u32,
-}
-
-/// The shape of a step's batch: `[accumulation, micro, seq]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct BatchShape {
-    /// Sequences of a micro-batch.
-    pub micro: usize,
-    /// Micro-batches of a step.
-    pub accumulation: usize,
-    /// Tokens of a sequence.
-    pub seq: usize,
-}
-
-/// AdamW with decoupled weight decay on projections, and clipping by global norm.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Optimizer {
-    /// Peak learning rate; automatic: from the number of parameters.
-    pub learning_rate: Option<f64>,
-    /// Decay of the first moment.
-    pub beta1: f64,
-    /// Decay of the second moment.
-    pub beta2: f64,
-    /// Added to the root of the second moment.
-    pub eps: f64,
-    /// Weight decay a step, times the learning rate.
-    pub weight_decay: f64,
-    /// Largest global norm of a step's gradient.
-    pub clip: f64,
-    /// Type in which the first moment is kept.
-    pub first_moment: Compute,
-}
-
-/// The learning rate over steps.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ScheduleConfig {
-    /// Its form.
-    pub kind: ScheduleKind,
-    /// Steps of linear warmup; automatic: from the number of steps.
-    pub warmup_steps: Option<u64>,
-    /// Part of the steps that decays.
-    pub decay_fraction: f64,
-    /// The curve of the decay.
-    pub decay: Curve,
-    /// What is left at the end, as a part of the peak.
-    pub floor: f64,
-}
-
-/// The form of a schedule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ScheduleKind {
-    /// Warmup, stable, decay.
-    Wsd,
-    /// Warmup, then constant.
-    Constant,
-}
-
-/// When checkpoints are written and which are kept.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Checkpoints {
-    /// Steps between two checkpoints.
-    pub every: u64,
-    /// Minutes after which one is written in any case; automatic: never.
-    pub every_minutes: Option<f64>,
-    /// The newest ones that are kept.
-    pub keep_last: usize,
-    /// The newest ends of epochs that are kept beside them, for evaluations to compare.
-    pub keep_epochs: usize,
-    /// Checkpoints of steps that are a multiple of this are kept for ever; automatic: none.
-    pub keep_every: Option<u64>,
-    /// Folder that each one is copied to, such as a mounted drive; automatic: none.
-    pub mirror: Option<PathBuf>,
-    /// Minutes from the beginning of one copy to that of the next, which is the newest one then; automatic: each one is
-    /// copied if the drive keeps up.
-    pub mirror_every_minutes: Option<f64>,
-}
-
-/// What is done about steps that come out bad: those whose loss or gradient is not finite or is a spike. Such a step leaves
-/// weights and optimiser as they were.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Guard {
-    /// A gradient norm of more than this times the median of recent steps is a spike; automatic: none is.
-    pub spike_factor: Option<f64>,
-    /// Bad steps in a row after which the run goes back to the last good checkpoint and on behind the bad data.
-    pub bad_steps: u64,
-    /// How often it goes back without getting further before it stops.
-    pub rollbacks: u64,
-}
-
-/// When the held-out split is evaluated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Validation {
-    /// Steps between two evaluations.
-    pub every: u64,
-    /// Micro-batches of one evaluation, or fewer if the split has fewer; 0 turns evaluation off.
-    pub batches: u64,
-}
-
-/// What is printed when.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Log {
-    /// Steps between two lines of metrics.
-    pub every: u64,
-}
-
-/// Which lowering of the fused kernels to use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
-pub enum Kernels {
-    /// The fastest that the device has.
-    Auto,
-    /// The plain operations that define a kernel's meaning.
-    Reference,
-    /// Blocked StableHLO.
-    Portable,
-    /// The device's own.
-    Native,
-}
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -263,7 +97,7 @@ pub enum RunConfigError {
     Quote { key: String, value: String },
     /// The weights to start from are not there, or their `config.json` is not readable.
     #[error("--init: {0}")]
-    Init(Box<CheckpointError>),
+    Init(Box<dyn Error + Send + Sync>),
     /// A value of another type than the key's.
     #[error("`{key}` wants {wanted}, got {found} ({source_of})")]
     Type { key: &'static str, wanted: &'static str, found: String, source_of: Source },
@@ -333,13 +167,13 @@ pub(crate) fn resolve_over(
     let source = file.map_or(Source::Set, |(path, _)| Source::File(path.into()));
     let from_file = from_file.into_iter().map(|(key, value)| (key, value, source.clone()));
     let mut assign = |name: &str, value: Value, source: Source| -> Result<(), RunConfigError> {
-        if value.as_table().is_some_and(Table::is_empty) && keys::is_table(name) {
+        if value.as_table().is_some_and(Table::is_empty) && find::is_table(name) {
             return Ok(());
         }
-        let key = keys::find(name).ok_or_else(|| RunConfigError::UnknownKey {
+        let key = find(name).ok_or_else(|| RunConfigError::UnknownKey {
             key: name.into(),
             source_of: source.clone(),
-            hint: keys::hint(name),
+            hint: find::hint(name),
         })?;
         match key.typed(value, &source)? {
             Some(value) => values.insert(key.path, (value, source)),
@@ -355,7 +189,7 @@ pub(crate) fn resolve_over(
     }
     let mut table = Table::new();
     for (path, (value, source)) in &values {
-        keys::find(path).expect("only known keys are assigned").check(value, source)?;
+        find(path).expect("only known keys are assigned").check(value, source)?;
         insert(&mut table, path, value.clone());
     }
     let run =
@@ -370,16 +204,6 @@ impl Resolved {
     /// Who set a key.
     pub fn source(&self, key: &str) -> Source {
         self.sources.get(key).cloned().unwrap_or_else(|| Source::Auto("left open".into()))
-    }
-
-    /// Settles what the backward pass receives on a device with `memory` bytes, if that was left open; why, in words.
-    pub(crate) fn settle_remat(&mut self, memory: Option<u64>) -> Kept {
-        let kept = self.run.kept(memory);
-        if self.run.remat.is_none() {
-            self.run.remat = Some(kept.remat);
-            self.set_source("remat", Source::Auto(kept.to_string()));
-        }
-        kept
     }
 
     pub(crate) fn set_source(&mut self, key: &'static str, source: Source) {
@@ -404,7 +228,7 @@ impl Resolved {
             }
             match value {
                 Some(value) => {
-                    text.push_str(&format!("{name} = {value} # {}; {}\n", self.source(key.path), key.doc));
+                    text.push_str(&format!("{name} = {value} # {}. {}\n", self.source(key.path), key.doc));
                 }
                 None if key.path.starts_with("model.rope_scaling") => {}
                 None => text.push_str(&format!("{name} = \"auto\" # {}\n", key.doc)),
@@ -456,9 +280,9 @@ impl RunConfig {
     /// that is not known is left out, and one that was not known then is what it is here.
     pub(crate) fn with_settings(&self, settings: &BTreeMap<String, String>) -> Option<RunConfig> {
         let mut all = self.settings();
-        all.retain(|key, _| keys::find(key).is_none_or(|key| key.open == keys::Open::No));
+        all.retain(|key, _| find(key).is_none_or(|key| key.open == Open::No));
         all.extend(
-            settings.iter().filter(|(key, _)| keys::find(key).is_some()).map(|(k, v)| (k.clone(), v.clone())),
+            settings.iter().filter(|(key, _)| find(key).is_some()).map(|(k, v)| (k.clone(), v.clone())),
         );
         let mut table = Table::new();
         for (key, value) in all {
@@ -468,44 +292,8 @@ impl RunConfig {
     }
 }
 
-impl Data {
-    /// The settings of rows of `seq` tokens.
-    pub fn rows(&self, seq: usize, seed: u64) -> RowOptions {
-        RowOptions {
-            seq,
-            packing: self.packing,
-            order: self.shuffle,
-            fim_rate: self.fim_rate,
-            fim_spm_rate: self.fim_spm,
-            seed,
-            max_bad_row_groups: self.max_bad_row_groups as usize,
-            window_tokens: WINDOW_TOKENS,
-        }
-    }
-}
-
 /// No step has more places: they are numbered in 31 bits.
 const MOST_PLACES: usize = i32::MAX as usize;
-
-/// Documents are shuffled within windows of this many tokens: 64 MiB in memory, and all of a small data set.
-const WINDOW_TOKENS: u64 = 1 << 24;
-
-impl BatchShape {
-    /// Tokens of one optimiser step.
-    pub fn tokens(&self) -> u64 {
-        (self.rows() * self.seq) as u64
-    }
-
-    /// Rows of one optimiser step.
-    pub fn rows(&self) -> usize {
-        self.micro * self.accumulation
-    }
-
-    /// Type of a step's ids and segments, `[accumulation, micro, seq]` i32.
-    pub fn ids(&self) -> Type {
-        Type::i32([self.accumulation, self.micro, self.seq])
-    }
-}
 
 impl Override {
     /// Reads the text of a `--set`: `a.b=c`, or `a.b="c"` with the quotes of TOML.

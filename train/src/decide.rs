@@ -3,13 +3,14 @@
 //!
 //! A run has an [`Identity`], written into its folder, its mirror and its checkpoints before its first step. By it the same
 //! command finds the run again however it began, and a folder or mirror of another run is refused by name. Of a run's own
-//! checkpoints the newest one counts, wherever it lies: the one that was written after the most turns back
-//! ([`Progress::turns`](crate::checkpoint::Progress)), and among those the one of the latest step, so that what was set
-//! aside does not come back from the mirror.
+//! checkpoints the newest one counts, wherever it lies. Newest is the one that was written after the most turns back
+//! ([`Progress::turns`](crate::checkpoint::Progress)), and among those the one of the latest step; so what was set aside does
+//! not come back from the mirror.
 #![doc = include_str!("decide.md")]
 
 use crate::cli::Resume;
 use crate::identity::{Identity, Parent, same_spelling};
+use crate::run_folder;
 use std::path::{Path, PathBuf};
 
 /// What the command line asks for.
@@ -45,11 +46,11 @@ pub struct Found {
 pub struct Place {
     /// As the command line or the configuration names it.
     pub path: PathBuf,
-    /// What it says that its run is.
+    /// The run that it says it belongs to.
     pub run: Option<Identity>,
     /// Its newest checkpoint that may be good.
     pub newest: Option<Found>,
-    /// The newest one that is damaged, if there is one: none may be written over.
+    /// Its newest damaged checkpoint, if there is one: a new run must not overwrite it.
     pub damaged: Option<PathBuf>,
 }
 
@@ -75,18 +76,18 @@ pub struct Facts {
     pub given: Option<Given>,
 }
 
-/// What comes of a command.
+/// What a command does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// A new run from step 0, with new weights or those of `--init`.
     Start,
     /// A new run that begins at another run's checkpoint.
     From(Found),
-    /// The same, and its decay over so many steps begins at once.
+    /// The same, and its learning rate decays at once, over this many steps.
     Branch(Found, u64),
     /// The run that is there goes on, from its newest checkpoint.
     Continue(Found),
-    /// None of these.
+    /// Nothing.
     Refuse(Refusal),
 }
 
@@ -95,7 +96,7 @@ pub enum Decision {
 pub struct Refusal {
     /// What was found, what was wanted, and what can be done.
     pub reason: String,
-    /// A command that would not be refused, if there is one.
+    /// A command that would not be refused, if one is known.
     pub instead: Option<Instead>,
 }
 
@@ -108,14 +109,14 @@ pub struct Instead {
     pub into: Where,
 }
 
-/// Where a command writes to, compared with another one.
+/// Where a command writes to, compared with the one that was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Where {
     /// The same folder and mirror.
     Same,
-    /// The same folder, and a mirror that nothing lies in.
+    /// The same folder, and an empty mirror.
     OtherMirror,
-    /// A folder and a mirror in which nothing lies.
+    /// An empty folder and an empty mirror.
     Other,
 }
 
@@ -127,7 +128,7 @@ impl Found {
 }
 
 impl Place {
-    /// One in which nothing lies.
+    /// An empty place.
     pub fn empty(path: PathBuf) -> Place {
         Place { path, run: None, newest: None, damaged: None }
     }
@@ -165,7 +166,7 @@ impl Facts {
         facts
     }
 
-    /// Whether the copies in the mirror are this run's, or who else's.
+    /// The mirror, if the copies in it are this run's; none if there are none; an error that names another run if they are its.
     fn mirror_is_ours(&self) -> Result<Option<&Place>, String> {
         let Some(mirror) = self.mirror.as_ref().filter(|mirror| mirror.holds()) else { return Ok(None) };
         let old = || self.folder.newest.as_ref().is_none_or(|found| found.run.is_none());
@@ -183,11 +184,11 @@ impl Facts {
     }
 }
 
-/// What comes of a command, by the facts alone.
+/// What a command does, by the facts alone.
 pub fn decide(asked: &Asked, facts: &Facts) -> Decision {
     consider(asked, facts).unwrap_or_else(|(reason, instead)| {
         let instead = instead.and_then(|instead| match decide(&instead.asked, &facts.of(&instead)) {
-            // The advice leads to another refusal: on to that one's.
+            // The advised command would be refused too: take the advice of that refusal.
             Decision::Refuse(next) => {
                 next.instead.map(|next| Instead { into: next.into.max(instead.into), ..next })
             }
@@ -234,9 +235,9 @@ fn consider(asked: &Asked, facts: &Facts) -> Result<Decision, Refused> {
     if asked.resume == Resume::Never {
         let other = if facts.folder.newest.is_some() { "--out" } else { "checkpoint.mirror" };
         let reason = format!(
-            "{} already holds checkpoint step_{:08}; give another {other}, or go on from it with --resume auto",
+            "{} already holds checkpoint {}; give another {other}, or go on from it with --resume auto",
             own.path.parent().unwrap_or(&own.path).display(),
-            own.step
+            run_folder::step(own.step)
         );
         return Err((reason, instead(Asked { resume: Resume::Auto, ..asked.clone() }, Where::Same)));
     }
@@ -247,7 +248,7 @@ fn consider(asked: &Asked, facts: &Facts) -> Result<Decision, Refused> {
     }
 }
 
-/// A command where no checkpoint is.
+/// Decides a command for a place without checkpoints.
 fn begin(asked: &Asked, facts: &Facts) -> Result<Decision, Refused> {
     let instead = |asked: Asked| Some(Instead { asked, into: Where::Same });
     let Resume::From(path) = &asked.resume else {
@@ -263,7 +264,7 @@ fn begin(asked: &Asked, facts: &Facts) -> Result<Decision, Refused> {
     };
     let found = given.found.as_ref().map_err(|reason| match &given.beside {
         Some(good) => {
-            let word = crate::cli::quoted(&good.path.display().to_string());
+            let word = program::quoted(&good.path.display().to_string());
             let reason = format!("{reason}; the newest good one beside it: --resume {word}");
             (reason, instead(Asked { resume: Resume::From(good.path.clone()), ..asked.clone() }))
         }

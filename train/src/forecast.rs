@@ -6,18 +6,18 @@
 
 use crate::atomic::{self, RealDisk};
 use crate::checkpoint::{checkpoint_bytes, most_at_once};
+use crate::compiler::{Compiler, Place};
 use crate::config::{BatchShape, RunConfig};
 use crate::data::EpochSize;
-use crate::inspect::hlo::Hlo;
-use crate::inspect::work::Work;
-use crate::inspect::{Compiler, Place};
 use crate::metrics::peak::peak_flops;
-use crate::state::optimizer_tensors;
-use crate::step::{Kept, step_of};
+use crate::numbers::{group, size};
+use crate::step::{Kept, optimizer_tensors, step_of};
 use anyhow::{Result, ensure};
+use engine::hlo::Hlo;
 use engine::Form;
 use engine::pjrt::{Arg, Client, Code, Error, Plugin};
 use engine::plugin::{Platform, cache_folder};
+use engine::work::Work;
 use engine::{DType, Host, Locations, Program, ScanOptions, Target, Type};
 use model::counts::{ParamCounts, flops_per_token};
 use model::folded::folded_types;
@@ -35,7 +35,7 @@ pub struct Forecast {
     pub parameters: Parameters,
     /// Floating point operations of a token, forward and backward, recomputation left out (as MFU counts).
     pub flops_per_token: f64,
-    /// The platform as it was asked for.
+    /// The platform, as the configuration names it.
     pub platform: String,
     /// The kind that the device calls itself.
     pub device: String,
@@ -45,7 +45,7 @@ pub struct Forecast {
     pub batch: BatchShape,
     /// Memory of the step program; none if it does not fit.
     pub memory: Option<Memory>,
-    /// What the compiler said if it does not.
+    /// What the compiler said, if the step does not fit.
     pub refused: Option<String>,
     /// What the backward pass receives, and the memory for it.
     pub kept: Kept,
@@ -109,7 +109,8 @@ pub struct Memory {
     pub total: u64,
     /// Weights and moments, which live from step to step.
     pub state: u64,
-    /// The gradient of all weights, f32: the sums over micro-batches, or what a single one is taken to have at once.
+    /// The gradient of all weights, f32: the sums over micro-batches. With a single micro-batch all gradients are assumed to be
+    /// there at once.
     pub gradients: u64,
     /// Saved activations, and what single operations need.
     pub activations: u64,
@@ -118,7 +119,7 @@ pub struct Memory {
 /// The largest micro-batch, by doubling.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct MicroBatch {
-    /// The largest one that fits; none of those tried may.
+    /// The largest one that fits; none if none of those tried does.
     pub largest: Option<usize>,
     /// Every one that was compiled: rows, and bytes if it fits.
     pub tried: Vec<(usize, Option<u64>)>,
@@ -127,13 +128,13 @@ pub struct MicroBatch {
 /// Tokens a second.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Speed {
-    /// If all goes badly.
+    /// A cautious estimate.
     pub low: f64,
-    /// Why not less.
+    /// Why it should not be less.
     pub low_because: String,
-    /// If all goes well.
+    /// The most to hope for.
     pub high: f64,
-    /// Why not more.
+    /// Why it cannot be more.
     pub high_because: String,
 }
 
@@ -168,17 +169,17 @@ struct Figures {
     cycles: Option<u64>,
 }
 
-/// Dense multiply-adds of a v6e TensorCore in a cycle, times 2: 918 TFLOP/s at 1.75 GHz.
+/// Floating point operations of a v6e TensorCore in a cycle, a multiply-add counts 2: 918 TFLOP/s at 1.75 GHz.
 const V6E_FLOPS_A_CYCLE: f64 = 524_288.0;
 /// Bytes a second of a v6e chip's memory.
 const V6E_BANDWIDTH: f64 = 1.638e12;
-/// Hand-written attention kernels, at worst: an MXU that is half fed by 128-wide heads, and stalls.
+/// The part of the peak that hand-written attention kernels reach at worst: 128-wide heads half feed the MXU, and it stalls.
 const KERNEL_SHARE: f64 = 1.0 / 3.0;
 /// Parts of a GPU's peak that public trainers of this size report.
 const GPU_SHARES: (f64, f64) = (0.2, 0.5);
 /// Parts of this machine's own speed at large matrix products: runs of `tiny` on two cores reached 0.68.
 const CPU_SHARES: (f64, f64) = (0.35, 0.9);
-/// The search for a micro-batch ends here.
+/// The search for a micro-batch ends at this many times the configured one.
 const LARGEST_FACTOR: usize = 1 << 12;
 
 impl Forecast {
@@ -248,9 +249,9 @@ impl Forecast {
     }
 }
 
-/// Doubles the micro-batch, at the same tokens a step where these divide, until it does not fit; or halves it until it
-/// does. Memory is nearly linear in the rows: the line through two that were compiled says which doublings need no
-/// compiler, and the largest one that it lets through is compiled.
+/// Doubles the micro-batch until it does not fit, or halves it until it does; a step keeps its tokens where they divide. Memory is nearly
+/// linear in the rows: the line through the last two that were compiled says which doublings surely fit and need no compiler;
+/// the largest of those is compiled.
 fn largest_micro_batch(
     compiler: &Compiler,
     run: &RunConfig,
@@ -288,7 +289,7 @@ fn largest_micro_batch(
                 match attempt(next)? {
                     None => {
                         too_large = Some(next);
-                        // The line was too hopeful, if there was one.
+                        // The line, if there was one, promised too much.
                         next = if next / 2 > last.0 { next / 2 } else { next };
                     }
                     Some(bytes) => {
@@ -330,7 +331,7 @@ fn bytes(verdict: &Verdict, limit: u64) -> Option<u64> {
     }
 }
 
-/// Compiles the step of a run, or reads what was said before.
+/// Compiles the step of a run, or reads what an earlier plan kept.
 fn verdict(compiler: &Compiler, run: &RunConfig, memory: Option<u64>) -> Result<Verdict> {
     let (program, _) = compiler.lower(&step_of(run, run.kept(memory).remat), run.kernels.choice())?;
     let mut hash = blake3::Hasher::new();
@@ -364,8 +365,8 @@ fn verdict(compiler: &Compiler, run: &RunConfig, memory: Option<u64>) -> Result<
             })
         }
         Err(error) => {
-            let of_plugin = error.chain().find_map(|cause| cause.downcast_ref::<Error>());
-            match of_plugin {
+            let refusal = error.chain().find_map(|cause| cause.downcast_ref::<Error>());
+            match refusal {
                 Some(cause) if cause.code() == Some(Code::ResourceExhausted) => {
                     let text = cause.to_string();
                     Verdict::TooLarge(text.lines().next().unwrap_or_default().chars().take(200).collect())
@@ -386,7 +387,7 @@ fn verdict(compiler: &Compiler, run: &RunConfig, memory: Option<u64>) -> Result<
     Ok(verdict)
 }
 
-/// Tokens a second of a step, as a range; none for a device that nothing is known of.
+/// Tokens a second of a step, as a range; none for a device of which no speed is known.
 fn speed(
     compiler: &Compiler,
     run: &RunConfig,
@@ -398,7 +399,7 @@ fn speed(
     let (_, forms) = compiler.lower(&step, run.kernels.choice())?;
     let work = Work::of(&step);
     let flops = work.flops();
-    // Padding is computed like any token, and is none.
+    // Padding is computed like a token, but does not count as one.
     let tokens = run.batch.tokens() as f64 * (1.0 - padding);
     let kind = compiler.device_kind()?;
     let peak = peak_flops(&kind, run.model.dtype);
@@ -409,9 +410,9 @@ fn speed(
                 .filter(|(_, form)| *form == Form::Native)
                 .map(|(name, _)| name.as_str())
                 .collect();
-            let in_kernels: f64 = (work.places.iter())
-                .filter(|place| place.path.split(" > ").any(|part| native.contains(&part)))
-                .map(|place| place.runs * place.flops)
+            let in_kernels: f64 = (work.sites.iter())
+                .filter(|site| site.path.split(" > ").any(|part| native.contains(&part)))
+                .map(|site| site.runs * site.flops)
                 .sum();
             let estimated = cycles as f64 * V6E_FLOPS_A_CYCLE / peak;
             let kernels = in_kernels / (peak * KERNEL_SHARE);
@@ -483,7 +484,7 @@ fn basis(compiler: &Compiler, place: &Place, run: &RunConfig, epoch: EpochSize) 
     let of = |figures, kind, because: &str| Basis { figures, kind, because: because.to_owned() };
     let mut all =
         vec![of("parameters, flops_per_token", Derived, "counted from the model's list of parameters")];
-    // What was asked for is a bare `tpu`, and there is none.
+    // A bare `tpu` was asked for, and there is no TPU here.
     if *place != Place::Topology(run.platform.trim_start_matches("tpu:").to_owned())
         && matches!(place, Place::Topology(_))
     {
@@ -536,7 +537,7 @@ fn basis(compiler: &Compiler, place: &Place, run: &RunConfig, epoch: EpochSize) 
     Ok(all)
 }
 
-/// Operations a second of this machine in a matrix product of a type, the best of a few.
+/// Floating point operations a second of this machine in matrix products of a type: the best of a few.
 fn cpu_flops(dtype: DType) -> Result<f64> {
     const SIDE: usize = 1024;
     const TURNS: usize = 4;
@@ -655,9 +656,9 @@ impl fmt::Display for Forecast {
             size(checkpoint)
         )?;
         for kind in [Certainty::Measured, Certainty::Derived, Certainty::Assumed] {
-            let of_kind = self.basis.iter().filter(|basis| basis.kind == kind);
+            let figures = self.basis.iter().filter(|basis| basis.kind == kind);
             let lines: Vec<String> =
-                of_kind.map(|basis| format!("{} ({})", basis.figures, basis.because)).collect();
+                figures.map(|basis| format!("{} ({})", basis.figures, basis.because)).collect();
             if !lines.is_empty() {
                 let name = format!("{kind:?}").to_lowercase();
                 writeln!(f, "{name:<12} {}", lines.join("; "))?;
@@ -673,22 +674,4 @@ fn hours(hours: f64) -> String {
         hours if hours < 100.0 => format!("{hours:.1} h"),
         hours => format!("{hours:.0} h"),
     }
-}
-
-/// `22.39 GiB`
-pub(crate) fn size(bytes: u64) -> String {
-    let bytes = bytes as f64;
-    if bytes >= 1e9 {
-        format!("{:.2} GiB", bytes / (1u64 << 30) as f64)
-    } else {
-        format!("{:.1} MiB", bytes / 1048576.0)
-    }
-}
-
-/// 1,075,147,776
-pub(crate) fn group(number: u64) -> String {
-    let digits = number.to_string();
-    let groups: Vec<&str> =
-        digits.as_bytes().rchunks(3).rev().map(|group| std::str::from_utf8(group).unwrap_or("")).collect();
-    groups.join(",")
 }

@@ -1,6 +1,8 @@
-//! What a run is: `run.json` in its folder, written before its first step, in each of its checkpoints, and in its mirror.
+//! Which run it is: `run.json`, written into its folder and its mirror before its first step, and part of each of its
+//! checkpoints.
 
 use crate::atomic::{self, Disk};
+use crate::run_folder::IDENTITY;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
@@ -8,25 +10,22 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-/// Name of the file in a run's folder and in its mirror.
-pub const FILE: &str = "run.json";
-
-/// The name of one run, drawn at random: two runs of the same command are two runs.
+/// The name of one run, drawn at random: the same command in two folders makes two runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct RunId(pub String);
 
-/// A run and how it began. The same command finds it again by this, on another machine too.
+/// A run and how it began. By this the same command finds it again, on another machine too.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// Its name.
     pub id: RunId,
     /// Its folder, as the command line named it.
     pub out: PathBuf,
-    /// The weights that it, or the run that it came from, was started with by `--init`, as the command line named them.
+    /// The weights of `--init`, of this run or of the one that it branched from, as the command line named them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<PathBuf>,
-    /// The checkpoint that it began at; none begins at step 0.
+    /// The checkpoint that it began at; none if it began at step 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<Parent>,
 }
@@ -56,7 +55,7 @@ impl RunId {
 }
 
 impl fmt::Display for RunId {
-    /// Enough of it to tell runs apart.
+    /// The first letters, which are enough to tell runs apart.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.0.get(..8).unwrap_or(&self.0))
     }
@@ -80,12 +79,12 @@ impl fmt::Display for Identity {
 }
 
 impl Identity {
-    /// What a folder says that its run is; none if it says nothing.
+    /// The run that a folder says it belongs to; none if it says nothing.
     ///
     /// # Errors
     /// If the file is there and is not readable.
     pub fn read(folder: &Path) -> io::Result<Option<Identity>> {
-        let path = folder.join(FILE);
+        let path = folder.join(IDENTITY);
         let named =
             |error: io::Error| io::Error::new(error.kind(), format!("reading {}: {error}", path.display()));
         match std::fs::read(&path) {
@@ -102,7 +101,7 @@ impl Identity {
     pub fn write(&self, disk: &dyn Disk, folder: &Path) -> io::Result<()> {
         disk.create_dir_all(folder)?;
         let text = serde_json::to_string_pretty(self)? + "\n";
-        atomic::write_file(disk, &folder.join(FILE), |out| out.write_all(text.as_bytes()))
+        atomic::write_file(disk, &folder.join(IDENTITY), |out| out.write_all(text.as_bytes()))
     }
 
     /// The steps of its decay, if it is a branch.

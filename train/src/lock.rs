@@ -1,8 +1,8 @@
 //! Locks of folders that one process at a time writes: a run's checkpoints, their mirror, a data set in preparation. Such a
-//! lock is one of the system on a file, so it ends with its process. The file says who holds it; one that was left behind
-//! locks nothing.
+//! lock is one of the system on a file, so it ends with its process. The file says who holds it; a file that a killed process
+//! left locks nothing.
 
-use crate::metrics::duration;
+use crate::numbers::duration;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};

@@ -1,5 +1,5 @@
-//! What trains: the device with its programs and its state, as the loop of a run needs them. Tests put a [`Machine`] of
-//! their own in its place, whose steps are a function of the rows that they are given, to try what the loop keeps count of.
+//! What trains: the device with its programs and its state, as the loop of a run needs them. Tests have a [`Machine`] of
+//! their own, whose steps are a function of their rows, to try what the loop keeps count of.
 
 use crate::checkpoint::Reader;
 use crate::config::{Resolved, RunConfig};
@@ -41,7 +41,7 @@ pub trait Machine {
     /// If they cannot be read or do not fit.
     fn load(&mut self, content: Content<'_>) -> Result<()>;
 
-    /// Queues one step; the state afterwards is that behind it.
+    /// Queues one step. From then on the state is the one after that step.
     ///
     /// # Errors
     /// If the device refuses.
@@ -68,7 +68,7 @@ pub trait Machine {
     /// The held-out rows.
     fn held_out(&self) -> &[Batch];
 
-    /// Some text that the weights write, for a person to see; none if they write none.
+    /// A sample of text from the weights, for a person to see; none if the machine writes none.
     ///
     /// # Errors
     /// If the device fails.
@@ -78,7 +78,7 @@ pub trait Machine {
     fn kind(&self) -> &str;
 }
 
-/// The machine of every real run: a device behind a PJRT plugin.
+/// The machine of every real run: a device, used through its PJRT plugin.
 pub(crate) struct Accelerator {
     run: RunConfig,
     device: Device,
@@ -88,7 +88,7 @@ pub(crate) struct Accelerator {
 }
 
 impl Accelerator {
-    /// Opens the device, settles what its memory decides, compiles the step, and says what came of it.
+    /// Opens the device, chooses what depends on its memory, compiles the step, and prints how that went.
     pub(crate) fn open(resolved: &mut Resolved, dataset: &Arc<Dataset>) -> Result<Accelerator> {
         let validator = Validator::new(&resolved.run, dataset)?;
         let device = Device::open(&resolved.run.platform, resolved.run.kernels)?;

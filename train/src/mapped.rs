@@ -1,4 +1,4 @@
-//! Files in memory.
+//! Files mapped into memory.
 
 use memmap2::Mmap;
 use std::fs::File;

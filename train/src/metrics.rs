@@ -6,13 +6,12 @@ pub mod peak;
 mod plot;
 pub mod tensorboard;
 
-pub(crate) use console::duration;
 pub use console::{Look, line};
 pub use plot::{Curves, loss_svg};
 
 use crate::atomic::{self, RealDisk};
 use crate::data::{Batch, Position};
-use crate::resume::SETTINGS;
+use crate::run_folder::{BAD_STEPS, EVENTS, METRICS, PLOT};
 use appended::Appended;
 use console::Console;
 use serde::{Deserialize, Serialize};
@@ -49,17 +48,17 @@ pub struct Train {
     /// Global norm of the step's gradient before clipping.
     #[serde(deserialize_with = "nan_from_null")]
     pub gradient_norm: f64,
-    /// Tokens predicted so far, repetitions included: the targets of the next token's loss. Padding is none, nor is the first
-    /// token of a piece of a document.
+    /// Tokens predicted so far, repetitions included: the targets of the next token's loss. Neither padding nor the first token
+    /// of a piece of a document counts.
     pub tokens_seen: u64,
-    /// Of these a second since about the record before; saving and evaluating do not count.
+    /// Tokens predicted a second, since about the record before; the time of saving and evaluating does not count.
     pub tokens_per_second: f64,
     /// Part of the places in the rows since the record before that held no token.
     #[serde(default)]
     pub padding: f64,
-    /// Part of the device's peak that went into these tokens, if the peak is known.
+    /// Model FLOPs utilisation: the part of the device's peak that these tokens took, if the peak is known.
     pub mfu: Option<f64>,
-    /// Steps so far whose update was left out because it was not finite.
+    /// Steps so far that left the weights as they were: not finite, or a spike.
     pub skipped: u64,
     /// Seconds to the end of the run at this speed.
     pub eta_seconds: f64,
@@ -77,7 +76,7 @@ pub struct Validation {
     pub mtp_loss: Option<f64>,
 }
 
-/// Losses of several steps, on their way to a mean in which each target counts once.
+/// Sums of the losses of several steps, for a mean in which each target counts once.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct LossSums {
     next: f64,
@@ -154,8 +153,8 @@ pub struct BadStep {
     pub position: Position,
 }
 
-/// Writes every record to all of its places. None of them stops a run: one that cannot be written is said once, and once
-/// more when it can be again.
+/// Writes every record to all of its places. None of them stops a run: if one cannot be written, that is said once, and once
+/// more when it can be written again.
 pub struct Recorder {
     folder: PathBuf,
     lines: Appended,
@@ -168,40 +167,15 @@ pub struct Recorder {
     undrawn: bool,
 }
 
-/// Name of the record of all numbers.
-pub(crate) const LINES: &str = "metrics.jsonl";
-/// Name of the record of steps that left the weights as they were. It is never cut: a run that went back keeps it.
-const BAD_STEPS: &str = "bad_steps.jsonl";
-/// Name of the plot.
-const PLOT: &str = "loss.svg";
-/// Name of the folder of TensorBoard's files.
-pub(crate) const EVENTS: &str = "tensorboard";
-
-/// Names of the records of a run's folder, its configuration among them, in that folder; not all need be there.
-///
-/// # Errors
-/// If the folder of events or of settings is there and cannot be listed.
-pub(crate) fn record_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut names: Vec<PathBuf> = [LINES, BAD_STEPS, PLOT, crate::config::FILE].map(PathBuf::from).into();
-    for inner in [EVENTS, SETTINGS] {
-        if folder.join(inner).is_dir() {
-            for entry in fs::read_dir(folder.join(inner))? {
-                names.push(Path::new(inner).join(entry?.file_name()));
-            }
-        }
-    }
-    Ok(names)
-}
-
 impl Recorder {
     /// Opens the files of a run that is at `step` of `steps`. Records of later steps, which a run left that stopped
-    /// behind its last checkpoint, are dropped, and so is a torn last line.
+    /// after its last checkpoint, are dropped, and so is a torn last line.
     ///
     /// # Errors
     /// If the folder cannot be written to, or `metrics.jsonl` holds something else.
     pub fn open(folder: &Path, step: u64, steps: u64, look: Look) -> io::Result<Recorder> {
         fs::create_dir_all(folder)?;
-        let path = folder.join(LINES);
+        let path = folder.join(METRICS);
         let (mut curves, mut validations) = (Curves::default(), Vec::new());
         if path.exists() {
             let records = read_records(&path, step)?;
@@ -229,7 +203,7 @@ impl Recorder {
 
     /// The run went back to a step: records of later ones are dropped.
     pub fn go_back(&mut self, step: u64) {
-        let mut text = fs::read(self.folder.join(LINES)).unwrap_or_default();
+        let mut text = fs::read(self.folder.join(METRICS)).unwrap_or_default();
         text.extend_from_slice(self.lines.waiting());
         // The run has read or written every line itself.
         let text = String::from_utf8_lossy(&text);
@@ -420,7 +394,7 @@ mod tests {
         }
         first.validation(Validation { step: 5, loss: 4.0, mtp_loss: None });
         drop(first);
-        let path = folder.path().join(LINES);
+        let path = folder.path().join(METRICS);
         fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"kind\":\"tr").unwrap();
         let mut second = Recorder::open(folder.path(), 3, 10, Look::Silent).unwrap();
         second.train(train(4, 4.5));
@@ -438,7 +412,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut recorder = Recorder::open(folder.path(), 0, 10, Look::Silent).unwrap();
         recorder.train(train(1, 5.0));
-        let [path, events] = [LINES, EVENTS].map(|name| folder.path().join(name));
+        let [path, events] = [METRICS, EVENTS].map(|name| folder.path().join(name));
         let hidden = folder.path().join("hidden");
         fs::rename(&path, &hidden).unwrap();
         fs::create_dir(&path).unwrap();
@@ -479,7 +453,7 @@ mod tests {
         assert_eq!(steps(&path), [7, 8]);
     }
 
-    /// A disk that fills up cuts a record; the next one stands behind the last whole one.
+    /// A disk that fills up cuts a record; the next one stands after the last whole one.
     #[test]
     fn what_is_said_of_a_file() {
         let folder = tempfile::tempdir().unwrap();
@@ -530,7 +504,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut old = serde_json::to_value(Record::Train(train(1, 5.0))).unwrap();
         old["main_loss"] = 4.0.into();
-        fs::write(folder.path().join(LINES), format!("{old}\n\n")).unwrap();
+        fs::write(folder.path().join(METRICS), format!("{old}\n\n")).unwrap();
         let error = Recorder::open(folder.path(), 1, 2, Look::Silent).map(drop).unwrap_err().to_string();
         assert!(error.contains("main_loss") && error.contains("move the file away"), "{error}");
     }
@@ -538,7 +512,7 @@ mod tests {
     #[test]
     fn a_foreign_file_is_not_overwritten() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(LINES);
+        let path = folder.path().join(METRICS);
         fs::write(&path, "notes\nof mine\n").unwrap();
         let error = Recorder::open(folder.path(), 0, 1, Look::Silent).map(drop).unwrap_err().to_string();
         assert!(error.contains("line 1") && error.contains("move the file away"), "{error}");

@@ -1,10 +1,10 @@
-//! A step that left the weights as they were, done again and looked at: `--replay STEP`.
+//! `--replay STEP`: repeats a step that left the weights as they were, and shows its rows.
 
 use crate::checkpoint::Progress;
 use crate::data::{Batch, Loader, PADDING};
 use crate::machine::Machine;
 use crate::metrics::{self, BadStep};
-use crate::run::Scene;
+use crate::scene::Scene;
 use crate::state::StepInputs;
 use crate::step::Metric;
 use anyhow::{Context, Result, bail};
@@ -34,7 +34,7 @@ pub(crate) fn recorded(out: &Path, step: u64) -> Result<BadStep> {
     )
 }
 
-/// Trains from the checkpoint to the bad step without writing anything, does that step, and shows what came out and its rows.
+/// Trains from the checkpoint up to the bad step without writing anything, does that step, and shows its results and rows.
 pub(crate) fn replay<M: Machine>(
     bad: &BadStep,
     at: Progress,
@@ -42,7 +42,7 @@ pub(crate) fn replay<M: Machine>(
     machine: M,
     loader: Loader,
 ) -> Result<()> {
-    say!("replay   step {}, {} steps behind the checkpoint", bad.step, bad.step - at.step - 1);
+    say!("replay   step {}, {} steps after the checkpoint", bad.step, bad.step - at.step - 1);
     let mut replay = Replay { scene, machine, loader, at };
     while replay.at.step + 1 < bad.step {
         let batch = replay.next_batch()?;
@@ -69,7 +69,7 @@ pub(crate) fn replay<M: Machine>(
     Ok(())
 }
 
-/// A run that is ready to train behind a checkpoint.
+/// A run that is ready to train on from a checkpoint.
 struct Replay<'s, M: Machine> {
     scene: &'s Scene,
     machine: M,

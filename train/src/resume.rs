@@ -1,5 +1,5 @@
-//! What a run begins with. One reader ([`Observed`]) looks at folder, mirror and what the command line names, behind the
-//! mending of what a crash left; [`decide`](crate::decide::decide) says what comes of it; the chosen checkpoint is compared
+//! What a run begins with. After what a crash left was mended, one reader ([`Observed`]) looks at the folder, the mirror and
+//! what the command line names; [`decide`](crate::decide::decide) says what comes of it; the chosen checkpoint is compared
 //! byte by byte, and if it is damaged the decision is made again without it.
 
 use crate::atomic::{self, Disk};
@@ -9,14 +9,15 @@ use crate::checkpoint::{
     candidates, files, latest_good, load_weights, verify, whole,
 };
 use crate::cli::{Cli, Resume};
-use crate::config::{self, Resolved, RunConfig, Source};
+use crate::config::{Resolved, RunConfig, Source};
 use crate::decide::{Asked, Decision, Facts, Found, Given, Instead, Place, Where, decide};
-use crate::forecast::group;
-use crate::identity::{self, Identity, Parent, RunId};
+use crate::identity::{Identity, Parent, RunId};
 use crate::machine::{Content, Machine};
 use crate::metrics::Look;
+use crate::numbers::group;
 use crate::replay;
-use crate::run::{Scene, World};
+use crate::run_folder::{self, CHECKPOINTS, CONFIG, IDENTITY, SETTINGS};
+use crate::scene::{Scene, World};
 use crate::schedule::Phase;
 use crate::session::{About, hashes};
 use anyhow::{Context, Result, bail, ensure};
@@ -26,13 +27,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The folder of a run's checkpoints in its own folder.
-pub(crate) const CHECKPOINTS: &str = "checkpoints";
-
-/// The folder of a run's settings: one file for each time that they changed, named by the first step they hold for.
-pub(crate) const SETTINGS: &str = "configs";
-
-/// A command that does nothing, and one that would do.
+/// Why a command does nothing, and which command to type instead.
 #[derive(Debug)]
 pub struct Refused {
     /// What was found, what was wanted, and what can be done.
@@ -65,11 +60,11 @@ pub(crate) struct Beginning {
 }
 
 impl Beginning {
-    /// Decides it, reads the checkpoint, and lays its schedule out.
+    /// Decides where the run begins, opens the checkpoint, and lays out the schedule.
     pub(crate) fn of(cli: &Cli, world: &World, scene: &mut Scene) -> Result<Beginning> {
         let root = cli.out.join(CHECKPOINTS);
         if let Some(step) = cli.replay {
-            return Beginning::of_replay(cli, scene, &root, step);
+            return Beginning::for_replay(cli, scene, &root, step);
         }
         let mut observed = Observed::of(cli, &root, scene.resolved.run.checkpoint.mirror.as_deref())?;
         let (decision, from) = observed.decided(cli, &scene.resolved.run)?;
@@ -98,8 +93,8 @@ impl Beginning {
         Ok(beginning)
     }
 
-    /// The checkpoint before a bad step.
-    fn of_replay(cli: &Cli, scene: &mut Scene, root: &Path, step: u64) -> Result<Beginning> {
+    /// Begins at the checkpoint before a bad step.
+    fn for_replay(cli: &Cli, scene: &mut Scene, root: &Path, step: u64) -> Result<Beginning> {
         let bad = replay::recorded(&cli.out, step)?;
         let from = checkpoint::latest_before(root, bad.step)?.good;
         let reader = from.map(|from| Reader::open(&from, &scene.resolved.run.model)).transpose()?;
@@ -115,8 +110,8 @@ impl Beginning {
         Ok(beginning)
     }
 
-    /// Compares the settings with those that the checkpoint was trained under, says what is another one, and begins a new
-    /// era if one is.
+    /// Compares the settings with those that the checkpoint was trained under, prints each difference, and begins a new era if
+    /// there is one.
     fn take_over_settings(&mut self, cli: &Cli, look: Look, scene: &mut Scene, goes_on: bool) -> Result<()> {
         let step = self.progress.step;
         let before = self.settings.last().cloned();
@@ -168,7 +163,7 @@ impl Beginning {
             self.begin_block_again(look, scene, &era);
         }
         if changed.iter().any(|change| change.kind == Kind::Course) {
-            // Whoever changes the course has found a remedy: going back may help again.
+            // The person who changed the course may have found a remedy, so going back may help again.
             (self.progress.rollbacks, self.progress.returned) = (0, None);
         }
         if !changed.is_empty() {
@@ -216,12 +211,13 @@ impl Beginning {
         Ok(())
     }
 
-    /// Rows of another length: where the checkpoint stands lies within a row of the new ones.
+    /// For rows of another length: the checkpoint's position may lie within one of the new rows, so its block is begun again.
     fn begin_block_again(&mut self, look: Look, scene: &Scene, era: &Era) {
         let run = &scene.resolved.run;
         let Some(old) = run.with_settings(&era.settings) else { return };
-        let of_old = old.data.rows(old.batch.seq, old.seed);
-        let Some((position, rows)) = scene.dataset.in_other_rows(self.progress.data, &of_old, &scene.rows())
+        let old_rows = old.data.rows(old.batch.seq, old.seed);
+        let Some((position, rows)) =
+            scene.dataset.in_other_rows(self.progress.data, &old_rows, &scene.rows())
         else {
             return;
         };
@@ -246,8 +242,8 @@ impl Beginning {
     }
 }
 
-/// A warmup that was left open stays what was chosen for it when the training began: it depends on the number of steps,
-/// and lies behind.
+/// Keeps the warmup that was chosen when the training began, if it was left open: it follows from the number of steps, which
+/// may be another one now, and is over.
 fn keep_warmup(scene: &mut Scene, era: &Era) {
     const KEY: &str = "schedule.warmup_steps";
     let known = era.settings.get(KEY).and_then(|steps| steps.parse().ok());
@@ -285,7 +281,7 @@ impl Shelf {
     }
 }
 
-/// All that is there.
+/// What was found in the folder, in the mirror and at `--resume`.
 struct Observed {
     folder: Shelf,
     mirror: Option<Shelf>,
@@ -297,7 +293,7 @@ impl Observed {
         let folder = Shelf::of(&cli.out, root)?;
         let mirror = mirror.map(|mirror| Shelf::of(mirror, mirror)).transpose()?;
         let mirror = mirror.map(|mut mirror| {
-            // What a copying that was cut off left has no manifest, and is nothing yet.
+            // A copy that was cut off has no manifest, and is no checkpoint yet.
             mirror.all.retain(|(path, state)| state.is_ok() || path.join(files::MANIFEST).exists());
             mirror
         });
@@ -323,7 +319,7 @@ impl Observed {
         Facts { folder: self.folder.place(), mirror, given: self.given.clone() }
     }
 
-    /// What comes of the command, and the checkpoint that it begins at, every byte of it compared.
+    /// What the command does, and the checkpoint that it begins at, of which every byte was compared.
     fn decided(&mut self, cli: &Cli, run: &RunConfig) -> Result<(Decision, Option<Verified>)> {
         let asked = Asked { resume: cli.resume.clone(), init: cli.init.clone(), decay: cli.branch_decay };
         loop {
@@ -343,7 +339,7 @@ impl Observed {
         }
     }
 
-    /// Takes note that a checkpoint that seemed whole is damaged.
+    /// Notes that a checkpoint is damaged that seemed whole.
     fn strike(&mut self, path: &Path, error: CheckpointError) {
         if let Some(given) =
             self.given.as_mut().filter(|given| given.found.as_ref().is_ok_and(|it| it.path == path))
@@ -374,7 +370,7 @@ impl Observed {
         }
     }
 
-    /// Whose run it is from here on.
+    /// The run that folder and mirror belong to from here on.
     fn identity(&self, cli: &Cli, decision: &Decision) -> Identity {
         let begun = |found: &Found, decay: Option<u64>| {
             let Resume::From(path) = &cli.resume else { return unnamed(cli) };
@@ -389,7 +385,7 @@ impl Observed {
             Decision::Continue(found) => {
                 let known = self.folder.run.clone().or_else(|| found.run.clone());
                 let old = || Identity { init: found.init.clone(), ..unnamed(cli) };
-                // It may have been moved.
+                // The folder may have been moved.
                 Identity { out: cli.out.clone(), ..known.unwrap_or_else(old) }
             }
         }
@@ -412,7 +408,7 @@ fn found(path: &Path, state: &State) -> Found {
     }
 }
 
-/// The newest good checkpoint beside one that is not.
+/// The newest good checkpoint beside one that is not good.
 fn beside(path: &Path, given: &Result<Found, String>) -> Option<Found> {
     if given.is_ok() {
         return None;
@@ -421,7 +417,7 @@ fn beside(path: &Path, given: &Result<Found, String>) -> Option<Found> {
     Some(found(good.path(), good.state()))
 }
 
-/// The command line of another command.
+/// The command line for the advice of a refusal.
 fn command(cli: &Cli, run: &RunConfig, instead: &Instead) -> Cli {
     let Asked { resume, init, decay } = instead.asked.clone();
     let mut next = Cli { resume, init, branch_decay: decay, ..cli.clone() };
@@ -449,19 +445,19 @@ fn set_other_mirror(cli: &mut Cli, run: &RunConfig) {
     }
 }
 
-/// The first name like a folder's that nothing has: `name-2`, `name-3`.
+/// The first unused name like a folder's: `name-2`, `name-3`.
 fn unused(folder: &Path) -> PathBuf {
     let name = folder.file_name().map_or("run".into(), |name| name.to_string_lossy());
     let mut names = (2..).map(|number| folder.with_file_name(format!("{name}-{number}")));
     names.find(|path| !path.exists()).expect("some number is free")
 }
 
-/// Says in folder and mirror whose they are, and writes the settings down: what they are now, and since when.
+/// Writes into folder and mirror which run they belong to, and into the folder the settings and the step that they hold from.
 pub(crate) fn claim(out: &Path, world: &World, beginning: &Beginning, resolved: &Resolved) -> Result<()> {
     let disk = &*world.disk;
     let write = |folder: &Path, disk: &dyn Disk| -> Result<()> {
         if Identity::read(folder)?.as_ref() != Some(&beginning.identity) {
-            let path = folder.join(identity::FILE);
+            let path = folder.join(IDENTITY);
             beginning.identity.write(disk, folder).with_context(|| format!("writing {}", path.display()))?;
         }
         Ok(())
@@ -477,7 +473,7 @@ pub(crate) fn claim(out: &Path, world: &World, beginning: &Beginning, resolved: 
     let since = beginning.settings.last().map_or(0, |era| era.from);
     let history = out.join(SETTINGS);
     disk.create_dir_all(&history).with_context(|| format!("creating the folder {}", history.display()))?;
-    for path in [out.join(config::FILE), history.join(format!("step_{since:08}.toml"))] {
+    for path in [out.join(CONFIG), history.join(format!("{}.toml", run_folder::step(since)))] {
         write_if_new(disk, &path, &text).with_context(|| format!("writing {}", path.display()))?;
     }
     Ok(())
@@ -500,8 +496,8 @@ pub(crate) fn going_on(cli: &Cli) -> (String, Cli) {
     (format!("go on from there with\n    {}", next.command()), next)
 }
 
-/// What to type to train on when all steps are done: twice as many. Weights whose rate has decayed are no beginning for
-/// that: a new run goes on from the newest checkpoint before the decay, or starts anew if none was kept.
+/// What to type when all steps are done, to train for twice as many. Weights after the decay are no beginning for that: a new run
+/// goes on from the newest checkpoint before the decay, or starts anew if none was kept.
 pub(crate) fn longer(cli: &Cli, about: &About) -> Result<(String, Cli)> {
     let steps = Some(2 * about.plan.steps);
     let next = Cli { resume: Resume::Auto, steps, branch_decay: None, accept_changes: false, ..cli.clone() };

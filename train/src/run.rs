@@ -1,32 +1,35 @@
 //! One run, from top to bottom: configuration, data and plan; where it goes on; compile and load; loop; last words.
 //!
 //! 1. [`Scene`]: the command line, resolved: settings, data, how long and how fast.
-//! 2. [`Beginning`]: what is there, and what comes of the command ([`crate::decide`]); the checkpoint to begin at; settings
-//!    that changed since. Nothing is written yet, and a refusal leaves everything as it was.
+//! 2. [`Beginning`]: what is there, and what the command does ([`crate::decide`]); the checkpoint to begin at; settings that
+//!    changed since. Nothing is written yet, and a refusal leaves everything as it was.
 //! 3. The machine: opened, compiled, loaded.
 //! 4. [`claim`]: the folder and the mirror are this run's from here on (`run.json`), and its settings are kept.
 //! 5. [`Session`]: the loop.
 //! 6. Last words.
 
-use crate::atomic::{Disk, RealDisk};
+use crate::atomic::RealDisk;
 use crate::checkpoint::{
     self, Copying, Mirror, Progress, Retention, Saver, Store, checkpoint_bytes, fetch_records, most_at_once,
 };
 use crate::cli::Cli;
-use crate::config::{Resolved, RunConfig};
+use crate::config::{Resolved, RunConfig, keys_as_markdown};
 use crate::data::{
     DataError, Dataset, EpochSize, Loader, PrepareProgress, TOKENIZER_FILE, prepare_standard_library,
 };
-use crate::forecast::{Forecast, group};
+use crate::forecast::Forecast;
 use crate::machine::{Accelerator, Machine};
 use crate::metrics::{Held, Look, LossSums, Recorder};
+use crate::numbers::group;
 use crate::replay::{self, replay};
-use crate::resume::{Beginning, CHECKPOINTS, claim, going_on, load, longer};
-use crate::scaling::{Facts, Plan, plan};
+use crate::resume::{Beginning, claim, going_on, load, longer};
+use crate::run_folder::CHECKPOINTS;
+use crate::scaling::{Facts, plan};
+use crate::scene::{Scene, open_data};
 use crate::session::{About, Session};
 use crate::show;
 use crate::signals::{INTERRUPTED, Stop};
-use crate::state::optimizer_tensors;
+use crate::step::optimizer_tensors;
 use anyhow::{Context, Result, anyhow};
 use engine::plugin::cache_folder;
 use model::counts::ParamCounts;
@@ -39,25 +42,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use crate::resume::Refused;
-
-/// How a run ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// All steps are done.
-    Finished,
-    /// A signal stopped it; its state is saved.
-    Interrupted,
-}
-
-/// What a run writes to, listens to and speaks to.
-pub struct World {
-    /// Where checkpoints, copies and what says whose they are go.
-    pub disk: Arc<dyn Disk>,
-    /// Whether it is asked to stop.
-    pub stop: Stop,
-    /// How it shows its progress.
-    pub look: Look,
-}
+pub use crate::scene::{Outcome, World};
 
 /// How a run ended, and the command that goes on from there.
 #[derive(Clone, Debug)]
@@ -77,7 +62,7 @@ pub fn main() -> ExitCode {
     exit_code(match run(&arguments()) {
         Ok(Outcome::Finished) => Ok(ExitCode::SUCCESS),
         Ok(Outcome::Interrupted) => Ok(ExitCode::from(INTERRUPTED)),
-        // While data are prepared: what is done of it is kept.
+        // A signal while data are prepared: the finished part is kept.
         Err(error) if matches!(error.downcast_ref(), Some(DataError::Interrupted)) => {
             esay!("stopped: {error:#}");
             Ok(ExitCode::from(INTERRUPTED))
@@ -91,15 +76,19 @@ pub fn main() -> ExitCode {
 /// # Errors
 /// Anything that a person has to decide about: each message names the thing and the remedy. What was saved stays.
 pub fn run(cli: &Cli) -> Result<Outcome> {
+    if cli.keys {
+        output::write(format_args!("{}", keys_as_markdown()));
+        return Ok(Outcome::Finished);
+    }
     if cli.plan {
         return forecast(cli, cli.resolve()?);
     }
     let stop = Stop::on_signals().context("registering signal handlers")?;
-    let world = World { disk: Arc::new(RealDisk), stop, look: Look::of_stdout() };
+    let world = World { disk: Arc::new(RealDisk), stop, look: Look::for_stdout() };
     run_in(cli, &world, Accelerator::open).map(|ended| ended.outcome)
 }
 
-/// The same in a given world, with the machine that `open` gives for the settings and the data.
+/// The same in other surroundings, with the machine that `open` makes for the settings and the data.
 ///
 /// # Errors
 /// As [`run`].
@@ -112,13 +101,13 @@ pub fn run_in<M: Machine>(
     let interrupted = Ended { outcome: Outcome::Interrupted, next: Some(cli.clone()) };
     let resolved = cli.resolve()?;
     let folder = data_folder(&resolved.run, &world.stop)?;
-    // Until the first step nothing is unsaved, and most of the time goes into calls that cannot be asked to stop.
+    // Until the first step there is nothing to save, and most of the time goes into calls that cannot be asked to stop.
     let nothing_to_save = world.stop.nothing_to_save();
     if world.stop.requested() {
         return Ok(interrupted);
     }
-    // Before anything is read: what a crash left between two names is mended, nobody else writes, and whoever is second
-    // hears of it before anything takes long.
+    // Before anything is read: this mends what a crash left between two names, keeps others from writing, and tells a second
+    // process at once that it is the second.
     let writes = !cli.dry_run && cli.replay.is_none() && cli.show_rows.is_none();
     let folders = writes.then(|| Folders::take(cli, world, &resolved.run)).transpose()?;
     let mut scene = Scene::of(resolved, folder)?;
@@ -150,11 +139,11 @@ pub fn run_in<M: Machine>(
     let elsewhere = beginning.from.as_ref().filter(|(path, _)| !path.starts_with(&own));
     let from_elsewhere = elsewhere.map(|(_, keep)| *keep);
     let mut session = prepare(cli, world, scene, beginning, machine, loader, folders)?;
-    // What checkpoints say; longer rows of an earlier training count on.
+    // For the config in checkpoints; if an earlier training had longer rows, their length stays.
     session.about.run.model.original_max_position_embeddings = trained.max(Some(session.about.run.batch.seq));
     announce_ready(world.look, start);
     let mut recorder = session.open_recorder()?;
-    // What comes from elsewhere is written here first: it may be all that there is to go back to, and may go there.
+    // A beginning from elsewhere is written here first: it may be the only checkpoint to go back to, and may vanish there.
     if let Some(keep) = from_elsewhere {
         session.save(keep, &recorder)?;
     }
@@ -172,65 +161,13 @@ pub fn run_in<M: Machine>(
         drop(recorder);
         let (words, next) = going_on(cli);
         world.look.say(format_args!("stopped at step {}; {words}", session.progress.step));
-        // Its thread may hang in a slow read for as long as it likes; it only reads.
+        // Its thread may hang in a slow read; as it only reads, it need not end.
         std::mem::forget(session.loader);
         return Ok(Ended { next: Some(next), ..interrupted });
     }
     let _nothing_to_save = world.stop.nothing_to_save();
     let next = last_words(&session, cli, recorder, [first_loss, last_loss])?;
     Ok(Ended { outcome, next: Some(next) })
-}
-
-/// The command line, resolved: settings of which nothing is left open, the data, and the plan.
-pub(crate) struct Scene {
-    pub(crate) resolved: Resolved,
-    pub(crate) folder: PathBuf,
-    pub(crate) dataset: Arc<Dataset>,
-    pub(crate) plan: Plan,
-    size: EpochSize,
-    parameters: u64,
-}
-
-impl Scene {
-    fn of(mut resolved: Resolved, folder: PathBuf) -> Result<Scene> {
-        let run = &resolved.run;
-        let dataset = Arc::new(open_data(&folder, run)?);
-        let size = dataset.epoch_size(&run.data.rows(run.batch.seq, run.seed));
-        let parameters = ParamCounts::of(&run.model).total() as u64;
-        let plan = plan(&mut resolved, Facts { parameters, epoch: size })?;
-        Ok(Scene { resolved, folder, dataset, plan, size, parameters })
-    }
-
-    /// What decides which rows are made.
-    pub(crate) fn rows(&self) -> crate::data::RowOptions {
-        let run = &self.resolved.run;
-        run.data.rows(run.batch.seq, run.seed)
-    }
-
-    fn announce(&self, look: Look) {
-        let (run, size) = (&self.resolved.run, &self.size);
-        look.say(format_args!(
-            "model    {} parameters, {} layers of width {}",
-            group(self.parameters),
-            run.model.num_hidden_layers,
-            run.model.hidden_size
-        ));
-        look.say(format_args!("data     {}: {size}", self.folder.display()));
-        for note in self.dataset.tokenizer().iter().flat_map(|tokenizer| tokenizer.notes()) {
-            look.say(format_args!("data     tokenizer.json: {note}"));
-        }
-        look.say(format_args!(
-            "batch    {} x {} rows of {} = {} tokens a step, {} steps",
-            run.batch.accumulation,
-            run.batch.micro,
-            run.batch.seq,
-            group(run.batch.tokens()),
-            group(self.plan.steps)
-        ));
-        for decision in &self.plan.decisions {
-            look.say(format_args!("chosen   {decision}"));
-        }
-    }
 }
 
 /// The folders that a run writes checkpoints to, locked.
@@ -259,7 +196,7 @@ impl Folders {
     }
 }
 
-/// Makes the folders this run's, and puts together what the loop needs.
+/// Claims the folders for this run, and puts together what the loop needs.
 fn prepare<'w, M: Machine>(
     cli: &Cli,
     world: &'w World,
@@ -281,7 +218,7 @@ fn prepare<'w, M: Machine>(
         Some((path, _)) => (None, mirror.as_ref().filter(|mirror| path.starts_with(mirror.root()))),
         None => (None, None),
     };
-    // Without its records a run from a mirror trains all the same.
+    // A run from a mirror can train without its old records.
     if let Some(mirror) = copy
         && let Err(error) = fetch_records(mirror.root(), &*world.disk, &cli.out)
     {
@@ -362,22 +299,11 @@ fn last_words<M: Machine>(
     Ok(next)
 }
 
-fn open_data(folder: &Path, run: &RunConfig) -> Result<Dataset> {
-    let data = &run.data;
-    Dataset::open_ended_by(
-        data.end_of_text.as_deref(),
-        folder,
-        run.model.num_tokens,
-        data.validation_fraction,
-    )
-    .with_context(|| format!("opening the data in {}", folder.display()))
-}
-
 /// What the run would take, on one screen. There is nothing to save: a signal ends it at once, in the compiler too.
 fn forecast(cli: &Cli, mut resolved: Resolved) -> Result<Outcome> {
     let run = &resolved.run;
     let epoch = match cli.tokens {
-        Some(tokens) => EpochSize::of_tokens(tokens, run.batch.seq),
+        Some(tokens) => EpochSize::assumed(tokens, run.batch.seq),
         None => {
             let folder = data_folder(run, &Stop::manual())?;
             let dataset = open_data(&folder, run).map_err(|error| anyhow!("{error:#}; or give --tokens"))?;

@@ -12,10 +12,10 @@ use model::{Batch, Config, Remat, fold, forward, loss, specs};
 /// What a sample begins with.
 pub const PROMPT: &str = "import os\n\n\ndef ";
 
-/// Tokens drawn at this temperature: low enough to stay on the language, high enough not to repeat itself.
+/// The temperature of the sample: low enough for proper Python, high enough not to repeat itself.
 const TEMPERATURE: f64 = 0.7;
 
-/// Logits of the token behind position `last` of one row of `length` tokens.
+/// Logits of the token after position `last` of one row of `length` tokens.
 fn next_token_program(config: &Config, length: usize) -> Program {
     Program::build("next_token", |f| {
         let params = specs(config).map(|name, spec| f.input(&format!("params.{name}"), spec.ty));
@@ -55,7 +55,7 @@ pub fn sample(
         let logits = program.run(weights.iter().chain(&inputs).map(Arg::Keep))?[0].to_host()?.to_f64();
         ensure!(
             logits[..config.num_tokens].iter().all(|logit| !logit.is_nan()),
-            "the model's logits behind token {} of the sample are NaN",
+            "the model's logits after token {} of the sample are NaN",
             ids.len()
         );
         let word = threefry2x32([seed as u32, (seed >> 32) as u32], [ids.len() as u32, 0])[0];

@@ -1,6 +1,6 @@
 //! Values that follow from the size of the model and of the data, each with its reason.
 
-use crate::config::{Resolved, RunConfig, RunConfigError, ScheduleKind, Source};
+use crate::config::{MOST_STEPS, Resolved, RunConfig, RunConfigError, ScheduleKind, Source};
 use crate::data::EpochSize;
 use crate::schedule::{Decay, Schedule};
 use std::fmt;
@@ -10,7 +10,7 @@ use std::fmt;
 pub struct Facts {
     /// Parameters of the model.
     pub parameters: u64,
-    /// The training split, once through.
+    /// The size of one pass over the training split.
     pub epoch: EpochSize,
 }
 
@@ -35,9 +35,6 @@ pub struct Plan {
     /// What was chosen automatically; values that a person set are not in it.
     pub decisions: Vec<Decision>,
 }
-
-/// No run has more steps: the program counts its updates in 31 bits.
-pub const MOST_STEPS: u64 = i32::MAX as u64;
 
 /// Learning rate for a number of parameters: `3e-4 sqrt(1.5e9 / N)` within [1e-4, 1e-3], the original
 /// implementation's rule. A heuristic: sweep around it before a long run.
@@ -123,12 +120,12 @@ fn decay_of(run: &RunConfig, steps: u64) -> Option<Decay> {
     }
 }
 
-/// `floor((1 - fraction) steps)`, as the original rounds the start of the decay down, of the decimal number that was
-/// written: in floating point (1 - 0.9) * 10 is less than 1.
+/// `floor((1 - fraction) steps)`: the original implementation rounds the start of the decay down. Computed with the decimal
+/// number that was written, because in floating point (1 - 0.9) * 10 is less than 1.
 fn steps_before_decay(steps: u64, fraction: f64) -> u64 {
     const DIGITS: usize = 18;
     let text = format!("{fraction:.DIGITS$}");
-    // What Rust prints in full is the shortest number that reads back as this one, which is the one that was written.
+    // Rust prints the shortest number that reads back as this one, which is the one that was written.
     let shortest = fraction.to_string();
     let text = if shortest.len() < text.len() { shortest } else { text };
     let (whole, part) = text.split_once('.').unwrap_or((&text, ""));
@@ -179,7 +176,7 @@ mod tests {
     #[test]
     fn the_mission_scales_as_the_spec_says() {
         let mut resolved = resolve(Preset::OneB, None, &[]).unwrap();
-        let facts = Facts { parameters: 1_075_147_776, epoch: EpochSize::of_tokens(24_000_000_000, 2048) };
+        let facts = Facts { parameters: 1_075_147_776, epoch: EpochSize::assumed(24_000_000_000, 2048) };
         let plan = plan(&mut resolved, facts).unwrap();
         assert_eq!(plan.steps, 732_421);
         assert_eq!(plan.schedule.peak, 3.54e-4);
@@ -234,7 +231,7 @@ mod tests {
             resolved.run.steps = Some(10);
             resolved.run.schedule.warmup_steps = warmup;
             resolved.run.schedule.decay_fraction = fraction;
-            plan(&mut resolved, Facts { parameters: 1, epoch: EpochSize::of_tokens(1, 2048) })
+            plan(&mut resolved, Facts { parameters: 1, epoch: EpochSize::assumed(1, 2048) })
         };
         let error = planned(Some(6), 0.5).unwrap_err().to_string();
         assert!(error.contains("is 6, but must be at most 5, the steps before the decay"), "{error}");
@@ -259,7 +256,7 @@ mod tests {
     #[test]
     fn too_little_data_and_too_long_a_warmup_are_refused() {
         let mut resolved = resolve(Preset::OneB, None, &[]).unwrap();
-        let facts = Facts { parameters: 1, epoch: EpochSize::of_tokens(1000, 2048) };
+        let facts = Facts { parameters: 1, epoch: EpochSize::assumed(1000, 2048) };
         let error = plan(&mut resolved, facts).unwrap_err().to_string();
         assert!(error.contains("4 rows (4000 tokens)") && error.contains("takes 64"), "{error}");
         resolved.run.steps = Some(10);

@@ -1,5 +1,5 @@
 //! The loop of a run: rows in, steps on their way, metrics out one step late, checkpoints and evaluations in between. What
-//! it keeps count of is [`Progress`], and that is what a checkpoint holds.
+//! it counts is [`Progress`], and that is in every checkpoint.
 
 use crate::checkpoint::{
     self, CheckpointError, Copied, Era, FORMAT, Keep, Progress, Reader, Saved, Saver, Snapshot, State,
@@ -10,8 +10,8 @@ use crate::data::{Batch, Dataset, Loader, Position};
 use crate::identity::Identity;
 use crate::machine::{Content, Machine};
 use crate::metrics::{self, BadStep, Held, LossSums, Recorder, peak};
-use crate::run::{Outcome, World};
 use crate::scaling::Plan;
+use crate::scene::{Outcome, World};
 use crate::state::StepInputs;
 use anyhow::{Context, Result, bail};
 use model::counts::flops_per_token;
@@ -21,10 +21,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long a wait for data goes on until the run looks whether it was asked to stop.
+/// In a wait for data, the run looks this often whether it was asked to stop.
 const PATIENCE: Duration = Duration::from_millis(100);
 
-/// Time between two words about a copy that is waited for.
+/// Time between two lines about a copy that the end of the run waits for.
 const COPY_NEWS: Duration = Duration::from_secs(10);
 
 /// A run between its first step and its last.
@@ -35,11 +35,11 @@ pub(crate) struct Session<'w, M: Machine> {
     pub(crate) machine: M,
     pub(crate) loader: Loader,
     pub(crate) saver: Saver,
-    /// With every step launched counted.
+    /// Counts every step that was launched.
     pub(crate) progress: Progress,
-    /// The newest step whose metrics were read, and the position behind it.
+    /// The newest step whose metrics were read, and the position after it.
     pub(crate) read: (u64, Position),
-    /// Of the steps since the last record.
+    /// The losses of the steps since the last record.
     pub(crate) losses: LossSums,
     pub(crate) held: Held,
     /// Whether steps were launched since the state was loaded or saved.
@@ -95,16 +95,16 @@ impl<M: Machine> Session<'_, M> {
         let saved = self
             .read(in_flight.take(), recorder, &mut speed)
             .and_then(|()| {
-                // One that failed is what it was to be, tried again.
+                // If the checkpoint of this step was begun and failed, it is tried again with the same purpose.
                 let again = self.begun.filter(|(step, _)| *step == self.progress.step);
                 self.save(again.map_or(Keep::Stop, |(_, keep)| keep), recorder)
             })
             .and_then(|()| self.report(recorder, |saver| saver.finish()));
         let step = self.progress.step;
         Err(match saved {
-            Ok(()) => error.context(format!("the run stopped behind step {step}, which is saved")),
+            Ok(()) => error.context(format!("the run stopped after step {step}, which is saved")),
             Err(failed) => error.context(format!(
-                "the run stopped behind step {step}, and saving what it trained failed ({failed:#})"
+                "the run stopped after step {step}, and saving what it trained failed ({failed:#})"
             )),
         })
     }
@@ -119,8 +119,8 @@ impl<M: Machine> Session<'_, M> {
         let rows = self.about.run.batch.rows();
         let mut saved_at = Instant::now();
         while self.progress.step < self.about.plan.steps {
-            // Before anything else, and without the step in flight: where a run goes back to must not depend on when it
-            // was stopped.
+            // Checked first, and without the step in flight: where a run goes back to must not depend on when it was
+            // stopped.
             if self.progress.watch.bad_in_a_row >= self.about.run.guard.bad_steps {
                 *in_flight = None;
                 self.go_back(recorder)?;
@@ -177,7 +177,7 @@ impl<M: Machine> Session<'_, M> {
         }
     }
 
-    /// Whether a checkpoint is due behind these rows, and how long it is kept.
+    /// Whether a checkpoint is due after these rows, and how long it is kept.
     fn due(&self, batch: &Batch, saved_at: Instant) -> Option<Keep> {
         let (step, checkpoint) = (self.progress.step, &self.about.run.checkpoint);
         if batch.position_after.epoch > batch.position.epoch {
@@ -288,15 +288,15 @@ impl<M: Machine> Session<'_, M> {
         self.report(recorder, |saver| saver.save(snapshot))
     }
 
-    /// Goes back to the newest sound checkpoint, and on from there behind the rows of the bad steps.
+    /// Goes back to the newest sound checkpoint, and on from there with the rows after those of the bad steps.
     fn go_back(&mut self, recorder: &mut Recorder) -> Result<()> {
         self.report(recorder, |saver| saver.finish())?;
         let bad = self.progress.watch.bad_in_a_row;
         let advice = "lower optimizer.learning_rate, or look at the rows of a bad step with --replay STEP";
-        // One behind which no step succeeded after it was gone back to may itself be what is wrong.
+        // A checkpoint that the run went back to, and after which no step succeeded, may itself be what is wrong.
         let before = self.progress.returned.unwrap_or(u64::MAX);
         let Some(target) = self.saver.sound(before, &self.progress)? else {
-            // What it gives up on is not what a next start should find.
+            // The run gives up on this state; the next start should not find it.
             self.unsaved = false;
             bail!(
                 "{bad} steps in a row left the weights as they were, and there is no checkpoint to go back to: {advice}"
@@ -313,12 +313,12 @@ impl<M: Machine> Session<'_, M> {
         self.loader = Loader::start(Arc::clone(&self.about.dataset), rows, self.read.1)?;
         recorder.go_back(self.progress.step);
         recorder.say(&format!(
-            "{bad} steps in a row left the weights as they were: back to {path}, and on behind their rows; newer checkpoints are set aside"
+            "{bad} steps in a row left the weights as they were: back to {path}, and on after their rows; newer checkpoints are set aside"
         ));
         // At once: a stop before the next checkpoint must not meet the same rows again.
         self.save(state.keep, recorder)?;
         if before >= self.about.run.guard.rollbacks {
-            // What it gives up on is set aside, in the mirror as well, where a next start does not find it.
+            // The state that the run gives up on is set aside, in the mirror too, so that the next start does not find it.
             self.report(recorder, |saver| saver.finish())?;
             bail!(
                 "{bad} steps in a row left the weights as they were, and going back {before} times did not help; the newest sound checkpoint is {path}: {advice}"
@@ -334,13 +334,13 @@ impl<M: Machine> Session<'_, M> {
             .with_context(|| format!("opening the records of {}", out.display()))
     }
 
-    /// Says what became of a checkpoint. A failed one stops the run: training on without checkpoints loses more.
+    /// Says whether a checkpoint was written. A failure stops the run: training on without checkpoints loses more.
     fn report(
         &mut self,
         recorder: &Recorder,
         ask: impl FnOnce(&mut Saver) -> Result<Option<Saved>, CheckpointError>,
     ) -> Result<()> {
-        // What failed to be written is what the next attempt has to save.
+        // The next attempt has to save what failed to be written.
         let answer = ask(&mut self.saver).inspect_err(|_| self.unsaved = true)?;
         if let Some(saved) = answer {
             let mib = saved.bytes as f64 / 1048576.0;
@@ -354,7 +354,7 @@ impl<M: Machine> Session<'_, M> {
         Ok(())
     }
 
-    /// Says what became of copies.
+    /// Says which copies were made, left out or failed.
     fn report_copies(&self, recorder: &Recorder) {
         for copied in self.saver.copies() {
             match copied {
@@ -364,7 +364,7 @@ impl<M: Machine> Session<'_, M> {
                     bytes as f64 / 1048576.0,
                     took.as_secs_f64()
                 )),
-                // With a clock of its own it is what was asked for.
+                // With `checkpoint.mirror_every_minutes` that was asked for.
                 Copied::LeftOut(_) if self.about.run.checkpoint.mirror_every_minutes.is_some() => {}
                 Copied::LeftOut(path) => recorder.say(&format!(
                     "not copied {}: the copy before it was still under way when a newer one came",
@@ -401,7 +401,7 @@ impl<M: Machine> Session<'_, M> {
         Ok(finished?)
     }
 
-    /// Loss of the held-out rows at this step, recorded once: a run that is started again takes what it recorded before.
+    /// Loss of the held-out rows at this step. It is recorded once: a run that is started again takes the earlier record.
     pub(crate) fn validate(&mut self, recorder: &mut Recorder) -> Result<Option<f64>> {
         let step = self.progress.step;
         if let Some(known) = recorder.validations().iter().find(|known| known.step == step) {
@@ -412,7 +412,8 @@ impl<M: Machine> Session<'_, M> {
         Ok(Some(loss))
     }
 
-    /// Where the run stands before it trains: what was measured first, measured now if nothing was, and what a stop left out.
+    /// The loss before training: the first that was recorded, or else measured now. Also makes up for an evaluation that a stop
+    /// left out.
     pub(crate) fn first_validation(&mut self, recorder: &mut Recorder) -> Result<Option<f64>> {
         let first = recorder.validations().first().map(|validation| validation.loss);
         let left_out = self.progress.step.is_multiple_of(self.about.run.validation.every);
@@ -433,7 +434,7 @@ impl Progress {
         }
     }
 
-    /// What becomes of it when a run goes back to a checkpoint, and on behind the rows of the newest step that was read.
+    /// The progress of a run that goes back to a checkpoint, and on after the rows of the newest step that was read.
     fn gone_back(&self, to: Progress, (bad, data): (u64, Position)) -> Progress {
         let mut turns = self.turns.clone();
         turns.push(to.step);
@@ -453,7 +454,7 @@ impl Progress {
 }
 
 impl About {
-    /// What a checkpoint says of the run.
+    /// What a checkpoint says about the run.
     pub(crate) fn state(&self, progress: Progress, keep: Keep) -> State {
         State {
             format: FORMAT,
@@ -470,7 +471,7 @@ impl About {
     }
 }
 
-/// What a run depends on beside its configuration.
+/// Hashes of what a run depends on beside its configuration.
 pub(crate) fn hashes(dataset: &Dataset) -> BTreeMap<String, String> {
     dataset
         .tokenizer()

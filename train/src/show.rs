@@ -6,7 +6,7 @@ use anyhow::Result;
 use program::say;
 use std::sync::Arc;
 
-/// Shows the first `count` rows of the step behind `step`, which begins at `position`.
+/// Shows the first `count` rows of the step after `step`, which begins at `position`.
 pub(crate) fn rows_of_next_step(
     run: &RunConfig,
     dataset: &Arc<Dataset>,

@@ -1,6 +1,6 @@
 //! SIGINT, SIGTERM and SIGHUP: the first one asks the run to save and stop, another SIGINT or SIGTERM ends the process at
-//! once. A terminal that closes may send SIGHUP more than once, and a service that is stopped sends it right behind SIGTERM,
-//! so that one never ends anything; it is left alone where it is ignored, as `nohup` wants it.
+//! once. A terminal that closes may send SIGHUP more than once, and a service that is stopped sends it right after SIGTERM,
+//! so SIGHUP never ends anything; where it is ignored, as under `nohup`, it stays ignored.
 
 use crate::lock;
 use program::esay;
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 /// Exit code of a run that a signal stopped and whose state is saved: run the same command again (EX_TEMPFAIL).
 pub const INTERRUPTED: u8 = 75;
 
-/// How long removing locks may take before the process ends all the same: one may lie on a drive that hangs.
+/// How long removing locks may take before the process ends anyway: one may lie on a drive that hangs.
 const CLEARING: Duration = Duration::from_secs(1);
 
 /// Whether the run was asked to stop. Cheap to clone and to ask; ask between steps, in waits and in loops.
@@ -27,7 +27,7 @@ pub struct Stop {
     meets: Arc<AtomicU8>,
 }
 
-/// What a signal meets.
+/// What the run is doing when a signal comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 enum Meets {
@@ -102,7 +102,7 @@ impl Stop {
                     // Not `std::process::exit`: destructors would run beside a compiler that is still at work.
                     signal_hook::low_level::exit(INTERRUPTED.into());
                 }
-                // In a wait, whoever waits says what comes of it.
+                // In a wait, the code that waits says what the signal did.
                 if meets == Meets::Training as u8 && !std::mem::replace(&mut asked, true) {
                     esay!(
                         "{name}: saving a checkpoint after this step, then stopping; once more (SIGINT or SIGTERM) to stop at once"
@@ -141,8 +141,8 @@ impl Stop {
         NothingToSave(self.clone())
     }
 
-    /// For a wait while all is saved: until the result is dropped, one more SIGINT or SIGTERM, whether or not one came
-    /// before, is told by [`over`](Waiting::over); only the one behind it ends the process.
+    /// For a wait while all is saved: until the result is dropped, the next SIGINT or SIGTERM, whether or not one came
+    /// before, is told by [`over`](Waiting::over); only the one after it ends the process.
     pub fn waiting(&self) -> Waiting {
         self.meet(Meets::Waiting);
         self.armed.store(false, Ordering::SeqCst);

@@ -4,10 +4,10 @@ use crate::checkpoint::Reader;
 use crate::config::RunConfig;
 use crate::data::Batch;
 use crate::device::{CodeGeneration, Device};
-use crate::step::{Metric, kept_folded};
+use crate::step::{Metric, kept_folded, optimizer_tensors};
 use anyhow::{Context, Result, bail, ensure};
 use engine::pjrt::{Arg, Buffer};
-use engine::{Compiled, DType, Host, Program, Type};
+use engine::{Compiled, DType, Host, Program};
 use model::folded::fold_program;
 use model::{ParamSpec, Params, specs};
 
@@ -23,7 +23,7 @@ pub struct DeviceState {
 /// The state in main memory: weights, and the optimiser's tensors by name.
 pub type HostState = (Params<Host>, Vec<(String, Host)>);
 
-/// Numbers that change from step to step.
+/// The inputs of a step that are numbers.
 #[derive(Clone, Copy, Debug)]
 pub struct StepInputs {
     /// The schedule's value.
@@ -51,17 +51,9 @@ impl Metrics {
     }
 }
 
-/// Names and types of what is not a weight and is in checkpoints, in order.
-pub(crate) fn optimizer_tensors(specs: &Params<ParamSpec>, first_moment: DType) -> Vec<(String, Type)> {
-    let moment = |part: &'static str, dtype: DType| {
-        specs.iter().map(move |(name, spec)| (format!("{part}.{name}"), spec.ty.with_dtype(dtype)))
-    };
-    let updates = ("updates".to_owned(), Type::scalar(DType::I32));
-    moment("m", first_moment).chain(moment("v", DType::F32)).chain([updates]).collect()
-}
-
 impl DeviceState {
-    /// New moments around the given weights. Each of these is freed when it is on the device, and the moments are made there.
+    /// The state of a run that begins with these weights. Each of them is freed in main memory once it is on the device, where
+    /// the moments are made.
     ///
     /// # Errors
     /// If the state does not fit.
@@ -104,7 +96,7 @@ impl DeviceState {
         })
     }
 
-    /// Takes another checkpoint's numbers, one tensor in main memory at a time; the old ones leave the device first.
+    /// Takes the numbers of another checkpoint, one tensor in main memory at a time. The old ones leave the device first.
     ///
     /// # Errors
     /// As [`restore`](DeviceState::restore).
@@ -161,7 +153,7 @@ impl DeviceState {
         Ok((self.specs.with_leaves(hosts), names.into_iter().zip(optimizer).collect()))
     }
 
-    /// Queues one step; the state afterwards is that behind the step.
+    /// Queues one step. From then on the state is the one after that step.
     ///
     /// # Errors
     /// If the device refuses.

@@ -1,19 +1,19 @@
 //! One training step as one program: micro-batches accumulated by a scan, gradients clipped, AdamW, all state donated.
-//! Learning rate, seed and step are inputs, so that a schedule compiles nothing again. And the program that measures
+//! Learning rate, seed and step are inputs, so that a schedule does not compile anything again. Also the program that measures
 //! the loss of held-out rows.
 #![doc = include_str!("step.md")]
 
-use crate::config::{BatchShape, RunConfig};
-use crate::forecast::size;
-use crate::state::optimizer_tensors;
+use crate::config::{BatchShape, Resolved, RunConfig, Source};
+use crate::numbers::size;
 use engine::{DType, Program, ScanOptions, Tensor, Type};
 use model::folded::{folded_types, unfold_gradients};
 use model::loss::{Counts, Losses, gradients, losses};
-use model::{Batch, Compute, Config, Decay, Dropout, Folded, Remat, fold, specs};
+use model::{Batch, Compute, Config, Decay, Dropout, Folded, ParamSpec, Params, Remat, fold, specs};
 use serde::Serialize;
 use std::fmt;
 
-/// AdamW's constants, as optax spells the update (`scale_by_adam`, `add_decayed_weights`; arXiv 1711.05101): eps stands outside of the root, decay beside the update.
+/// AdamW's constants (arXiv 1711.05101), with the update as optax has it (`scale_by_adam`, `add_decayed_weights`): eps is added
+/// outside of the root, and weight decay to the update.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamW {
     /// Decay of the first moment.
@@ -62,24 +62,33 @@ impl Metric {
     ];
 }
 
-/// Part of a device's memory that is left to the heads, to workspace and to what no compiler can place.
+/// One part in this many of a device's memory is left for the heads, for workspace and for fragmentation.
 const LEFT: u64 = 16;
 
-/// What the backward pass receives, and what that takes.
+/// What the backward pass receives, and the memory that this takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Kept {
     /// The choice.
     pub remat: Remat,
     /// Bytes that the blocks keep of a micro-batch.
     pub bytes: u64,
-    /// Bytes that there are for it; none for a device that does not say its memory.
+    /// Bytes that are free for it; none for a device that does not say its memory.
     pub room: Option<u64>,
+}
+
+/// Names and types of the optimiser's tensors, in the order of the step program: those of a checkpoint that are not weights.
+pub(crate) fn optimizer_tensors(specs: &Params<ParamSpec>, first_moment: DType) -> Vec<(String, Type)> {
+    let moment = |part: &'static str, dtype: DType| {
+        specs.iter().map(move |(name, spec)| (format!("{part}.{name}"), spec.ty.with_dtype(dtype)))
+    };
+    let updates = ("updates".to_owned(), Type::scalar(DType::I32));
+    moment("m", first_moment).chain(moment("v", DType::F32)).chain([updates]).collect()
 }
 
 impl RunConfig {
     /// What the backward pass receives: as configured, or as much as there is room for beside state and gradients on a
-    /// device with `memory` bytes, of which a sixteenth is left free. Of a device that does not say how much it has, the
-    /// least is asked.
+    /// device with `memory` bytes, of which a sixteenth is left free. If the device does not say its
+    /// memory, the backward pass receives the least.
     pub fn kept(&self, memory: Option<u64>) -> Kept {
         let bytes = |types: &[Type]| types.iter().map(|ty| ty.bytes() as u64).sum::<u64>();
         let specs = specs(&self.model);
@@ -99,6 +108,19 @@ impl RunConfig {
         let fits = |remat: &Remat| room.is_some_and(|room| takes(*remat) <= room);
         let remat = self.remat.unwrap_or_else(|| Remat::ALL.into_iter().find(fits).unwrap_or(Remat::Full));
         Kept { remat, bytes: takes(remat), room }
+    }
+}
+
+impl Resolved {
+    /// Chooses what the backward pass receives on a device with `memory` bytes, if that was left open, and writes it and the
+    /// reason into the configuration.
+    pub(crate) fn settle_remat(&mut self, memory: Option<u64>) -> Kept {
+        let kept = self.run.kept(memory);
+        if self.run.remat.is_none() {
+            self.run.remat = Some(kept.remat);
+            self.set_source("remat", Source::Auto(kept.to_string()));
+        }
+        kept
     }
 }
 
@@ -153,8 +175,8 @@ pub fn step_program(config: &Config, shape: BatchShape, adamw: AdamW, remat: Rem
         let seed = [0, 1].map(|word| seed.slice_axis(0, word, word + 1).reshape([]));
 
         let key = Dropout::key(seed, step);
-        let (of_folded, sums) = accumulated(config, shape, &weights, batch, key, remat);
-        let gradients = unfold_gradients(config, &params, &of_folded);
+        let (folded_gradients, sums) = accumulated(config, shape, &weights, batch, key, remat);
+        let gradients = unfold_gradients(config, &params, &folded_gradients);
         let squares = gradients.iter().map(|(_, g)| (*g * *g).sum_all()).reduce(|a, b| a + b);
         let norm = squares.expect("a model has parameters").sqrt();
         let finite = norm.is_finite() & sums.total.is_finite() & learning_rate.is_finite();
@@ -170,8 +192,8 @@ pub fn step_program(config: &Config, shape: BatchShape, adamw: AdamW, remat: Rem
         for (name, ((((p, m), v), g), spec)) in state {
             let g = g * scale;
             let m32 = m.convert(DType::F32);
-            // What leaves the program is what the update reads: of an unselected new moment, which XLA computes a second
-            // time in the update, the old one would have to stay, in a copy.
+            // The update reads the moments that leave the program. If it read the new moment before the selection, XLA would
+            // compute that a second time in the update, and would have to keep a copy of the old one for it.
             let new_m = applied.select(m32 * adamw.beta1 + g * (1.0 - adamw.beta1), m32);
             let new_v = applied.select(v * adamw.beta2 + g * g * (1.0 - adamw.beta2), v);
             let update = new_m / c1 / ((new_v / c2).sqrt() + adamw.eps);
@@ -190,7 +212,7 @@ pub fn step_program(config: &Config, shape: BatchShape, adamw: AdamW, remat: Rem
         }
         f.output_over("updates", updates + applied.convert(DType::I32), updates);
         if let Some(kept) = kept {
-            // In the update's own pass: casting all weights of `1b` by itself is estimated at 29 Mcycles, this at 3.
+            // Cast in the update's own pass, estimated at 3 Mcycles for `1b`; a pass of its own would take 29.
             let params = params.with_leaves(updated.iter().map(|(_, [(new, _), ..])| *new));
             for ((name, new), old) in fold(config, &params).into_flat().into_iter().zip(kept.leaves()) {
                 f.output_over(&format!("folded.{name}"), new, old);
@@ -211,7 +233,7 @@ pub fn step_program(config: &Config, shape: BatchShape, adamw: AdamW, remat: Rem
 }
 
 /// Types of the folded weights that are part of the state: those of a model that computes in bf16. In f32 they would be
-/// the weights over again; the step folds them itself.
+/// a second copy of the weights, so there the step folds them itself.
 pub(crate) fn kept_folded(config: &Config) -> Option<Folded<Type>> {
     (config.dtype == Compute::Bf16).then(|| folded_types(config))
 }

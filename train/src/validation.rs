@@ -3,7 +3,7 @@
 use crate::config::RunConfig;
 use crate::data::{Batch, Dataset};
 use crate::device::{CodeGeneration, Device};
-use crate::forecast::group;
+use crate::numbers::group;
 use crate::signals::Stop;
 use crate::state::DeviceState;
 use crate::step::validation_program;

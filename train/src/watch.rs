@@ -1,5 +1,5 @@
-//! What a run remembers of its gradients: which step is a spike, and when so many steps in a row were thrown away that
-//! the run goes back to a checkpoint.
+//! What a run remembers of its gradients. It says which step is a spike, and how many steps in a row were thrown away, after
+//! which the run goes back to a checkpoint.
 
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 /// Steps whose norms are remembered.
 const WINDOW: usize = 64;
 
-/// Norms without which nothing is called a spike.
+/// With fewer norms than this, nothing is called a spike.
 const ENOUGH: usize = 16;
 
 /// Norms and bad steps so far. Part of a checkpoint, so that a run that goes on judges its steps as if it had not stopped.
@@ -25,7 +25,7 @@ pub struct Watch {
 impl Watch {
     /// The largest gradient norm that step number `step` (from 1) may have: `spike_factor` times the median of the norms
     /// of the steps up to `step - 2`. The step just before does not count, because the host launches a step before it
-    /// has read that one: what is allowed must not depend on whether the run paused here to save.
+    /// has read that one, and the limit must not depend on whether the run paused here to save.
     pub fn largest_norm(&self, step: u64, spike_factor: Option<f64>) -> f32 {
         let Some(factor) = spike_factor else { return f32::MAX };
         let known = self.norms.iter().rev().filter(|(of, _)| of + 2 <= step).take(WINDOW);

@@ -1,4 +1,4 @@
-//! What `--checkpoint` means.
+//! Finding the checkpoint that `--checkpoint` names.
 
 use anyhow::{Context, Result, bail, ensure};
 use program::esay;
@@ -6,17 +6,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use train::checkpoint::{Latest, files, first_good, latest_good, steps};
+use train::run_folder::CHECKPOINTS;
 
 /// The word for the newest checkpoint of all runs.
 const LATEST: &str = "latest";
 /// Where runs are, if nobody says otherwise.
 const RUNS: &str = "runs";
-/// The folder of a run's checkpoints.
-const CHECKPOINTS: &str = "checkpoints";
 
-/// The folder of the checkpoint that is meant: the given one; the newest good one of a run, if it is the run's folder or
-/// that of its checkpoints; or, for the word `latest`, the good one of all runs in `runs/` that was written last. What was
-/// chosen, and which damaged ones were passed over, is said on standard error.
+/// The checkpoint's folder that `--checkpoint` names: itself a checkpoint's; that of a run or of its checkpoints, for the newest
+/// good one in it; or the word `latest`, for the good checkpoint in `runs/` that was written last. Says on standard error
+/// which one it took, and which damaged ones it passed over.
 ///
 /// # Errors
 /// If there is none, or `latest` is also the name of a folder here.
@@ -61,7 +60,7 @@ fn newest_of_all(runs: &Path) -> Result<Latest> {
         let found = if root.is_dir() { steps(&root)? } else { Vec::new() };
         let written =
             |path: &PathBuf| fs::metadata(path.join(files::MANIFEST)).and_then(|file| file.modified());
-        // One without a manifest was never finished.
+        // A checkpoint without a manifest was never finished.
         all.extend(found.into_iter().filter_map(|(_, path)| Some((written(&path).ok()?, path))));
     }
     all.sort();

@@ -1,4 +1,4 @@
-//! Flags that programs which use a checkpoint have in common, and what they mean.
+//! The flags that programs with a checkpoint share, and what they mean.
 
 use crate::options::Sampling;
 use anyhow::{Result, ensure};
@@ -17,12 +17,12 @@ pub struct SamplingFlags {
     /// Draw only from this many most probable tokens; 0 is all
     #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
     pub top_k: usize,
-    /// Of the random numbers: the same seed writes the same text
+    /// Seed of the random numbers: the same seed writes the same text
     #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
     pub seed: u64,
 }
 
-/// Where programs run, and in which forms.
+/// Where programs run, and with which forms of the fused operations.
 #[derive(Clone, Debug, Args)]
 pub struct DeviceFlags {
     /// cpu, cuda, tpu, or the path of a PJRT plugin

@@ -20,12 +20,12 @@ pub struct Generator {
     device: Device,
     config: Config,
     weights: Vec<Buffer>,
-    /// Of RoPE, for requests of all lengths.
+    /// RoPE's cosines and sines, for requests of all lengths.
     tables: Vec<Buffer>,
     programs: HashMap<Wanted, Compiled>,
 }
 
-/// A program of this model.
+/// Which program of the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Wanted {
     Prefill { shape: Shape, chunk: usize },
@@ -38,8 +38,8 @@ enum Wanted {
 pub struct Batch<'a> {
     /// Token ids, at least one each.
     pub prompts: Vec<&'a [i32]>,
-    /// Of each row the index of its prompt and the key of its random numbers; a row without a key is there to fill the
-    /// shape that the program is compiled for, and generates nothing.
+    /// For each row the index of its prompt, and the key of its random numbers. A row without a key generates nothing: it fills
+    /// the shape that the program is compiled for.
     pub rows: Vec<(usize, Option<[u32; 2]>)>,
     /// Tokens of a row at most.
     pub new_tokens: usize,
@@ -69,7 +69,7 @@ pub struct News<'a> {
 const CHUNKS: [usize; 2] = [64, 256];
 /// Caches grow by this many slots, so that requests of similar lengths share their programs.
 const SLOTS: usize = 256;
-/// How often a watcher is told, if the device is fast enough.
+/// How often the watcher is called, if the device is fast enough.
 const PERIOD: Duration = Duration::from_millis(100);
 
 impl Generator {
@@ -80,7 +80,7 @@ impl Generator {
     pub fn new(device: Device, config: &Config, params: &Params<Host>) -> Result<Generator> {
         let mut config = config.clone();
         if device.target() == Target::Cpu {
-            // XLA's CPU code widens bf16 weights at each use, which takes longer than to read f32.
+            // XLA's code for CPUs widens bf16 weights at each use, which takes longer than reading f32.
             config.dtype = Compute::F32;
         }
         let prepare = prepare_program(&config, Matrices::of(device.target()));
@@ -171,7 +171,7 @@ impl Generator {
             let given = |f: &dyn Fn(usize, usize) -> i32| -> Vec<i32> {
                 (0..prompts * chunk).map(slot).map(|(row, slot)| f(row, slot)).collect()
             };
-            // What stands before a prompt is computed as any token, and nobody sees it.
+            // The filling before a prompt is computed like any token, but no token attends to it.
             let ids = given(&|row, slot| slot.checked_sub(starts[row]).map_or(0, |i| batch.prompts[row][i]));
             let places = given(&|row, slot| slot.saturating_sub(starts[row]) as i32);
             let inputs = [
@@ -322,7 +322,7 @@ impl Generator {
         result.map(|()| state)
     }
 
-    /// Inputs of the loop that stay: keys, temperature, top_k, top_p, stops.
+    /// Inputs of the loop that do not change: keys, temperature, top_k, top_p, stops.
     fn constants(&self, batch: &Batch<'_>) -> Result<Vec<Buffer>> {
         let keys: Vec<u32> = batch.rows.iter().flat_map(|(_, key)| key.unwrap_or_default()).collect();
         let (temperature, top_k, top_p) = match batch.sampling {
@@ -349,7 +349,7 @@ pub struct Prefilled {
     /// Slots that the prompts take.
     padded: usize,
     lengths: Vec<i32>,
-    /// Of each prompt, where its part of the RoPE tables begins.
+    /// For each prompt, where its part of the RoPE tables begins.
     table_starts: Vec<i32>,
 }
 
@@ -370,16 +370,16 @@ fn sampler(sampling: Sampling) -> Sampler {
     }
 }
 
-/// Which of the two loops runs next, and for how long. As both give the same tokens, changing between them while a text is
-/// written changes nothing but speed.
+/// Which of the two loops runs next, and for how long. Both give the same tokens, so changing between them in the middle of a
+/// text changes only the speed.
 struct Choice {
-    /// Loops in question; the first one that is not measured is next.
+    /// The loops to choose from; the first one that is not measured yet is next.
     candidates: Vec<Pace>,
 }
 
 struct Pace {
     drafts: Drafts,
-    /// Calls so far; the first one is not counted, for it finds cold caches.
+    /// Calls so far. The first one is not counted, because it finds cold caches.
     calls: u32,
     tokens: usize,
     passes: i32,

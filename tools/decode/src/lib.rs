@@ -28,7 +28,7 @@ use train::device::Device;
 pub struct Decoder {
     generator: Generator,
     tokenizer: Tokenizer,
-    /// Of each token of the vocabulary, whether it ends a completion: every token that is not text.
+    /// For each token of the vocabulary, whether it ends a completion: every token that is not text does.
     stops: Vec<bool>,
 }
 
@@ -94,7 +94,7 @@ impl Decoder {
         &self.tokenizer
     }
 
-    /// A prompt of stream 0 that is continued.
+    /// A prompt to be continued, with random numbers of stream 0.
     ///
     /// # Errors
     /// If the text has no token.
@@ -104,8 +104,8 @@ impl Decoder {
         Ok(Prompt { ids, stream: 0 })
     }
 
-    /// A prompt of stream 0 for what stands between `prefix` and `suffix` (fill in the middle), in the order that training
-    /// mostly uses: prefix, suffix, middle.
+    /// A prompt for the text between `prefix` and `suffix` (fill in the middle), with random numbers of stream 0. The parts are in
+    /// the order that training mostly uses: prefix, suffix, middle.
     ///
     /// # Errors
     /// If the tokenizer has no tokens for it.
@@ -124,8 +124,8 @@ impl Decoder {
     /// `watch` sees pieces of text as they come and every completion as soon as it is finished, in any order; it ends the
     /// work early with `Break`, and then only the finished completions are returned.
     ///
-    /// Returns the completions in order of prompt and sample, and what it took. Equal prompts, streams and options give
-    /// equal tokens whatever else is asked for in the same call, up to rounding in matrix products of another height.
+    /// Returns the completions in order of prompt and sample, and how long everything took. Equal prompts, streams and options
+    /// give equal tokens whatever else is in the same call, but for rounding in matrix products of another height.
     ///
     /// # Errors
     /// If an option is out of range, a prompt is empty, or a prompt and the new tokens do not fit the model's context; the
@@ -149,7 +149,7 @@ impl Decoder {
                 .flat_map(|place| (0..options.samples).map(move |sample| (place, sample)))
                 .collect();
             let mut texts: Vec<&[i32]> = group.iter().map(|&prompt| &prompts[prompt].ids[..]).collect();
-            // The last group may be smaller; it is filled up rather than compiled for.
+            // The last group may be smaller; it is filled up, so that nothing is compiled for its size.
             texts.resize(together, texts[texts.len() - 1]);
             let mut batch = Batch {
                 prompts: texts,
@@ -161,7 +161,7 @@ impl Decoder {
             };
             let before = took.prompt_tokens;
             let prefilled = self.generator.prefill(&batch, &mut took)?;
-            // Without those that only fill the group.
+            // Without the rows that only fill the group.
             took.prompt_tokens =
                 before + group.iter().map(|&prompt| prompts[prompt].ids.len()).sum::<usize>();
             for some in samples.chunks(rows) {
@@ -231,7 +231,7 @@ impl Decoder {
     }
 }
 
-/// A completion under way.
+/// A completion that is being written.
 struct Open {
     prompt: usize,
     sample: usize,
@@ -266,7 +266,7 @@ impl Open {
         news.finished
     }
 
-    /// Shows what can be shown.
+    /// Passes on the text that is certain by now.
     fn show(
         &mut self,
         watch: &mut dyn FnMut(Piece<'_>) -> ControlFlow<()>,

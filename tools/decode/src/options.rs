@@ -1,14 +1,14 @@
-//! What is asked of a [`Decoder`](crate::Decoder), and what comes out.
+//! The options of a [`Decoder`](crate::Decoder), and its results.
 
 use std::time::Duration;
 
-/// What is to be continued.
+/// A text to be continued.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prompt {
     /// Token ids, at least one.
     pub ids: Vec<i32>,
-    /// Number of the prompt's stream of random numbers: the same seed, stream and sample number draw the same tokens
-    /// in whatever batch they are.
+    /// Number of the prompt's stream of random numbers: the same seed, stream and sample number give the same tokens in any
+    /// batch.
     pub stream: u32,
 }
 
@@ -45,7 +45,7 @@ pub enum Speculation {
 pub struct Options {
     /// How tokens are drawn.
     pub sampling: Sampling,
-    /// Of the random numbers.
+    /// Seed of the random numbers.
     pub seed: u64,
     /// Completions of each prompt; they share the prompt's computation.
     pub samples: usize,
@@ -130,7 +130,7 @@ pub struct Statistics {
     pub prefill: Duration,
     /// Generating.
     pub decode: Duration,
-    /// Compiling programs, or getting them from the cache; in neither of the other two.
+    /// Compiling programs, or getting them from the cache; not part of the other two.
     pub compile: Duration,
     /// Tokens that the second head proposed.
     pub drafted: usize,

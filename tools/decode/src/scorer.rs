@@ -23,7 +23,7 @@ struct Key {
     stretched: bool,
 }
 
-/// What the model says of one row of ids.
+/// The scores of one row of ids.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Scores {
     /// Log-probability of token `i + 1` given those up to `i`, in nats.
@@ -51,10 +51,9 @@ impl Scorer {
         &self.config
     }
 
-    /// Scores one row of ids. Documents of the row are told apart by `segments` (one number for each id, not decreasing);
-    /// what crosses the end of a document is not known from what stands before, and is scored as if its context were
-    /// empty but for the tokens of the same document. In a row of fewer than two ids nothing is predicted: its scores are
-    /// empty.
+    /// Scores one row of ids. `segments` says which document each id belongs to: one number for each id, not decreasing. What
+    /// crosses the end of a document is not known from what stands before, and is scored as if its context were empty but for
+    /// the tokens of the same document. A row of fewer than two ids has no scores.
     ///
     /// # Errors
     /// If there are more ids than the context, an id is not the model's, segments decrease or are not as many as ids, a

@@ -37,7 +37,7 @@ impl Text {
             Some((at, _)) => at,
             None => self.bytes.len() - stops.iter().map(|stop| self.begun(stop)).max().unwrap_or(0),
         };
-        // A match that begins before what was shown cannot be: it was held back.
+        // No match begins within the text that was shown: possible beginnings were held back.
         end = end.max(self.shown);
         let new = &self.bytes[self.shown..end];
         let unfinished = match new.utf8_chunks().last() {
@@ -49,7 +49,7 @@ impl Text {
         String::from_utf8_lossy(new).into_owned()
     }
 
-    /// What was not shown yet, when nothing more comes.
+    /// The rest that was not shown yet, at the end.
     pub(crate) fn rest(&mut self) -> String {
         let end = self.end();
         let rest = String::from_utf8_lossy(&self.bytes[self.shown.min(end)..end]).into_owned();
@@ -73,7 +73,7 @@ impl Text {
     }
 }
 
-/// Whether bytes that are not a character may become one by further bytes.
+/// Whether bytes that are not a character may become one with more bytes.
 fn could_go_on(invalid: &[u8]) -> bool {
     !invalid.is_empty() && std::str::from_utf8(invalid).is_err_and(|error| error.error_len().is_none())
 }

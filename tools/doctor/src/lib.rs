@@ -1,9 +1,10 @@
-//! `doctor`: one screen that says what is here and what is not, each problem with the line that remedies it. The exit
-//! code is 0 if nothing that is wanted is missing, else 1.
+//! `doctor`: one screen that says what this machine has and what is missing, each problem with the command that mends it. The
+//! exit code is 0 if everything that is wanted works, else 1.
 //!
-//! It looks and tries, and changes nothing: no plugin is fetched. A sandbox level is what a program in it was seen to be
-//! refused. With the feature `trial` a plugin is loaded and used, in a process of its own, so that one that hangs or
-//! crashes is a line on the screen; without it nothing is built of what may be missing here.
+//! It looks and tries, and changes nothing: no plugin is fetched. The sandbox's level is found by running
+//! a program in it and seeing what it is refused. With the feature `trial` each plugin is loaded and used, in a process of its
+//! own, so that a plugin that hangs or crashes is a line on the screen. Without the feature, doctor builds without anything
+//! that may be missing here.
 
 mod machine;
 #[cfg(feature = "trial")]
@@ -26,8 +27,8 @@ use std::process::ExitCode;
 #[derive(Parser)]
 #[command(name = "doctor", version)]
 struct Arguments {
-    /// A platform that must work, beside cpu and what there is a device for: cuda, tpu or the path of a plugin; may be
-    /// repeated
+    /// A platform that must work: cuda, tpu or the path of a plugin; may be repeated. cpu always must, and those with a device
+    /// here
     #[arg(long, value_name = "NAME|PATH")]
     platform: Vec<String>,
     /// Folder of the runs, whose disk is looked at
@@ -38,11 +39,11 @@ struct Arguments {
     room: f64,
 }
 
-/// How a finding is to be taken.
+/// How serious a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Good,
-    /// Not good, but nobody asked for it.
+    /// Not working, but not asked for.
     Note,
     Problem,
 }
@@ -133,7 +134,7 @@ fn plugins(asked: &[String]) -> Vec<Finding> {
     let mut findings = Vec::new();
     let given = env::var("PJRT_PLUGIN_PATH").ok().filter(|path| !path.is_empty());
     for name in asked.iter().map(String::as_str).chain(given.as_deref()) {
-        // What is in the variable is a path, whatever it looks like.
+        // The variable holds a path, whatever it looks like.
         let named =
             if Some(name) == given.as_deref() { Ok(Platform::Path(name.into())) } else { name.parse() };
         match named {
@@ -262,7 +263,7 @@ fn disk(subject: &str, of: &str, folder: Option<&Path>, wanted: f64, elsewhere: 
     }
 }
 
-/// The strongest level that a judged program was held by.
+/// The strongest level of the sandbox that works here.
 fn sandbox_level() -> Finding {
     let limits = Limits { cpu_seconds: 5, wall_seconds: 30, memory_mib: 1024 };
     let weaker = "eval-humaneval then wants --sandbox; run it in a container or a machine of its own";

@@ -1,4 +1,4 @@
-//! What the system says: processors, memory, device files, who holds them, Python, folders.
+//! What the system says about itself: processors, memory, device files, who holds them, Python, folders.
 
 use crate::{Finding, State};
 use fetch::python;

@@ -12,18 +12,18 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-/// What is asked of a plugin.
+/// What a plugin is tried with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Way {
-    /// To compute on its first device.
+    /// Computing on its first device.
     Run,
-    /// To compile for devices that are not there.
+    /// Compiling for devices that are not there.
     CompileFor(String),
-    /// To load.
+    /// Loading.
     Load,
 }
 
-/// What a plugin did and said.
+/// What a plugin could do, and what it said about itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Report {
     /// Its version of the PJRT API.
@@ -141,7 +141,7 @@ fn run(library: &Path, way: &Way) -> Result<Report, Failure> {
             Ok(Some(status)) => break status,
             Ok(None) if start.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(20)),
             Ok(None) => {
-                // It is of no use either way, and its end is waited for.
+                // It may have ended by itself; either way the process is waited for.
                 let _ = child.kill();
                 let _ = child.wait();
                 return Err(failed(format!("no answer within {} s", PATIENCE.as_secs())));
@@ -173,7 +173,7 @@ pub(crate) fn become_child(arguments: &[OsString]) -> Option<ExitCode> {
     Some(ExitCode::SUCCESS)
 }
 
-/// The engine's messages end in what to do, behind a semicolon, unless they are the plugin's own words.
+/// The engine's messages end in what to do, after a semicolon, unless they are the plugin's own words.
 fn failure(error: &Error) -> Failure {
     let text = error.to_string();
     match (error, text.rsplit_once("; ")) {
@@ -188,7 +188,7 @@ fn failure(error: &Error) -> Failure {
 fn attempt(library: &Path, way: &Way) -> Result<Report, Error> {
     let plugin = Plugin::load(library)?;
     let mut report = Report { api: plugin.version(), stablehlo: None, version: None, devices: Vec::new() };
-    // An old plugin may not tell; then what it cannot do is found below.
+    // An old plugin may not tell its version; what it cannot do is found below.
     if let Ok(attributes) = plugin.attributes()
         && let Some(Value::Ints(numbers)) = attributes.get("stablehlo_current_version")
     {

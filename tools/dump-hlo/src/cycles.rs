@@ -1,18 +1,18 @@
 //! The table of a compiled step for a v6e: its cycles by group, the roofline, what a change did, and the JAX peer.
 
 use crate::dump::Dump;
+use crate::groups::{BYTES_PER_CYCLE, Breakdown, FLOPS_PER_CYCLE, Figures, Group, Part};
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::ops::Range;
-use train::inspect::groups::{BYTES_PER_CYCLE, Breakdown, FLOPS_PER_CYCLE, Figures, Group, Part};
 
 /// A good JAX program's step of the same model: 24 layers, 8 micro-batches of 8 x 2048 tokens, layers recomputed in the
 /// backward pass, attention by `splash_attention`. In millions of cycles: estimate, roofline, matmuls.
 ///
-/// `compile_v6e.py step 8 8 2048 remat=full` with jax 0.10.2 and libtpu 0.0.52, 2026-11-22. Its text was grouped by the
-/// rules of [`Group::of`], its lines standing for ours by their functions: the loss for `cross_entropy.rs`, the update and
-/// the sum over micro-batches for `step.rs`, `splash_attention` for `diff_attention`.
+/// `compile_v6e.py step 8 8 2048 remat=full` with jax 0.10.2 and libtpu 0.0.52, 2026-11-22. Its HLO was grouped by the
+/// rules of [`Group::of`], with its functions in the place of our files: the loss for `cross_entropy.rs`, the update and the
+/// sum over micro-batches for `step.rs`, `splash_attention` for `diff_attention`.
 const PEER: [(Group, [f64; 3]); 6] = [
     (Group::LayerMatmuls, [2448.18, 1307.54, 1211.86]),
     (Group::Attention, [219.75, 256.87, 0.0]),
@@ -22,13 +22,14 @@ const PEER: [(Group, [f64; 3]); 6] = [
     (Group::Copies, [759.36, 145.37, 0.0]),
 ];
 
-/// What the compiler does not estimate, the peer's attention kernels, in millions: their operations at half of the peak.
+/// The peer's attention kernels, in millions of cycles: the compiler does not estimate them, so their operations at half of
+/// the peak.
 const PEER_KERNELS: f64 = 613.0;
 
-/// Of its transfers, in millions of cycles.
+/// The peer's transfers, in millions of cycles.
 const PEER_TRANSFERS: f64 = 162.3;
 
-/// GiB at its peak, and seconds of its compilation with two cores to itself.
+/// The peer's peak memory in GiB, and the seconds of its compilation on two cores.
 const PEER_PEAK: f64 = 21.6;
 const PEER_SECONDS: f64 = 108.0;
 
@@ -72,19 +73,19 @@ pub(crate) fn table(dump: &Dump, earlier: Option<&Dump>) -> Result<String> {
         cells.extend(peer.as_ref().map(|peer| format!("{:.1}", figure(peer))));
         rows.push(cells);
     };
-    let of_all =
+    let total =
         |figure: fn(&Figures) -> f64| move |side: &Side| side.groups.values().map(figure).sum::<f64>() / 1e6;
     let sections: [(&str, Figure); 2] =
         [("estimate and kernels", Figures::cycles), ("roofline", |figures| figures.roofline)];
     for (title, figure) in sections {
-        row(title, &of_all(figure), None);
+        row(title, &total(figure), None);
         for group in Group::ALL {
-            let of_group = |side: &Side| figure(&side.groups[&group]) / 1e6;
-            row(&format!("  {}", group.name()), &of_group, Some(of_all(figure)(&now)));
+            let in_group = |side: &Side| figure(&side.groups[&group]) / 1e6;
+            row(&format!("  {}", group.name()), &in_group, Some(total(figure)(&now)));
         }
     }
-    row("matmul floor", &of_all(|figures| figures.matmuls), None);
-    row("estimate without kernels", &of_all(|figures| figures.estimated), None);
+    row("matmul floor", &total(|figures| figures.matmuls), None);
+    row("estimate without kernels", &total(|figures| figures.estimated), None);
     row("transfers beside, in no sum", &|side| side.transfers / 1e6, None);
     row("peak memory, GiB", &|side| side.peak, None);
     row("compiled in, seconds", &|side| side.seconds, None);

@@ -1,15 +1,15 @@
 //! [`Dump`]: the figures of a program, as JSON, and the difference of two.
 
+use crate::groups::Breakdown;
+use engine::hlo::Hlo;
 use engine::Form;
 use engine::pjrt::Value;
+use engine::work::{Work, result_bytes};
 use engine::{Program, Type};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use train::inspect::groups::Breakdown;
-use train::inspect::hlo::Hlo;
-use train::inspect::work::{Work, result_bytes};
-use train::inspect::{Made, Place};
+use train::compiler::{Made, Place};
 
 /// The figures of a program at one stage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,17 +21,17 @@ pub struct Dump {
     pub platform: String,
     /// `stablehlo` or `optimized`.
     pub stage: String,
-    /// Operations by name: of the text at this stage.
+    /// Operations of the text at this stage, by name.
     pub ops: BTreeMap<String, Uses>,
-    /// The same by name and result types: what two dumps are compared by.
+    /// The same by name and result types; two dumps are compared by these.
     pub ops_by_type: BTreeMap<String, Uses>,
     /// Floating point operations of one run.
     pub flops: Flops,
     /// Kernels and the form chosen for each.
     pub kernels: BTreeMap<String, String>,
-    /// Custom calls at this stage, by whom they call.
+    /// Custom calls at this stage, by what they call.
     pub custom_calls: BTreeMap<String, Uses>,
-    /// The largest values, largest first; behind the compiler, the largest buffers of its assignment.
+    /// The largest values, largest first; after the compiler, the largest buffers of its assignment.
     pub largest: Vec<Large>,
     /// Loops whose turns are known only at run time: their bodies are counted once.
     pub open_loops: u64,
@@ -39,7 +39,7 @@ pub struct Dump {
     pub compiled: Option<Compiled>,
 }
 
-/// How often something is there and how often it runs.
+/// How often something occurs and how often it runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Uses {
     /// Places in the program.
@@ -98,15 +98,15 @@ pub struct Memory {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cycles {
-    /// All together. Hand-written kernels carry none and are not in it.
+    /// All together, without hand-written kernels, for which there is no estimate.
     pub total: u64,
     /// By computation: the entry and the bodies of loops, most first.
     pub by_computation: Vec<Computation>,
-    /// By what the instructions are for, and beside it the kernels and the roofline.
+    /// By the part of the step that instructions belong to, with the kernels and the roofline beside it.
     pub breakdown: Breakdown,
 }
 
-/// A part of the cycles.
+/// The cycles of one computation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Computation {
@@ -131,7 +131,7 @@ impl Dump {
         forms: &[(String, Form)],
         made: Option<&Made>,
     ) -> Dump {
-        // The work is that of the program before kernels are chosen: a native kernel does not tell its own.
+        // Counted before kernels are chosen, because a native kernel does not tell its operations.
         let work = Work::of(program);
         let by_op = work.uses().into_iter().filter(|(_, uses)| uses.flops > 0.0);
         let mut dump = Dump {
@@ -172,18 +172,18 @@ impl Dump {
 
     fn read_program(&mut self, work: &Work) {
         self.open_loops = work.open_loops;
-        for place in &work.places {
-            let types = place.types.iter().map(Type::to_string).collect::<Vec<_>>().join(", ");
-            self.count(&place.op, &types, place.runs);
-            if let Some((_, target)) = place.op.split_once("_call @") {
+        for site in &work.sites {
+            let types = site.types.iter().map(Type::to_string).collect::<Vec<_>>().join(", ");
+            self.count(&site.op, &types, site.runs);
+            if let Some((_, target)) = site.op.split_once("_call @") {
                 let uses = self.custom_calls.entry(target.to_owned()).or_default();
                 uses.count += 1;
-                uses.runs += place.runs;
+                uses.runs += site.runs;
             }
             self.largest.push(Large {
-                bytes: result_bytes(&place.types),
-                what: format!("{} {types}", place.op),
-                at: Some(format!("{}:{}", place.at.file(), place.at.line())),
+                bytes: result_bytes(&site.types),
+                what: format!("{} {types}", site.op),
+                at: Some(format!("{}:{}", site.at.file(), site.at.line())),
             });
         }
     }
@@ -217,7 +217,7 @@ impl Dump {
                 code: memory.code,
                 peak: memory.peak,
             },
-            // The figures for single operands ("bytes accessed0{}") say nothing of the whole.
+            // Figures for single operands ("bytes accessed0{}") are left out.
             cost: (made.cost.iter())
                 .filter(|(name, _)| !name.contains('{'))
                 .filter_map(|(name, value)| Some((name.clone(), number(value)?)))
@@ -226,7 +226,7 @@ impl Dump {
         });
     }
 
-    /// What is different from an earlier dump, as a table; places and runs of operations, then figures.
+    /// The difference from an earlier dump as a table: places and runs of operations, then figures.
     pub fn difference(&self, earlier: &Dump) -> String {
         let title = |dump: &Dump| format!("{} for {} ({})", dump.program, dump.platform, dump.stage);
         let mut text = format!("from {}\nto   {}\n", title(earlier), title(self));
@@ -250,7 +250,7 @@ impl Dump {
                 let [before, after] = [before, after].map(|uses| uses.get(name).copied().unwrap_or_default());
                 line(&format!("{kind} {name}"), before.count as f64, after.count as f64);
                 if before.count == after.count || before.count * after.count == 0 {
-                    // Otherwise the places say it.
+                    // Otherwise the line above says it.
                     line(&format!("runs   {name}"), before.runs, after.runs);
                 }
             }

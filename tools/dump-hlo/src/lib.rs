@@ -1,18 +1,19 @@
-//! `dump-hlo`: looks at the programs that a configuration makes, before or after a compiler had them.
+//! `dump-hlo`: shows the programs of a configuration, before or after the compiler.
 //!
 //! | `--stage` | needs | text is |
 //! |---|---|---|
-//! | `stablehlo` | nothing | what the plugin gets: names of parameters, the author's line behind each operation |
-//! | `optimized` | the plugin; for a TPU no TPU | what the plugin made of it, from its own dump |
+//! | `stablehlo` | nothing | what the plugin gets: names of parameters, the author's line after each operation |
+//! | `optimized` | the plugin; for a TPU program no TPU | what the plugin made of it, from its own dump |
 //!
 //! `--format json` is the [`Dump`] of the stage: operations, floating point operations, largest values, custom calls,
-//! and behind the compiler its memory, cost and cycles. `--format cycles` is a table of the cycles of a step for a v6e, by
-//! what they are for, beside the roofline and a JAX program's step. `--against` shows what changed since an earlier dump:
+//! and after the compiler its memory, cost and cycles. `--format cycles` is a table of the cycles of a step for a v6e, by
+//! the parts of the step, beside the roofline and a JAX program's step. `--against` shows what changed since an earlier dump:
 //! columns of that table, else operation by operation. `--format svg` draws the program as written, folded so that a
-//! person can read it ([`picture`]). A compilation takes minutes: `--from` takes what one has written.
+//! person can read it ([`picture`]). A compilation takes minutes: `--from` reads a dump that was written before.
 
 mod cycles;
 mod dump;
+mod groups;
 pub mod picture;
 mod programs;
 
@@ -27,8 +28,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use train::atomic::{RealDisk, write_file};
 use train::cli::Cli;
+use train::compiler::{Compiler, Place};
 use train::config::{Override, RunConfig, Source};
-use train::inspect::{Compiler, Place};
 
 /// Look at a program: its text, its figures, what changed, or a picture of it.
 #[derive(Parser)]
@@ -49,7 +50,7 @@ struct Arguments {
     /// Where it would run: cpu, cuda, tpu:v6e:1x1 or another topology, or the path of a plugin
     #[arg(long, value_name = "PLACE", default_value = "cpu")]
     platform: Place,
-    /// Before or behind the compiler
+    /// Before or after the compiler
     #[arg(long, value_enum, default_value_t = Stage::Stablehlo)]
     stage: Stage,
     /// What to write
@@ -76,7 +77,7 @@ struct Arguments {
     from: Option<PathBuf>,
 }
 
-/// How far the program has come.
+/// Which text of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Stage {
     /// As the plugin gets it.

@@ -5,10 +5,10 @@
 //! What stands out: matrix products and kernels, with their share of all floating point operations.
 
 use engine::Form;
+use engine::work::{Work, flops, kernel_flops, result_bytes};
 use engine::{Func, Op, Program, Type, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use train::inspect::work::{Work, flops, kernel_flops, result_bytes};
 
 /// What kind of thing a box is; its colours and its place in the legend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,7 +132,7 @@ fn is_large(op: &Op) -> bool {
     )
 }
 
-/// Operations that only say how a value is seen: a box of nothing else is not drawn.
+/// Operations that only change how a value is seen: they are not drawn.
 fn is_view(op: &Op) -> bool {
     matches!(
         op,
@@ -153,14 +153,14 @@ impl Drawing<'_> {
     /// A function as a frame; `names` are those of its parameters, `runs` how often it runs.
     fn frame(&self, func: &Func, names: &[String], runs: f64, lines: Vec<String>) -> Item {
         let nodes = func.nodes();
-        // Rank: how many large operations a value is behind, at most.
+        // Rank: how many large operations come before a value, at most.
         let mut ranks = vec![0usize; nodes.len()];
         for (index, node) in nodes.iter().enumerate() {
-            let behind = |value: &Value| {
+            let before = |value: &Value| {
                 let from = value.node as usize;
                 ranks[from] + usize::from(is_large(&nodes[from].op))
             };
-            ranks[index] = node.operands.iter().map(behind).max().unwrap_or(0);
+            ranks[index] = node.operands.iter().map(before).max().unwrap_or(0);
         }
         let last = ranks.iter().max().copied().unwrap_or(0);
         let mut frame = Item {
@@ -177,8 +177,8 @@ impl Drawing<'_> {
         let mut items = 0;
         for rank in 0..=last {
             let here = |large: bool| {
-                let of_rank = move |index: &usize| is_large(&nodes[*index].op) == large;
-                (0..nodes.len()).filter(|&index| ranks[index] == rank).filter(of_rank).collect::<Vec<_>>()
+                let same_size = move |index: &usize| is_large(&nodes[*index].op) == large;
+                (0..nodes.len()).filter(|&index| ranks[index] == rank).filter(same_size).collect::<Vec<_>>()
             };
             let small: Vec<usize> =
                 here(false).into_iter().filter(|&index| !is_view(&nodes[index].op)).collect();
@@ -254,7 +254,7 @@ impl Drawing<'_> {
         let name = |value: &Value| label(func, *value, names, 0);
         let operands: Vec<&Type> = node.operands.iter().map(|&value| func.ty(value)).collect();
         let at = format!("{}:{}", node.at.file().rsplit('/').next().unwrap_or_default(), node.at.line());
-        let of_operands = |from: usize| node.operands[from..].iter().map(name).collect::<Vec<_>>();
+        let operand_names = |from: usize| node.operands[from..].iter().map(name).collect::<Vec<_>>();
         let inside = |body: &Func, from: usize, runs: f64, title: String| {
             let mut lines = vec![title];
             lines.push(format!(
@@ -263,7 +263,7 @@ impl Drawing<'_> {
                 node.types.len(),
                 size(result_bytes(&node.types))
             ));
-            self.frame(body, &of_operands(from), runs, lines)
+            self.frame(body, &operand_names(from), runs, lines)
         };
         match &node.op {
             Op::DotGeneral(_) => {
@@ -276,7 +276,7 @@ impl Drawing<'_> {
                 let form = self.forms.iter().find(|(name, _)| *name == full);
                 let form = form.map_or(String::new(), |(_, form)| format!(" ({form:?})").to_lowercase());
                 let base = full.split('(').next().unwrap_or_default().to_owned();
-                let from = of_operands(0).into_iter().take(3).collect::<Vec<_>>().join(", ");
+                let from = operand_names(0).into_iter().take(3).collect::<Vec<_>>().join(", ");
                 let lines = vec![
                     format!("{base}{form}"),
                     format!("of {from}, .."),
@@ -303,7 +303,7 @@ impl Drawing<'_> {
                 item
             }
             Op::Gather(_) | Op::ScatterAdd(_) | Op::Sort(_) => {
-                let from = of_operands(0).join(", ");
+                let from = operand_names(0).join(", ");
                 let lines =
                     vec![format!("{} of {from}", node.op.name()), format!("-> {}  {at}", node.types[0])];
                 Item::leaf(Kind::Memory, lines, runs * flops(&node.op, &operands, &node.types))
@@ -315,7 +315,7 @@ impl Drawing<'_> {
     }
 }
 
-/// The items that make a value: through operations that are not drawn, back to those that are.
+/// The drawn items that make a value, found through operations that are not drawn.
 fn makers(func: &Func, node: usize, places: &[Option<usize>]) -> Vec<usize> {
     match places[node] {
         Some(place) => vec![place],

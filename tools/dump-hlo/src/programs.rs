@@ -1,4 +1,4 @@
-//! The programs that can be looked at, by name.
+//! The programs that can be shown, by name.
 
 use anyhow::{Result, bail, ensure};
 use engine::{Func, Kernel, Op, Program, Target, Tensor, Type};

@@ -59,7 +59,7 @@ pub(crate) struct Generation {
     /// Tokens of a completion; default: 512, or what the longest problem leaves of the model's context
     #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
     pub(crate) max_new_tokens: Option<u64>,
-    /// Whose list of stop strings ends a completion; default: openai for HumanEval, bigcode for MBPP
+    /// Which list of stop strings ends a completion; default: openai for HumanEval, bigcode for MBPP
     #[arg(long, value_name = "STYLE")]
     pub(crate) stop_style: Option<StopStyle>,
     /// Completions that are generated together; memory grows with it
@@ -73,7 +73,7 @@ pub(crate) struct Generation {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Judging")]
 pub(crate) struct Judging {
-    /// What programs are kept from; a machine that cannot do it is told, and needs a weaker level said here
+    /// What the sandbox keeps programs from; on a machine that cannot do all of it, a weaker level must be named here
     #[arg(long, value_name = "LEVEL", default_value = "full")]
     pub(crate) sandbox: Level,
     /// CPU time of a program

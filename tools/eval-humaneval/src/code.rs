@@ -13,7 +13,7 @@ const ENDS: [&str; 9] = [
     "</s>",
 ];
 
-/// What is left of a text without tokens that end it, and without Markdown around the code.
+/// The code in a text: without tokens that end the text, and without Markdown around the code.
 ///
 /// Of Markdown, the first fenced block is the code. Only fences at the beginning of a line count: within a function's
 /// docstring they are indented, and part of the code.
@@ -34,7 +34,7 @@ struct Fence<'t> {
     /// Where the line begins, and where the next one does.
     start: usize,
     end: usize,
-    /// What stands behind the backticks: a language. A fence that ends a block has none.
+    /// What stands after the backticks: a language. A fence that ends a block has none.
     info: &'t str,
 }
 
@@ -56,7 +56,7 @@ fn fenced(text: &str) -> &str {
     let fences = fences(text);
     let Some(first) = fences.first() else { return text };
     let next = fences.get(1);
-    // A block that was begun in the prompt ends before its first fence; the fences behind it are then one more than pairs,
+    // A block that was begun in the prompt ends before its first fence; the fences after it are then one more than pairs,
     // or the next one is cut off from its end.
     let begun_before = first.info.is_empty()
         && !text[..first.start].trim().is_empty()

@@ -18,8 +18,8 @@ pub struct Estimate {
     pub k: u64,
     /// Mean over the problems, in [0, 1].
     pub pass_at_k: f64,
-    /// Standard error of that mean, the problems taken as drawn at random: the sample's standard deviation over the
-    /// square root of its size. None for a single problem.
+    /// Standard error of that mean, if the problems are a random sample: their standard deviation over the square root of their
+    /// number. None for a single problem.
     pub standard_error: Option<f64>,
 }
 

@@ -7,10 +7,10 @@ use decode::{Completion, Decoder, Finish, Options, Piece, Prompt, Statistics};
 use serde_json::{Map, Value, json};
 use std::ops::ControlFlow;
 
-/// Tokens of a completion if nothing is said, as far as the model's context has room for them.
+/// Tokens of a completion by default, or as many as the model's context has room for.
 const NEW_TOKENS: usize = 512;
 
-/// What takes a completion: its key, the solution that it makes and the fields of its line.
+/// Receives a completion: its key, its solution and the fields of its line.
 pub type HandOver<'h> = &'h mut dyn FnMut(Key, String, Map<String, Value>) -> ControlFlow<()>;
 
 /// The problems as a model reads them.
@@ -22,8 +22,8 @@ pub struct Prompts {
 }
 
 impl Prompts {
-    /// Tokenises the problems, and sees to it that each has room for `wanted` new tokens, or for as many as the
-    /// longest of them leaves if none are said.
+    /// Tokenises the problems, and checks that each has room for `wanted` new tokens. Without `wanted`, completions have the room
+    /// that the longest problem leaves.
     ///
     /// # Errors
     /// If one does not have room, or the tokenizer does not know its text.

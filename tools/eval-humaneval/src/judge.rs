@@ -2,7 +2,7 @@
 //!
 //! A solution has passed only if its tests ran to their end in an interpreter that it cannot touch ([`apart`]). Some
 //! problems cannot be judged so: their tests pass functions, look at objects, or in another way need what is not plain
-//! data. Whether a problem is one of them is not up to a completion but to the problem's own solution: if that passes
+//! data. Whether a problem is one of them is decided by its own solution, not by a completion: if that passes
 //! in one interpreter with the tests and not apart from them, the completions are judged like that ([`together`]), and
 //! counted; so are those that are in doubt where a problem has no solution of its own. In one interpreter, as in every harness of these benchmarks, a program that was written against the harness
 //! can pass without being right.
@@ -37,10 +37,10 @@ use tempfile::{NamedTempFile, TempDir};
 const OUTPUT_BYTES: usize = 16 << 20;
 /// How often clock and folder are looked at.
 const TICK: Duration = Duration::from_millis(20);
-/// CPU time after which an interpreter of tests is replaced; it gets so much more than a solution.
+/// CPU time after which an interpreter of tests is replaced; its limit is higher than a solution's by this much.
 const TESTER_SECONDS: u64 = 1;
 
-/// What became of a program.
+/// The verdict on a program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Its tests ran to their end.
@@ -76,9 +76,9 @@ pub struct Judge {
     limits: Limits,
     folder: TempDir,
     count: AtomicU64,
-    /// Where the completions of a problem are judged that are in doubt, by the problem's name.
+    /// By the problem's name: where its completions are judged, if one was in doubt.
     places: Mutex<HashMap<String, Place>>,
-    /// Held by all that judge, or by one that must be alone.
+    /// Held shared by all workers that judge, or alone by one that must have the machine for itself.
     alone: RwLock<()>,
 }
 
@@ -252,7 +252,7 @@ impl<'j> Worker<'j> {
         })
     }
 
-    /// Judges again, with no other program beside it, what the machine came in the way of.
+    /// Judges again, with no other program beside it, a program that the machine disturbed.
     fn undisturbed(&mut self, run: impl Fn(&mut Self) -> Result<Outcome>) -> Result<Outcome> {
         let first = {
             let _beside_others = self.judge.alone.read().unwrap_or_else(PoisonError::into_inner);
@@ -316,7 +316,7 @@ pub fn judge_all<'p, T: Send>(
     recorder.into_inner().unwrap_or_else(PoisonError::into_inner).1
 }
 
-/// What became of a process.
+/// How a process ended.
 enum Outcome {
     Passed,
     Failed {
@@ -326,7 +326,7 @@ enum Outcome {
     },
     /// No program can be judged so, for this reason.
     Impossible(String),
-    /// The machine came in the way.
+    /// The machine disturbed it.
     Disturbed(String),
 }
 
@@ -336,7 +336,7 @@ impl Outcome {
     }
 }
 
-/// Looks now and then at what a program uses up.
+/// Watches what a program uses up.
 struct Watch {
     clock: Clock,
     looked: Instant,
@@ -382,7 +382,7 @@ struct Words {
 }
 
 impl Words {
-    fn of_tests(content: &[u8]) -> Words {
+    fn from_tests(content: &[u8]) -> Words {
         let text = String::from_utf8_lossy(content);
         let mut parts = text.splitn(4, '\n');
         let mut part = || text_of(parts.next().unwrap_or_default());
@@ -394,8 +394,8 @@ impl Words {
         }
     }
 
-    fn of_program(content: &[u8]) -> Words {
-        Words { doubt: None, ..Words::of_tests(content) }
+    fn from_program(content: &[u8]) -> Words {
+        Words { doubt: None, ..Words::from_tests(content) }
     }
 
     /// The reason of a failure, for a program of which a line may be to blame.

@@ -1,14 +1,19 @@
 //! `eval-humaneval`: completions of HumanEval and MBPP problems, generated from a checkpoint or given in a file, judged
 //! in a [`sandbox`] and counted as pass@k.
 //!
-//! The way of a completion: [`problems`] (the prompt; nothing is stripped from it) -> [`generate`] or [`samples`] (of what
-//! is given, the [`code`] alone) -> [`judge`] (the solution in one process, its tests in another one) -> [`results`] (a
+//! The way of a completion: [`problems`] (the prompt; nothing is stripped from it) -> [`generate`] or [`samples`] (the
+//! [`code`] alone of each given text) -> [`judge`] (the solution in one process, its tests in another one) -> [`results`] (a
 //! line of JSON) -> [`estimate`].
 //!
-//! Invariants: a program has passed only if its tests ran to their end, where it cannot touch them unless the results
-//! say otherwise; no verdict depends on the machine's load, for time is CPU time, or that of a clock that stands still
-//! while there is no core; a score is never printed for problems that have too few completions; a sandbox is what it was
-//! seen to refuse, not what was asked for.
+//! **Invariant:** a program has passed only if its tests ran to their end, where it cannot touch them; the results say where
+//! that was not so.
+//!
+//! **Invariant:** no verdict depends on the machine's load: time is CPU time, or that of a clock that stands still while a
+//! program waits for a core.
+//!
+//! **Invariant:** no score is printed for problems with too few completions.
+//!
+//! **Invariant:** the level of a sandbox is what it was seen to refuse, not what was asked for.
 //!
 //! Without the feature `command` the crate is the judge and its sandbox alone.
 

@@ -214,7 +214,7 @@ fn defined(code: &str) -> Vec<String> {
     code.lines().filter_map(definition).collect()
 }
 
-/// Whose list of stop strings ends a completion.
+/// Which list of stop strings ends a completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum StopStyle {
     /// The list of the paper that introduced HumanEval.

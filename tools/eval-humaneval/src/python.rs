@@ -26,7 +26,7 @@ pub struct Python {
 /// also ignore [`HASH_SEED`]; the environment is empty and the harness takes the working folder off the path.
 pub const FLAGS: [&str; 5] = ["-s", "-S", "-B", "-X", "utf8"];
 
-/// Without it the order of sets, and with it now and then a verdict, would change from run to run.
+/// Fixes the order of sets, on which some verdicts depend.
 pub const HASH_SEED: (&str, &str) = ("PYTHONHASHSEED", "0");
 
 /// Libraries of linear algebra start a thread for each core of the machine, and reserve memory for each of them.
@@ -82,9 +82,9 @@ impl Python {
             Some(name) if name.components().count() == 1 => name.to_owned(),
             Some(path) => std::path::absolute(path)?,
         };
-        // Which one it is may be up to the environment, as with version managers. What it then says about itself is
-        // not: a library that is preloaded or found by the environment would make readable what judged programs, whose
-        // environment is empty, have no use for. From the root, so that no file of the working folder is imported.
+        // The environment may decide which interpreter it is, as with version managers. But the interpreter is asked about
+        // itself with an empty environment, as judged programs have it: otherwise libraries that the environment preloads
+        // or finds would become readable for nothing. From the root, so that no file of the working folder is imported.
         let mut ask = python::command(&program);
         let name = answer(&program, ask.args(["-S", "-B", "-c", NAME]).current_dir("/"))?;
         let executable = PathBuf::from(OsString::from_vec(name));

@@ -12,7 +12,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use train::atomic::{RealDisk, write_file};
 
-/// Names of what is added to a line.
+/// Names of the fields that are added to a line.
 const SETTINGS: &str = "settings";
 const PASSED: &str = "passed";
 const REASON: &str = "reason";
@@ -107,7 +107,7 @@ impl Results {
         self.lines.keys().copied()
     }
 
-    /// How many they are.
+    /// The number of them.
     pub fn judged(&self) -> usize {
         self.lines.len()
     }
@@ -157,7 +157,7 @@ impl Results {
         Ok(())
     }
 
-    /// What each of the first `problems` problems came to.
+    /// The completions and passes of each of the first `problems` problems.
     pub fn tallies(&self, problems: usize) -> Vec<Tally> {
         let mut tallies = vec![Tally::default(); problems];
         for ((problem, _), line) in &self.lines {

@@ -24,6 +24,7 @@ use std::process::ExitCode;
 use std::thread;
 use train::atomic::{RealDisk, write_file};
 use train::checkpoint::{State, files, steps, weight_files};
+use train::run_folder::CHECKPOINTS;
 
 /// Runs the program.
 pub fn main() -> ExitCode {
@@ -59,7 +60,7 @@ struct Evaluation<'a> {
     workers: usize,
 }
 
-/// A completion on its way to its verdict.
+/// A completion that is being judged.
 type Label = (Key, Map<String, Value>);
 
 impl<'a> Evaluation<'a> {
@@ -137,7 +138,7 @@ impl<'a> Evaluation<'a> {
         let k = self.k(&vec![1; self.problems.list.len()], "--canonical has")?;
         let mut settings = self.settings("canonical");
         settings.extend(self.stop_settings());
-        // Nobody needs them later, unless they say so.
+        // Kept only if the command line names a file for them.
         let folder = tempfile::tempdir().context("creating a temporary folder; set TMPDIR to another one")?;
         let out = self.arguments.out.clone().unwrap_or_else(|| folder.path().join("canonical.jsonl"));
         let results = Results::open(&out, settings, &self.problems)?;
@@ -186,7 +187,7 @@ impl<'a> Evaluation<'a> {
 
     /// Evaluates the checkpoints of a run, oldest first.
     fn run(&self, run: &Path) -> Result<ExitCode> {
-        let folder = run.join("checkpoints");
+        let folder = run.join(CHECKPOINTS);
         let found = if folder.is_dir() { steps(&folder)? } else { Vec::new() };
         if found.is_empty() {
             bail!("{} has no checkpoints: give the folder that `train --out` named", run.display());
@@ -280,7 +281,7 @@ impl<'a> Evaluation<'a> {
         Ok(self.report(&results, &k))
     }
 
-    /// Judges what `produce` submits, which gets the keys that are done already, into the results.
+    /// Judges what `produce` submits and writes the verdicts into the results. `produce` gets the keys that are done already.
     fn judge<'s>(
         &'s self,
         mut results: Results,
@@ -434,7 +435,7 @@ impl Evaluated {
         json!({ "step": step, "tokens_seen": tokens_seen, "results": results, "estimates": estimates })
     }
 
-    /// What checkpoints are compared by: the first k.
+    /// The score by which checkpoints are compared: that of the first k.
     fn score(&self) -> f64 {
         self.estimates.first().map_or(0.0, |estimate| estimate.pass_at_k)
     }
@@ -465,8 +466,8 @@ fn summarise(
     Ok(())
 }
 
-/// Drafts are used or not by measurement, which leaves greedy completions what they are, but not drawn ones: those must
-/// follow from the seed.
+/// Whether drafts are used may be measured for greedy completions, which do not change by it. Random ones must follow from the
+/// seed alone.
 fn speculation(generation: &Generation) -> Speculation {
     match generation.sampling.sampling() {
         Sampling::Greedy => Speculation::Auto,
@@ -474,7 +475,7 @@ fn speculation(generation: &Generation) -> Speculation {
     }
 }
 
-/// What can be refused before a checkpoint is loaded.
+/// Refuses what can be refused before a checkpoint is loaded.
 fn check_generation(generation: &Generation, k: &[u64]) -> Result<()> {
     let samples = generation.samples;
     generation.sampling.check()?;
@@ -491,7 +492,7 @@ fn check_generation(generation: &Generation, k: &[u64]) -> Result<()> {
     Ok(())
 }
 
-/// The hash of a checkpoint's weights as they are: its manifest may say what they were before someone changed them.
+/// The hash of a checkpoint's weights as they are now; the manifest may be of other ones, if someone replaced them.
 fn weights_blake3(checkpoint: &Path) -> Result<String> {
     let mut hash = blake3::Hasher::new();
     for path in weight_files(checkpoint)? {

@@ -100,7 +100,7 @@ pub fn read(path: &Path, problems: &Problems, max_bad_lines: usize) -> Result<Gi
 /// Bad lines that a message names.
 const SHOWN: usize = 5;
 
-/// What is given of a program.
+/// Which part of a program a line gives.
 enum Text {
     /// What follows the prompt.
     Completion(String),
@@ -140,7 +140,7 @@ fn lines(bytes: &[u8], problems: &Problems) -> Result<Vec<Line>> {
         let text = str::from_utf8(bytes).context(NO_TEXT)?;
         let list = elements(text).context("a JSON list was wanted; its brackets are not in pairs")?;
         if list.iter().any(|element| element.starts_with('[')) {
-            return of_problems(&list, problems);
+            return by_problem(&list, problems);
         }
         return Ok((1..).zip(list).map(|(i, text)| (format!("element {i}"), object(text))).collect());
     }
@@ -157,7 +157,7 @@ fn object(text: &str) -> Result<Map<String, Value>> {
 }
 
 /// The elements of a list of lists, of which each belongs to a problem.
-fn of_problems(list: &[&str], problems: &Problems) -> Result<Vec<Line>> {
+fn by_problem(list: &[&str], problems: &Problems) -> Result<Vec<Line>> {
     if list.len() != problems.list.len() {
         bail!(
             "it holds a list for each of {} problems, and {} has {}: give the completions' own problems with --problems, or as many of them with --first",

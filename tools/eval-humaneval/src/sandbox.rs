@@ -246,10 +246,10 @@ pub fn probe(level: Level, secrets: &[&Path]) -> String {
     program
 }
 
-/// Beside its own folder, where the judge's folder of this run is.
+/// A place beside its own folder, in the judge's folder.
 const WRITE: &str = "os.close(os.open('../probe', os.O_CREAT | os.O_WRONLY))";
 const CONNECT: &str = "socket.socket()";
-/// A child that comes to be ends at once.
+/// A child, if one can be made, ends at once.
 const FORK: &str = "os.fork() or os._exit(0)";
 /// Signal 0 only asks whether one could be sent.
 const KILL: &str = "os.kill(os.getppid(), 0)";

@@ -64,7 +64,7 @@ enum Speculative {
     Off,
 }
 
-/// Most tokens to write, if nobody says.
+/// Most tokens to write, by default.
 const NEW_TOKENS: usize = 256;
 
 /// The whole program: the process's command line, messages and exit code.
@@ -143,7 +143,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// What is wrong with the numbers before anything is loaded.
+/// Refuses numbers out of range before anything is loaded.
 fn check(arguments: &Arguments, candidates: usize) -> Result<()> {
     for (name, value) in [
         ("--max-new-tokens", arguments.max_new_tokens),
@@ -172,7 +172,7 @@ fn unescaped(text: &str) -> Result<String> {
                 Some('t') => '\t',
                 Some('\\') => '\\',
                 _ => bail!(
-                    "--stop {text}: behind a backslash stands n for a new line, t for a tab, or another backslash for itself"
+                    "--stop {text}: after a backslash, n stands for a new line, t for a tab, and a backslash for itself"
                 ),
             },
             other => other,
@@ -208,7 +208,7 @@ fn prompt(arguments: &Arguments) -> Result<String> {
     }
 }
 
-/// Prints what was not printed as it came, the best texts first.
+/// Prints the texts that were not printed as they came, the best first.
 fn finish(arguments: &Arguments, texts: &mut Vec<Completion>, streamed: bool) {
     if streamed {
         if !texts.first().is_some_and(|text| text.text.ends_with('\n')) {

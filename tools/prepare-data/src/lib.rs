@@ -117,7 +117,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
 /// The first signal ends the work when the open shard is finished, the second one at once.
 struct Interrupt {
     asked: Arc<AtomicBool>,
-    /// Shards made when it was first seen that it was asked for.
+    /// The number of shards when the stop was first noticed.
     since: Option<usize>,
 }
 

@@ -1,4 +1,4 @@
-//! `score`: what a checkpoint thinks of given token ids or text. The work is done by the crate `decode`.
+//! `score`: log-probabilities of given token ids or text under a checkpoint. The work is done by the crate `decode`.
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;

@@ -1,5 +1,5 @@
 //! How programs begin, speak and end: large pages for the memory that the CPU plugin takes from malloc, the command line,
-//! standard [`output`], and the exit code. It is a crate of its own for the sake of `doctor`, which needs no trainer.
+//! standard [`output`], commands that are said to be pasted, and the exit code. It is a crate of its own because `doctor` uses it without the trainer.
 
 pub mod output;
 
@@ -56,4 +56,9 @@ pub fn exit_code(result: Result<ExitCode>) -> ExitCode {
         Reader::There | Reader::Gone => code,
         Reader::Lost => ExitCode::FAILURE,
     }
+}
+
+/// A word for a POSIX shell, in quotes where it needs them.
+pub fn quoted(word: &str) -> String {
+    shlex::try_quote(word).expect("an argument of a process holds no zero byte").into_owned()
 }

@@ -1,5 +1,5 @@
-//! Standard output of all programs: what is said goes through [`say!`](crate::say) or [`write`]. What goes wrong is said on
-//! standard error through [`esay!`](crate::esay); if nobody hears it there, nothing else comes of it.
+//! Standard output of all programs goes through [`say!`](crate::say) or [`write`]. Errors and notes go to standard error through
+//! [`esay!`](crate::esay); if nobody reads them there, nothing else happens.
 //!
 //! A reader that has closed its pipe or its terminal has seen enough. That is no error: the program goes on if it has files to write, and
 //! otherwise ends early, with the exit code it would have had. Anything else that keeps output from being written, such
@@ -66,7 +66,7 @@ pub fn write(text: fmt::Arguments<'_>) -> Reader {
     }
 }
 
-/// Takes note of what came of writing to standard output by other means.
+/// Notes the result of writing to standard output by other means.
 pub fn wrote(result: io::Result<()>) -> Reader {
     let reader = match result {
         Ok(()) => return Reader::There,
@@ -81,7 +81,7 @@ pub fn wrote(result: io::Result<()>) -> Reader {
     reader
 }
 
-/// Whether somebody reads, by what came of writing so far.
+/// Whether somebody reads, as far as writing has shown.
 pub fn reader() -> Reader {
     let reader = READER.load(Ordering::Relaxed);
     [Reader::There, Reader::Gone, Reader::Lost][usize::from(reader)]

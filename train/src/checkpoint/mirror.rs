@@ -2,13 +2,15 @@
 //! when the machine is gone. Copying is best effort and has a thread and a clock of its own: it may fail, and it may hang for
 //! as long as it likes, and nothing waits for it but the end of a run, which says so.
 
+use super::folder::{read_state, steps};
+use super::manifest::whole;
 use super::retention::superseded;
-use super::store::{LOCK, check_room, read_state, steps, whole};
+use super::store::{LOCK, check_room};
 use super::{CheckpointError, Keep, Manifest, Retention, State, files, manifest};
 use crate::atomic::{self, Disk, DiskFile};
-use crate::cli::quoted;
 use crate::lock::{Held, Lock, LockError};
-use crate::metrics;
+use crate::run_folder::{self, EVENTS, METRICS};
+use program::quoted;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::ops::ControlFlow;
@@ -44,7 +46,7 @@ pub struct Copying {
     pub retention: Retention,
     /// Time from the beginning of one copy to that of the next; none: each checkpoint is copied as soon as may be.
     pub every: Option<Duration>,
-    /// The run's folder, whose records are copied behind each checkpoint.
+    /// The run's folder, whose records are copied after each checkpoint.
     pub records: Option<PathBuf>,
 }
 
@@ -223,7 +225,7 @@ impl Offers {
         self.0.changed.notify_all();
     }
 
-    /// Checkpoints that are being copied or wait for it: they must not be removed. Behind an offer, none that is older
+    /// Checkpoints that are being copied or wait for it: they must not be removed. After an offer, none that is older
     /// than it can be added.
     pub(super) fn spared(&self) -> Vec<PathBuf> {
         let work = self.0.work();
@@ -288,7 +290,7 @@ impl Copier {
             self.became(self.copy(&from));
         }
         if any && check_there(&self.root).is_ok() {
-            // What was recorded behind the last checkpoint.
+            // What was recorded after the last checkpoint.
             let from = self.root.join(RECORDS);
             self.shared.work().under_way = Some(CopyProgress { from, done: 0, total: 0 });
             self.became(self.copy_records());
@@ -456,14 +458,14 @@ fn each_piece(file: &mut File, mut use_it: impl FnMut(&[u8]) -> io::Result<()>) 
 
 /// Copies what a run has recorded. Files of events, of which there is one a start, are copied when they have grown.
 fn copy_records(run: &Path, disk: &dyn Disk, to: &Path) -> io::Result<()> {
-    for name in metrics::record_files(run)? {
+    for name in run_folder::record_files(run)? {
         let (from, copy) = (run.join(&name), to.join(&name));
         let mut file = match File::open(&from) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(error),
         };
-        let same = name.starts_with(metrics::EVENTS)
+        let same = name.starts_with(EVENTS)
             && fs::metadata(&copy).ok().map(|there| there.len()) == Some(file.metadata()?.len());
         if !same {
             disk.create_dir_all(copy.parent().unwrap_or(to))?;
@@ -473,16 +475,16 @@ fn copy_records(run: &Path, disk: &dyn Disk, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Brings the records of a run back from its mirror to a machine that has none.
+/// Copies the records of a run back from its mirror to a machine that has none.
 ///
 /// # Errors
 /// If they cannot be read or written.
 pub fn fetch_records(mirror: &Path, disk: &dyn Disk, run: &Path) -> io::Result<()> {
     let from = mirror.join(RECORDS);
-    if run.join(metrics::LINES).exists() || !from.is_dir() { Ok(()) } else { copy_records(&from, disk, run) }
+    if run.join(METRICS).exists() || !from.is_dir() { Ok(()) } else { copy_records(&from, disk, run) }
 }
 
-/// Removes the run's own copies that `retention` does not keep, and what a copying of its own that was cut off left behind.
+/// Removes the run's own copies that `retention` does not keep, and what its own copies left that were cut off.
 fn prune(disk: &dyn Disk, root: &Path, retention: Retention, own: &State) -> Result<(), CheckpointError> {
     let mut goes = superseded(root, retention, |copy| same_run(copy, own))?;
     goes.extend(steps(root)?.into_iter().map(|(_, path)| path).filter(|path| {

@@ -48,8 +48,8 @@ pub(super) fn params_file_bytes(config: &Config) -> u64 {
     tensors::file_bytes(METADATA, &entries.map(|entry| (entry.name, entry.ty)).collect::<Vec<_>>())
 }
 
-/// Reads master weights from any safetensors file, or index of such files, with this model's names, all of them behind a
-/// wrapper's prefix or none; other floating-point numbers become `f32`. A head is taken if it is the embedding.
+/// Reads master weights from any safetensors file, or index of such files, with this model's names, a wrapper's prefix before
+/// all of them or none; other floating-point numbers become `f32`. A head is taken if it is the embedding.
 ///
 /// # Errors
 /// If a file is not readable, or a tensor is missing, has another shape, holds NaN or infinity, or is none of this

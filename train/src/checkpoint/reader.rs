@@ -1,7 +1,7 @@
 //! [`Reader`]: a checkpoint's tensors, one at a time, so that main memory never holds more than one.
 
+use super::folder::own_config;
 use super::params::{check_names, param_of};
-use super::store::own_config;
 use super::tensors::TensorFile;
 use super::weights::Weights;
 use super::{CheckpointError, State, Verified, files};
@@ -23,7 +23,7 @@ impl Reader {
     /// Opens a checkpoint for a run with this configuration.
     ///
     /// # Errors
-    /// If the weights belong to another architecture, or a file is none of tensors.
+    /// If the weights belong to another architecture, or a file holds no tensors.
     pub fn open(checkpoint: &Verified, config: &Config) -> Result<Reader, CheckpointError> {
         let path = checkpoint.path();
         let found = own_config(path)?;

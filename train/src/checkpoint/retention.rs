@@ -1,6 +1,7 @@
 //! Which checkpoints a run keeps, and how many that can be at once.
 
-use super::store::{steps, whole};
+use super::folder::steps;
+use super::manifest::whole;
 use super::{CheckpointError, Keep, State};
 use crate::config::{Checkpoints, RunConfig, ScheduleKind};
 use crate::schedule::Phase;
@@ -45,7 +46,8 @@ pub fn most_at_once(run: &RunConfig, steps: u64, epoch_rows: u64) -> u64 {
 
 /// Checkpoints of a folder that `retention` does not keep, oldest first, among those that are `ours`. The newest `keep_last`
 /// and `keep_epochs` are counted without those that nothing goes back to: those that were taken among bad steps, and where
-/// the run was asked to stop. What the run has turned back from, which a mirror still holds, goes.
+/// the run was asked to stop. Checkpoints that the run left when it went back, which a mirror still
+/// holds, are not kept.
 pub(super) fn superseded(
     root: &Path,
     retention: Retention,

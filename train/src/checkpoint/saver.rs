@@ -42,7 +42,7 @@ impl Saver {
         Ok(self.mirror.as_ref().and_then(|mirror| sound(mirror.root(), before, now).ok().flatten()))
     }
 
-    /// Waits for the checkpoint before, then starts writing this one and returns what became of the one before.
+    /// Waits for the checkpoint before, then starts writing this one. Returns the one before, if it was not returned yet.
     ///
     /// # Errors
     /// If the one before failed: this one is then **not** started, and the caller decides whether to try again.
@@ -65,7 +65,7 @@ impl Saver {
         Ok(before)
     }
 
-    /// What became of the checkpoint in flight, if it is done; never waits.
+    /// The checkpoint in flight, if it is written by now; never waits.
     ///
     /// # Errors
     /// If it failed.
@@ -89,19 +89,19 @@ impl Saver {
         }
     }
 
-    /// Has a checkpoint of the store copied that an earlier start may not have come to copy.
+    /// Offers the mirror a checkpoint of the store that an earlier start may not have copied.
     pub fn catch_up(&self, checkpoint: &Path, keep: Keep) {
         if let Some(mirror) = &self.mirror {
             mirror.offers().offer(checkpoint, keep);
         }
     }
 
-    /// What became of copies since the last call; never waits.
+    /// The copies that were made, left out or failed since the last call; never waits.
     pub fn copies(&self) -> Vec<Copied> {
         self.mirror.as_ref().map_or(Vec::new(), Mirror::became)
     }
 
-    /// Waits for the copies, as [`Mirror::finish`], and removes what was kept for them. Call it behind
+    /// Waits for the copies, as [`Mirror::finish`], and removes what was kept for them. Call it after
     /// [`finish`](Saver::finish).
     ///
     /// # Errors
@@ -119,7 +119,7 @@ impl Saver {
 }
 
 impl Drop for Saver {
-    /// A run that ends early still gets its last checkpoint, and hears of it if not.
+    /// A run that ends early still gets its last checkpoint, or an error message.
     fn drop(&mut self) {
         if let Err(error) = self.finish() {
             esay!("error: {error}");

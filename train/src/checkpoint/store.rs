@@ -1,17 +1,16 @@
 //! [`Store`]: the folder of a run's checkpoints. One process at a time writes into it; anyone may read.
 
-use super::manifest::{self, Hashing, Verified};
+use super::folder::{own_config, own_step, steps, steps_with_suffix};
+use super::manifest::{Hashing, Verified, verify, whole};
 use super::params::{params_file_bytes, params_of, write_params};
 use super::reader::Reader;
 use super::retention::superseded;
 use super::tensors::{file_bytes, write_tensors};
 use super::weights::{self, Weights};
-use super::{
-    CheckpointError, FORMAT, Keep, Loaded, Manifest, OLDEST, Progress, Retention, Snapshot, State, files,
-    verify,
-};
+use super::{CheckpointError, Keep, Loaded, Manifest, Progress, Retention, Snapshot, State, files};
 use crate::atomic::{self, AtomicDir, Disk, TEMPORARY};
 use crate::lock::{Held, Lock};
+use crate::run_folder;
 use crate::schedule::Phase;
 use engine::{Host, Type};
 use model::{Config, Params, specs};
@@ -46,7 +45,7 @@ pub struct Saved {
     pub removed: Vec<PathBuf>,
 }
 
-/// The newest good checkpoint and what stands in front of it.
+/// The newest good checkpoint, and the newer ones that are not good.
 #[derive(Debug, Default)]
 pub struct Latest {
     /// The newest one whose every byte is right.
@@ -58,11 +57,11 @@ pub struct Latest {
 /// Name of the lock that keeps two runs apart.
 pub(super) const LOCK: &str = ".lock";
 
-/// What is added to the name of a checkpoint that a run went back behind.
+/// What is added to the name of a checkpoint that a run left when it went back.
 const SET_ASIDE: &str = ".set-aside";
 
 impl Store {
-    /// Opens or creates the folder, locks it against other runs, and clears what a crash left behind. A folder that was
+    /// Opens or creates the folder, locks it against other runs, and clears what a crash left. A folder that was
     /// made for it goes with it if nothing was saved.
     ///
     /// # Errors
@@ -90,7 +89,7 @@ impl Store {
         let tokenizer = snapshot.tokenizer.as_ref().map_or(0, |bytes| bytes.len() as u64);
         self.check_room(checkpoint_bytes(&snapshot.config, &optimizer, tokenizer))?;
         let step = snapshot.state.progress.step;
-        let path = self.root.join(format!("step_{step:08}"));
+        let path = self.root.join(run_folder::step(step));
         let bytes = self.write(snapshot, &path).map_err(CheckpointError::Write)?;
         Ok(Saved { path, step, bytes, took: start.elapsed(), removed: Vec::new() })
     }
@@ -113,8 +112,8 @@ impl Store {
     ///
     /// # Errors
     /// If the folder cannot be read or a name cannot be changed.
-    pub fn set_aside(&self, behind: u64) -> Result<(), CheckpointError> {
-        for (_, path) in steps(&self.root)?.into_iter().filter(|(step, _)| *step > behind) {
+    pub fn set_aside(&self, after: u64) -> Result<(), CheckpointError> {
+        for (_, path) in steps(&self.root)?.into_iter().filter(|(step, _)| *step > after) {
             let mut name = path.file_name().unwrap_or_default().to_os_string();
             name.push(SET_ASIDE);
             let aside = path.with_file_name(name);
@@ -246,8 +245,8 @@ pub fn sound(root: &Path, before: u64, now: &Progress) -> Result<Option<Verified
     Ok(first_good(all.into_iter().rev().map(|(.., path)| path)).good)
 }
 
-/// A checkpoint's folder by a look that opens no weights: its state if all its files are there at full length, or what is
-/// wrong with it.
+/// A checkpoint's folder, looked at without opening the weights: its state if all its files are there at full length, or what
+/// is wrong with it.
 pub type Candidate = (PathBuf, Result<State, CheckpointError>);
 
 /// All checkpoints of a folder, newest first. A folder that does not exist has none.
@@ -260,7 +259,7 @@ pub fn candidates(root: &Path) -> Result<Vec<Candidate>, CheckpointError> {
     }
     let mut all = Vec::new();
     let mut turns = 0;
-    // Where a damaged one stands among the others, its step alone can say.
+    // A damaged checkpoint has only its step to be sorted by.
     for (step, path) in steps(root)? {
         let state = whole(&path).ok_or(()).or_else(|()| verify(&path).map(|good| good.state().clone()));
         if let Ok(state) = &state {
@@ -314,7 +313,7 @@ pub fn newest_stable(root: &Path) -> Result<Option<Verified>, CheckpointError> {
     Ok(all.find_map(|(_, path)| verify(&path).ok()))
 }
 
-/// The newest step that a folder has a checkpoint of, whether it is good or not; it is not opened.
+/// The step of a folder's newest checkpoint, which is not opened and may be damaged.
 ///
 /// # Errors
 /// If the folder cannot be listed.
@@ -401,61 +400,4 @@ pub fn load_weights(path: &Path, config: &Config) -> Result<Params<Host>, Checkp
 /// If the index is not readable or its shards are not there.
 pub fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     weights::files_of(&weights::path_in(folder))
-}
-
-pub(super) fn own_config(folder: &Path) -> Result<Config, CheckpointError> {
-    let path = folder.join(files::CONFIG);
-    let text = fs::read_to_string(&path).map_err(CheckpointError::read("reading", &path))?;
-    Config::from_json(&text)
-        .map_err(|error| CheckpointError::NotACheckpoint { path: folder.into(), reason: error.to_string() })
-}
-
-pub(super) fn read_state(folder: &Path) -> Result<State, CheckpointError> {
-    let path = folder.join(files::STATE);
-    let text = fs::read(&path).map_err(CheckpointError::read("reading", &path))?;
-    let damaged =
-        |reason| CheckpointError::Damaged { path: folder.into(), file: files::STATE.into(), reason };
-    let state: State = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
-    if !(OLDEST..=FORMAT).contains(&state.format) {
-        let reason = format!("it has format {}, this program reads {OLDEST} to {FORMAT}", state.format);
-        return Err(damaged(reason));
-    }
-    Ok(state)
-}
-
-/// The state of a checkpoint that has all its files at their full length: the cheap look, without hashing.
-pub fn whole(path: &Path) -> Option<State> {
-    let manifest = manifest::read(path).ok()?;
-    let complete = manifest.files.iter().all(|(name, record)| {
-        fs::metadata(path.join(name)).is_ok_and(|metadata| metadata.len() == record.bytes)
-    });
-    if complete { read_state(path).ok() } else { None }
-}
-
-/// The step that a folder's name claims, if it is a checkpoint's name.
-pub(super) fn own_step(path: &Path) -> Option<u64> {
-    path.file_name()?.to_str()?.strip_prefix("step_")?.parse().ok()
-}
-
-/// Steps and folders of all names `step_<number>`, oldest first; whether they are whole is not looked at.
-///
-/// # Errors
-/// If the folder cannot be listed.
-pub fn steps(root: &Path) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
-    steps_with_suffix(root, "")
-}
-
-fn steps_with_suffix(root: &Path, suffix: &str) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(root).map_err(CheckpointError::read("listing", root))? {
-        let entry = entry.map_err(CheckpointError::read("listing", root))?;
-        let name = entry.file_name();
-        let step =
-            name.to_str().and_then(|name| name.strip_prefix("step_")?.strip_suffix(suffix)?.parse().ok());
-        if let Some(step) = step {
-            found.push((step, entry.path()));
-        }
-    }
-    found.sort();
-    Ok(found)
 }

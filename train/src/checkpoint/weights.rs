@@ -1,5 +1,5 @@
-//! Weights in the shapes in which they come: one safetensors file or shards with an index, names as they are or behind a
-//! wrapper's prefix.
+//! Weights in the shapes in which they come: one safetensors file or shards with an index, with the model's names or with a
+//! wrapper's prefix before each.
 
 use super::{CheckpointError, TensorFile, files};
 use engine::Host;
@@ -52,8 +52,8 @@ impl Weights {
             places.extend(shards[0].names().into_iter().map(|name| (name.clone(), (0, name))));
         }
         let common = |places: &BTreeMap<String, _>| {
-            let behind = |prefix: &&str| places.keys().all(|name| name.starts_with(*prefix));
-            PREFIXES.into_iter().find(behind).filter(|_| !places.is_empty())
+            let in_all = |prefix: &&str| places.keys().all(|name| name.starts_with(*prefix));
+            PREFIXES.into_iter().find(in_all).filter(|_| !places.is_empty())
         };
         // One wrapper may be in another.
         while let Some(prefix) = common(&places) {

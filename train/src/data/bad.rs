@@ -1,4 +1,4 @@
-//! What is done about input that is no document: it is counted, named in a report, and borne up to a limit.
+//! What is done about input that is no document: it is counted, named in a report, and tolerated up to a limit.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -10,13 +10,13 @@ use super::error::{DataError, Result};
 /// The report, in the folder that is prepared: a JSON object a line with file, line or row, and reason.
 pub const BAD_LINES_FILE: &str = "bad_lines.jsonl";
 
-/// So many are borne however few there are in all: one bad line of a small file should not end the work.
+/// This many are tolerated however few documents there are: one bad line of a small file should not end the work.
 const ALWAYS_BORNE: u64 = 10;
 
 /// What is done about lines, rows and files that are no documents.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum BadLines {
-    /// The first one ends the work.
+    /// The first bad one ends the work.
     Stop,
     /// They are left out, up to this share of all documents met so far (and up to ten in any case).
     Skip {
@@ -55,7 +55,7 @@ impl fmt::Display for Bad {
     }
 }
 
-/// Counts what is met, in the order of the inputs.
+/// Counts documents and bad input, in the order of the inputs.
 pub(super) struct Tally {
     policy: BadLines,
     report: PathBuf,
@@ -66,7 +66,7 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    /// Nothing met yet. The report of an earlier run in `out` is removed.
+    /// Counts from 0, and removes the report of an earlier run in `out`.
     pub(super) fn new(policy: BadLines, out: &Path) -> Result<Self> {
         let report = out.join(BAD_LINES_FILE);
         match fs::remove_file(&report) {
@@ -78,12 +78,12 @@ impl Tally {
         Ok(Self { policy, report, file: None, documents: 0, bad: 0, first: None })
     }
 
-    /// A document was met.
+    /// Counts a document.
     pub(super) fn meet(&mut self) {
         self.documents += 1;
     }
 
-    /// Something else was met: an error if that is not to be borne.
+    /// Counts bad input; an error if there is more of it than is tolerated.
     pub(super) fn meet_bad(&mut self, bad: Bad) -> Result<()> {
         let BadLines::Skip { most } = self.policy else {
             return Err(DataError::BadLine(bad.to_string()));
@@ -114,7 +114,7 @@ impl Tally {
         self.first.as_ref().map(Bad::to_string)
     }
 
-    /// Each one is on disk before it is judged, so that the report is whole when the work ends here.
+    /// Each one is on disk before it is counted, so that the report is whole if the work ends here.
     fn write(&mut self, bad: &Bad) -> std::io::Result<()> {
         let file = match &mut self.file {
             Some(file) => file,

@@ -19,7 +19,7 @@ pub struct Bigram {
 impl Dataset {
     /// Estimates p(b | a) = (count(a, b) + k p(b)) / (count(a) + k) with p(b) = (count(b) + 1) / (count + vocabulary) on up to
     /// `limit` training tokens in file order, and takes the k that is best on the validation batches themselves: the bar
-    /// is rather too high than too low. Only pairs that occur in the batches are counted, so memory is bounded by them.
+    /// is if anything too high. Only pairs that occur in the batches are counted, so memory is bounded by them.
     pub fn bigram(&self, validation: &[Batch], limit: u64) -> Result<Bigram> {
         let mut pairs = Vec::new();
         for batch in validation {
@@ -68,7 +68,7 @@ impl Dataset {
             let rows = match self.read(chunk) {
                 Ok(rows) => rows,
                 Err(ReadError::Wrong(error)) => return Err(error),
-                // The loader counts and limits damage; here it is only less to count.
+                // The loader counts and limits damage; here there is only less to count.
                 Err(ReadError::Damaged(_)) => continue,
             };
             for index in 0..rows.ends.len() {
@@ -90,14 +90,14 @@ impl Dataset {
     }
 }
 
-/// A pair of tokens: how often it is asked for and how often it was seen.
+/// A pair of tokens: how often it occurs in the batches, and how often in the training tokens.
 struct Pair {
     tokens: (i32, i32),
     targets: u64,
     count: u64,
 }
 
-/// The pairs that are asked for, sorted, and where those of each first token begin: a hash map took five times as long.
+/// The pairs of the batches, sorted, and where those of each first token begin. A hash map took five times as long.
 struct Pairs {
     list: Vec<Pair>,
     begins: Vec<usize>,
@@ -113,7 +113,7 @@ impl Pairs {
         Self { list, begins }
     }
 
-    /// Counts a pair if it is asked for.
+    /// Counts a pair of training tokens, if it occurs in the batches.
     fn meet(&mut self, a: i32, b: i32) {
         let pairs = &mut self.list[self.begins[a as usize]..self.begins[a as usize + 1]];
         if let Ok(at) = pairs.binary_search_by_key(&b, |p| p.tokens.1) {

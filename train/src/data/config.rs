@@ -3,7 +3,6 @@
 use serde::{Deserialize, Serialize};
 
 use super::error::{DataError, Result};
-use super::pack::Packing;
 
 /// The order of rows; `true` and `false` in configuration files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,21 +27,36 @@ impl From<Order> for bool {
     }
 }
 
+/// How documents become training rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Packing {
+    /// Each row begins with the next document and is filled with the longest ones that still fit; a document is split only
+    /// when none fits.
+    #[default]
+    BestFit,
+    /// Documents follow each other and are split wherever a row ends.
+    Sequential,
+    /// Every Parquet row is one training row as it stands.
+    None,
+}
+
 /// Everything that decides which rows are made, and in which order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RowOptions {
-    /// Tokens a row.
+    /// Tokens of a row.
     pub seq: usize,
     /// How documents become rows.
     pub packing: Packing,
     /// Their order.
     pub order: Order,
-    /// The share of the documents' pieces, each what one row has of a document, rearranged for fill in the middle. With
-    /// [`Packing::None`] those that have room for the marks; rows that bring segments or labels stand as they are.
+    /// The share of pieces that are rearranged for fill-in-the-middle. A piece is the part of a document that lies in one row.
+    /// With [`Packing::None`] only pieces with room for the marks are; rows with segments or labels of their own stay as they
+    /// are.
     pub fim_rate: f64,
-    /// The share of those in the order suffix, prefix, middle.
+    /// The share of the rearranged pieces that are in the order suffix, prefix, middle.
     pub fim_spm_rate: f64,
-    /// The seed of every draw.
+    /// The seed of every random choice.
     pub seed: u64,
     /// How many damaged row groups are left out before an error.
     pub max_bad_row_groups: usize,
@@ -53,7 +67,7 @@ pub struct RowOptions {
 impl RowOptions {
     /// Refuses values out of range.
     pub(super) fn check(&self) -> Result<()> {
-        for (name, value) in [("data.fim_rate", self.fim_rate), ("data.fim_spm_rate", self.fim_spm_rate)] {
+        for (name, value) in [("data.fim_rate", self.fim_rate), ("data.fim_spm", self.fim_spm_rate)] {
             if !(0.0..=1.0).contains(&value) {
                 return Err(DataError::Setting { name, found: value.to_string(), wanted: "between 0 and 1" });
             }
@@ -68,7 +82,7 @@ impl RowOptions {
         Ok(())
     }
 
-    /// Tokens of a block, the unit of packing: a small part of a window, but enough rows that the padded one does not count.
+    /// Tokens of a block, the unit of packing: a small part of a window, but so many rows that the padding of the last one hardly counts.
     pub(super) fn block_tokens(&self) -> u64 {
         (self.window_tokens / 16).max(64 * self.seq as u64)
     }

@@ -82,8 +82,8 @@ impl Dataset {
         Self::open_ended_by(None, folder, vocabulary, validation_fraction)
     }
 
-    /// The same, for rows whose documents end with this token, or with the token of this id: `dataset.json` says so itself,
-    /// and must not say otherwise; of rows that other programs made nobody knows.
+    /// The same. `end_of_text` is the token that ends a document, or its id: needed for rows that another program made, as
+    /// nothing in them says it; it must not contradict `dataset.json`.
     pub fn open_ended_by(
         end_of_text: Option<&str>,
         folder: &Path,
@@ -100,7 +100,7 @@ impl Dataset {
         if let Some(info) = &info {
             check_format(folder, info, vocabulary)?;
         }
-        // First: a folder without shards lacks more than a tokenizer.
+        // First: if there are no shards, a missing tokenizer is not what to complain of.
         let (train_shards, validation_shards) = open_shards(folder, info.as_ref())?;
         if train_shards.is_empty() {
             return Err(DataError::NoRows { path: folder.to_owned(), split: Part::Train.name() });
@@ -167,7 +167,7 @@ impl Dataset {
         !self.validation.is_empty()
     }
 
-    /// Where the held-out rows come from, and what `data.validation_fraction` has to do with it.
+    /// Where the held-out rows come from, and whether `data.validation_fraction` decided it.
     pub fn held_out(&self) -> String {
         let count = |chunks: &[Chunk]| chunks.iter().map(Chunk::len).sum::<u64>();
         let (held, all) = (count(&self.validation), count(&self.validation) + count(&self.train));
@@ -219,7 +219,7 @@ impl Dataset {
         self.shards.iter().find(|s| s.has_labels()).map(|s| s.path.as_path())
     }
 
-    /// A file whose rows say more of their tokens than the ids.
+    /// A file whose rows have columns of segments or labels beside the ids.
     pub(super) fn rows_of_training(&self) -> Option<&Path> {
         self.shards.iter().find(|s| s.has_labels() || s.has_segments()).map(|s| s.path.as_path())
     }
@@ -257,7 +257,7 @@ fn open_tokenizer(folder: &Path, info: Option<&DatasetInfo>) -> Result<Option<To
     }
 }
 
-/// What a folder says of its tokens.
+/// What a folder says about its tokens.
 struct Found<'a> {
     folder: &'a Path,
     info: Option<&'a DatasetInfo>,

@@ -192,7 +192,7 @@ pub enum DataError {
         /// What to do.
         remedy: String,
     },
-    /// Another token is said to end documents than the one that does.
+    /// `data.end_of_text` is not the token that ends the documents.
     #[error(
         "the documents in {path} end with `{wanted}`, as its dataset.json says, and not with data.end_of_text, `{found}`: leave \
          that key out, or prepare the data again"
@@ -351,7 +351,7 @@ pub enum DataError {
 
 /// A path as a shell reads it.
 fn quoted(path: &Path) -> String {
-    crate::cli::quoted(&path.to_string_lossy())
+    program::quoted(&path.to_string_lossy())
 }
 
 impl DataError {

@@ -8,8 +8,8 @@
 //!   and see nothing else, so any block can be made again from the seed alone: a position is (epoch, window, block, row).
 //!   The price is one row a block that is padded, about 0.1 % of the tokens.
 //!
-//! Every draw is numbered by what it is about (chunk, document, piece, row), so a damaged row group that is left out moves no
-//! other.
+//! Every random choice is numbered by the chunk, document, piece or row that it is about, so leaving out a damaged row group
+//! changes no other choice.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -17,18 +17,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use super::config::{Order, RowOptions};
+use super::config::{Order, Packing, RowOptions};
 use super::dataset::{Chunk, Dataset, Part};
 use super::error::{DataError, Result};
 use super::fim::{Fim, Marks, Piece, PieceId};
-use super::pack::{self, Document, PackedRows, Packing, Tally};
+use super::pack::{self, Document, PackedRows, Tally};
 use super::parallel::{cores, in_parallel};
 use super::position::Position;
 use super::random::{Purpose, Stream};
 use super::shard::{ReadError, Rows};
 
-/// Changes whenever the order of rows does, so that a position of another order is refused. Rows without FIM are those of
-/// version 1 still.
+/// The version of the order of rows: a position of another version is refused. Rows without FIM are still in the order of
+/// version 1.
 const ORDER_VERSION: u64 = 1;
 const FIM_ORDER_VERSION: u64 = 2;
 
@@ -37,7 +37,7 @@ pub(super) struct Block {
     pub(super) rows: PackedRows,
     /// The position of the first row.
     pub(super) start: Position,
-    /// The position behind the last row.
+    /// The position after the last row.
     pub(super) next: Position,
 }
 
@@ -54,9 +54,9 @@ pub(super) struct Feed {
     bad: HashSet<(usize, usize)>,
     bad_count: Arc<AtomicUsize>,
     notes: Option<Sender<String>>,
-    /// Whether it was said what FIM does with the rows.
+    /// Whether a person was told what FIM does with the rows.
     said_fim: bool,
-    /// Rows made since the epoch began, if it was begun here.
+    /// Rows made since the epoch began, if this feed began it.
     rows_of_epoch: Option<usize>,
 }
 
@@ -125,7 +125,7 @@ impl Feed {
         self.bad_count.clone()
     }
 
-    /// Where it is said from now on what a person should know: row groups that are damaged and left out, and what FIM does.
+    /// Sends from now on what a person should know: which row groups are damaged and left out, and what FIM does.
     pub(super) fn notes(&mut self) -> Receiver<String> {
         let (sender, receiver) = channel();
         self.notes = Some(sender);
@@ -133,7 +133,7 @@ impl Feed {
     }
 
     fn say(&self, note: String) {
-        // A loader that is gone does not listen.
+        // The loader may be gone; then nobody needs to know.
         let _ = self.notes.as_ref().map(|listener| listener.send(note));
     }
 
@@ -309,7 +309,7 @@ impl Feed {
         Ok(packed)
     }
 
-    /// One Parquet row as a training row whose documents are rearranged where that is drawn and the row has room for the marks.
+    /// One Parquet row as a training row. Its documents are rearranged where chance says so and the row has room for the marks.
     fn rearrange(&self, row: u64, ids: &[i32], fim: &Fim, packed: &mut PackedRows) -> Result<()> {
         let end_of_text = self.dataset.end_of_text();
         let mut spare = self.options.seq - ids.len();
@@ -346,7 +346,7 @@ impl Feed {
         Ok(())
     }
 
-    /// The documents of a block, those that fit a row rearranged already where that is drawn.
+    /// The documents of a block. Those that fit a row are rearranged already, where chance says so.
     fn documents(&self, window: &Window, rows: &[usize], fim: Option<&Fim>) -> Result<Vec<Document>> {
         let end = self.dataset.end_of_text();
         let one = |&index: &usize| -> Result<Document> {
@@ -358,7 +358,7 @@ impl Feed {
         in_parallel(rows, threads, one).into_iter().collect()
     }
 
-    /// What FIM does with the rows, from those of a block.
+    /// What FIM does with the rows, by what it did with those of a block.
     fn said_of_fim(&self, tally: Tally) -> String {
         let rate = self.options.fim_rate;
         if self.marks.is_none() {
@@ -398,7 +398,7 @@ impl Feed {
 
 fn join(all: &mut Rows, rows: Rows) {
     let before = all.ids.len();
-    // Files with and without an optional column may lie in one folder; then it is left out for all of them.
+    // Files with and without an optional column may lie in one folder; then the column is ignored in all of them.
     let optional = |all: &mut Option<Vec<i32>>, more: Option<Vec<i32>>| match (all.as_mut(), more) {
         (Some(all), Some(more)) => all.extend(more),
         (None, Some(more)) if before == 0 => *all = Some(more),
@@ -411,9 +411,9 @@ fn join(all: &mut Rows, rows: Rows) {
 }
 
 impl Dataset {
-    /// A position of rows of the settings `old` for a run that makes rows of another length: the block that it lies in is
-    /// begun again, because blocks hold the same documents whatever the rows are. And how many rows, of the old length, are
-    /// thereby seen again. None if the settings differ in more than that, or it is no position of `old`.
+    /// Where a run goes on that now makes rows of another length than those of the settings `old`: at the begin of the block
+    /// that the position lies in, because blocks hold the same documents whatever the rows' length. Also how many rows, of the
+    /// old length, are thereby seen again. None if the settings differ in more than the length, or it is no position of `old`.
     pub fn in_other_rows(
         &self,
         position: Position,
@@ -430,7 +430,7 @@ impl Dataset {
     }
 }
 
-/// Whether pieces of documents are rearranged for fill-in-the-middle; rows that stand as they are given are not.
+/// Whether pieces of documents are rearranged for fill-in-the-middle. Rows with segments of their own are not.
 fn rearranges(dataset: &Dataset, options: &RowOptions) -> bool {
     let stand = options.packing == Packing::None && dataset.rows_of_training().is_some();
     options.fim_rate > 0.0 && !stand
@@ -456,6 +456,6 @@ fn mark(dataset: &Dataset, part: Part, options: &RowOptions) -> u64 {
     for number in numbers {
         hasher.update(&number.to_le_bytes());
     }
-    // Never 0: that is the mark of a start.
+    // Never 0, which marks the start.
     u64::from_le_bytes(hasher.finalize().as_bytes()[..8].try_into().expect("8 bytes")) | 1
 }

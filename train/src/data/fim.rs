@@ -42,23 +42,23 @@ impl Marks {
     }
 }
 
-/// A piece of a document: every draw about it is numbered by it.
+/// A piece of a document. The random choices about it are numbered by this.
 #[derive(Clone, Copy)]
 pub(super) struct PieceId {
     /// The document's number in its split.
     pub(super) document: u64,
-    /// How many pieces of it lie before.
+    /// The number of its pieces before this one.
     pub(super) piece: u64,
 }
 
 impl PieceId {
-    /// The number of its draws; that of the document for its first piece.
+    /// What its random choices are numbered by: for the first piece the number of the document.
     fn number(self) -> u64 {
         self.document | (self.piece << 40)
     }
 }
 
-/// The draws of one epoch.
+/// The random choices of one epoch.
 #[derive(Clone, Copy)]
 struct Draws {
     form: Stream,
@@ -66,7 +66,7 @@ struct Draws {
 }
 
 impl Draws {
-    /// The draws that decide about every piece of `epoch`.
+    /// The choices about every piece of `epoch`.
     fn new(seed: u64, epoch: u64) -> Self {
         let stream = |purpose| Stream::new(seed, purpose, epoch);
         Self { form: stream(Purpose::FimForm), cuts: stream(Purpose::FimCuts) }
@@ -87,7 +87,7 @@ impl Draws {
     }
 }
 
-/// What became of a piece.
+/// What was done with a piece.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Piece {
     /// Rearranged: three marks, the three parts, and the end of the text.
@@ -97,21 +97,21 @@ pub(super) enum Piece {
         /// How many of the given tokens are in it.
         taken: usize,
     },
-    /// Left as it is, as drawn.
+    /// Left as it is, by chance.
     Plain,
-    /// Left as it is, though drawn: there is no room for marks and text.
+    /// Chosen, but left as it is: there is no room for marks and text.
     NoRoom,
-    /// Left as it is, though drawn: its tokens are no text.
+    /// Chosen, but left as it is: its tokens are no text.
     NotText,
 }
 
 /// Three marks and the end of the text.
 pub(super) const MARKS: usize = 4;
 
-/// A document is not cut for a smaller room: there would be more marks than text.
+/// No document is cut to fill less room than this: there would be more marks than text.
 const LEAST_ROOM: usize = 4 * MARKS;
 
-/// No character has more bytes, so no more tokens have to go for a cut to lie between characters.
+/// Bytes of the longest character: leaving out fewer tokens than that always reaches a place between characters.
 const LONGEST_CHARACTER: usize = 4;
 
 /// Rearranges the pieces of one epoch.
@@ -137,8 +137,9 @@ impl<'a> Fim<'a> {
         Self { draws, rate: options.fim_rate, spm_rate: options.fim_spm_rate, marks, end_of_text, tokenizer }
     }
 
-    /// The piece that `rest`, a document's text from some token on, begins with: all of it if that fits `room` tokens, or
-    /// as much as does. The parts are tokenised one by one: cuts between tokens would never teach to continue within one.
+    /// The next piece of a document, of which `rest` are the tokens that are left: all of them if they fit `room` tokens, or
+    /// as many as do. The text is cut between characters and its parts are tokenised one by one: cuts between tokens would
+    /// never teach to continue within a token.
     pub(super) fn piece(&self, rest: &[i32], id: PieceId, room: usize) -> Result<Piece> {
         let Some(form) = self.draws.form(id, self.rate, self.spm_rate) else { return Ok(Piece::Plain) };
         let Some(most) = room.checked_sub(MARKS) else { return Ok(Piece::NoRoom) };
@@ -157,8 +158,8 @@ impl<'a> Fim<'a> {
             let Some(excess) = length.checked_sub(room).filter(|excess| *excess > 0) else {
                 return Ok(Piece::Rearranged { ids: self.arranged(form, &prefix, &middle, &suffix), taken });
             };
-            // Cuts within tokens make more of them. Far from a cut the suffix has the document's own tokens: what is too
-            // much of them is left to the next piece.
+            // A cut within a token makes more tokens. What is too much is taken from the suffix, which has the document's own
+            // tokens far from a cut, and left to the next piece.
             let kept = suffix.len().saturating_sub(excess);
             let left = &suffix[kept..];
             if left.len() == excess
@@ -174,7 +175,7 @@ impl<'a> Fim<'a> {
         }
     }
 
-    /// The text of the first `taken` tokens, or of a few less if a character goes on behind them.
+    /// The text of the first `taken` tokens, or of a few less if the last character goes on after them.
     fn text(&self, rest: &[i32], taken: usize) -> Option<(String, usize)> {
         let fewest = if taken < rest.len() { taken.saturating_sub(LONGEST_CHARACTER - 1) } else { taken };
         (fewest.max(1)..=taken).rev().find_map(|taken| Some((self.tokenizer.decode(&rest[..taken])?, taken)))
@@ -263,7 +264,7 @@ mod tests {
         assert_eq!(special.expect("no encoding"), Piece::NotText);
     }
 
-    /// Whatever room there is, a piece keeps to it, and the pieces together are the document.
+    /// A piece fits its room, whatever that is, and the pieces together are the document.
     #[test]
     fn pieces_fill_their_room_and_lose_nothing() {
         let tokenizer = tokenizer();

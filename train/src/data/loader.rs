@@ -9,14 +9,14 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::config::BatchShape;
-use crate::forecast::group;
+use crate::numbers::group;
 use program::esay;
 
-use super::config::{Order, RowOptions};
+use super::config::{Order, Packing, RowOptions};
 use super::dataset::{Dataset, Part};
 use super::error::{DataError, Result};
 use super::feed::{Block, Feed};
-use super::pack::{PADDING, Packing};
+use super::pack::PADDING;
 use super::position::Position;
 
 /// Finished blocks that wait for the consumer: about 8 MiB each.
@@ -36,15 +36,15 @@ pub struct Batch {
     pub segments: Vec<i32>,
     /// The position of the first row, for logs and replay.
     pub position: Position,
-    /// The position behind the last row: continue here.
+    /// The position after the last row: where the next batch begins.
     pub position_after: Position,
 }
 
 impl Batch {
     /// Tokens that are predicted from those before them in the same document: all but the first of each piece of a row.
     pub fn targets(&self) -> u64 {
-        let of_row = |row: &[i32]| row.windows(2).filter(|pair| pair[0] == pair[1] && pair[0] >= 0).count();
-        self.segments.chunks(self.shape.seq).map(of_row).sum::<usize>() as u64
+        let in_row = |row: &[i32]| row.windows(2).filter(|pair| pair[0] == pair[1] && pair[0] >= 0).count();
+        self.segments.chunks(self.shape.seq).map(in_row).sum::<usize>() as u64
     }
 
     /// Places that hold no token.
@@ -53,24 +53,24 @@ impl Batch {
     }
 }
 
-/// How much there is in one epoch.
+/// The size of one epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EpochSize {
-    /// Documents, exactly; none for data that are not here.
+    /// Documents, exactly. None for data that are not here.
     pub documents: Option<u64>,
-    /// Training tokens: exact without FIM and with documents that do not end in an end-of-text token already; otherwise an
-    /// upper estimate, because a rearranged piece has four marks and a few tokens at the cuts more.
+    /// Training tokens. Exact without FIM, if no document ends in an end-of-text token already. With FIM each rearranged piece
+    /// has four marks and a few tokens at its cuts more, which are estimated from above.
     pub tokens: u64,
-    /// Rows: exact with [`Packing::None`]; otherwise at most one row a block more than there are, because the number of blocks
-    /// depends on the shuffle.
+    /// Rows. Exact with [`Packing::None`]; otherwise up to one row a block too many, because the number of blocks depends on
+    /// the shuffle.
     pub rows: u64,
-    /// Places of a row.
+    /// Places in a row.
     pub seq: usize,
 }
 
 impl EpochSize {
-    /// So many tokens of data that are not here, in rows without padding.
-    pub fn of_tokens(tokens: u64, seq: usize) -> Self {
+    /// The size of data that are not here: so many tokens, in rows without padding.
+    pub fn assumed(tokens: u64, seq: usize) -> Self {
         Self { documents: None, tokens, rows: tokens.div_ceil(seq as u64), seq }
     }
 
@@ -96,22 +96,22 @@ impl fmt::Display for EpochSize {
 
 /// Rows made by a background thread, in an order that is a pure function of the options.
 pub struct Loader {
-    // Before the thread: it ends when nobody receives any more.
+    // Declared before the thread, so dropped first: the thread ends when nobody receives any more.
     blocks: Receiver<Result<Block>>,
     _thread: Joined,
     current: Option<Block>,
-    /// Received by [`Loader::ready`], behind `current`.
+    /// Received by [`Loader::ready`], to be used after `current`.
     made: VecDeque<Block>,
     seq: usize,
     position: Position,
     bad_row_groups: Arc<AtomicUsize>,
     notes: Receiver<String>,
-    /// Rows to pass over in the first block.
+    /// Rows to skip in the first block.
     skip: u64,
 }
 
-/// A thread that has ended when this is dropped: nothing reads the dataset's files behind the loader's back, so that they
-/// may be replaced or removed.
+/// Waits for the thread's end when it is dropped: from then on nothing reads the dataset's files, which may be replaced or
+/// removed.
 struct Joined(Option<JoinHandle<()>>);
 
 impl Drop for Joined {
@@ -125,7 +125,7 @@ impl Loader {
     /// Begins to make training rows at `position`.
     pub fn start(dataset: Arc<Dataset>, options: RowOptions, position: Position) -> Result<Self> {
         let seq = options.seq;
-        // Rows already served of the block are counted again when it is made.
+        // The block is made again, and its rows that were served already are skipped.
         let begin = Position { rows: position.rows.saturating_sub(position.row), ..position };
         let mut feed = Feed::new(dataset, Part::Train, options, begin)?;
         let bad_row_groups = feed.bad_row_groups();
@@ -159,7 +159,8 @@ impl Loader {
         })
     }
 
-    /// Waits at most `patience` until so many rows are made. The position stays what it is, so that a wait can be given up.
+    /// Waits until the rows of the next step are made, at most for `patience`. The position does not change, so that a wait can be
+    /// given up.
     pub fn ready(&mut self, rows: usize, patience: Duration) -> Result<bool> {
         let start = Instant::now();
         loop {
@@ -201,8 +202,8 @@ impl Loader {
         self.bad_row_groups.load(Ordering::Relaxed)
     }
 
-    /// What a person should know of the rows made since the last call, a sentence each: what was found damaged and left out,
-    /// and what FIM does with them.
+    /// What a person should know about the rows made since the last call, a sentence each: what is damaged and was left out, and
+    /// what FIM does.
     pub fn notes(&self) -> impl Iterator<Item = String> {
         self.notes.try_iter()
     }
@@ -225,7 +226,7 @@ impl Loader {
         let count = block.rows.ids.len() / self.seq;
         let range = at.row as usize * self.seq..(at.row as usize + 1) * self.seq;
         if range.end > block.rows.ids.len() {
-            // A damaged row group that was read when the position was saved, or the other way round.
+            // A row group was readable when the position was saved and is damaged now, or the other way round.
             self.position = block.next;
             return self.take_row(ids, segments);
         }
@@ -259,7 +260,7 @@ impl Dataset {
         let pieces = documents + stored / options.seq as u64;
         let marks = 6.0 * options.fim_rate * pieces as f64;
         let tokens = stored + documents + marks as u64;
-        // Two neighbouring windows hold more than one window's tokens together.
+        // Two neighbouring windows together hold more tokens than one may.
         let windows = 2 * tokens / options.window_tokens + 1;
         let blocks = tokens / options.block_tokens() + windows;
         let rows = tokens / options.seq as u64 + blocks;
@@ -321,7 +322,7 @@ impl Dataset {
             position_after: Position::default(),
         };
         let all = ids.chunks(size).zip(segments.chunks(size)).map(batch);
-        // The program counts no fewer than one target.
+        // The program divides by at least one target.
         Ok(all.filter(|batch| batch.targets() > 0).collect())
     }
 }

@@ -45,7 +45,7 @@ pub struct Recipe {
     pub exclude: Vec<String>,
 }
 
-/// What data sets ended documents with that do not say it.
+/// The token that ends documents in data sets that do not say it.
 fn end_of_text() -> String {
     END_OF_TEXT.to_owned()
 }
@@ -75,7 +75,7 @@ pub struct DatasetInfo {
 /// An input and how many files were found in it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InputInfo {
-    /// The file or folder, as it was given.
+    /// The file or folder, as the command line named it.
     pub path: String,
     /// Python files.
     pub python: u64,

@@ -27,14 +27,14 @@ mod words;
 
 pub use bad::{BAD_LINES_FILE, BadLines};
 pub use bigram::Bigram;
-pub use config::{Order, RowOptions};
+pub use config::{Order, Packing, RowOptions};
 pub use dataset::Dataset;
 pub use error::{DataError, Result};
 pub use loader::{Batch, EpochSize, Loader};
 pub use manifest::{
     DATASET_FILE, DatasetInfo, FORMAT, InputInfo, Recipe, ShardInfo, Skipped, Split, TOKENIZER_FILE,
 };
-pub use pack::{PADDING, Packing};
+pub use pack::PADDING;
 pub use position::Position;
 pub use prepare::{PrepareOptions, PrepareProgress, PrepareSummary, TokenizerSource, prepare};
 pub use standard_library::prepare_standard_library;

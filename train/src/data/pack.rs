@@ -11,27 +11,11 @@ use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::ops::AddAssign;
 
-use serde::{Deserialize, Serialize};
-
 use super::error::DataError;
 use super::fim::{Fim, MARKS, Piece, PieceId};
 
 /// The segment of padding.
 pub const PADDING: i32 = -1;
-
-/// How documents become training rows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Packing {
-    /// Each row begins with the next document and is filled with the longest ones that still fit; a document is split only
-    /// when none fits.
-    #[default]
-    BestFit,
-    /// Documents follow each other and are split wherever a row ends.
-    Sequential,
-    /// Every Parquet row is one training row as it stands.
-    None,
-}
 
 /// Training rows, flat.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,7 +25,7 @@ pub(super) struct PackedRows {
     pub(super) tally: Tally,
 }
 
-/// What became of the pieces of documents.
+/// What was done with the pieces of documents, counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tally {
     /// All of them.
@@ -52,9 +36,9 @@ pub(super) struct Tally {
     pub(super) rearranged: u64,
     /// Their tokens.
     pub(super) rearranged_tokens: u64,
-    /// Those that were drawn for it and had no room for the marks.
+    /// Those that were chosen for it and had no room for the marks.
     pub(super) no_room: u64,
-    /// Those that were drawn for it and are no text.
+    /// Those that were chosen for it and are no text.
     pub(super) not_text: u64,
 }
 
@@ -79,12 +63,12 @@ pub(super) struct Document {
     at: usize,
     /// In how many pieces.
     pieces: u64,
-    /// All of it, rearranged, if it was drawn and fits a row.
+    /// All of it, rearranged, if it was chosen for FIM and fits a row.
     whole: Option<Vec<i32>>,
 }
 
 impl Document {
-    /// A document of which nothing is in a row. ids: without the end of the text.
+    /// A document of which nothing is in a row yet. ids: without the end of the text.
     pub(super) fn new(
         number: u64,
         ids: &[i32],
@@ -107,7 +91,7 @@ impl Document {
         Ok(Self { number, ids: [ids, &[end_of_text]].concat(), at: 0, pieces: 0, whole })
     }
 
-    /// Places that it takes in a row, as long as it is whole.
+    /// Places that it takes in a row, while nothing of it is in one.
     fn length(&self) -> usize {
         self.whole.as_ref().map_or(self.ids.len(), Vec::len)
     }
@@ -116,7 +100,7 @@ impl Document {
         self.at == self.ids.len()
     }
 
-    /// The next piece, for a row with `room` free places, of which there is one.
+    /// The next piece, for a row with `room` free places, at least one.
     fn take(
         &mut self,
         room: usize,
@@ -135,7 +119,7 @@ impl Document {
         };
         match piece {
             Piece::Rearranged { ids, taken } => {
-                // Behind the last of its text there is only its end, which the piece has.
+                // After the last of its text there is only its end, which the piece has.
                 self.at = if taken == text.len() { self.ids.len() } else { start + taken };
                 tally.rearranged += 1;
                 tally.rearranged_tokens += ids.len() as u64;
@@ -339,7 +323,7 @@ mod tests {
         seq: usize,
     ) -> PackedRows {
         let document = |ids: &Vec<i32>| Document::new(0, &ids[..ids.len() - 1], EOS, seq, None).unwrap();
-        // A document of nothing but its end is an empty one elsewhere.
+        // A document of nothing but its end counts as empty elsewhere.
         let document = |ids: &Vec<i32>| match ids.len() {
             1 => Document { ids: ids.clone(), ..document(ids) },
             _ => document(ids),

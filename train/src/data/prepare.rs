@@ -135,7 +135,7 @@ pub struct PrepareSummary {
     pub kept_shards: usize,
     /// Shards that an earlier run had finished and that were lost or damaged: they were made again.
     pub made_again: Vec<String>,
-    /// What is to be known of the tokenizer.
+    /// What a user should know about the tokenizer.
     pub tokenizer_notes: Vec<String>,
     /// The first of the inputs that were no documents; all are in [`BAD_LINES_FILE`](super::BAD_LINES_FILE).
     pub first_bad: Option<String>,
@@ -146,7 +146,7 @@ pub struct PrepareSummary {
 /// Prepares a data set. `progress` is told how far it is and may stop it; finished shards are kept then.
 ///
 /// # Errors
-/// If an option is out of range, an input cannot be found, more of the inputs than is borne are no documents, another
+/// If an option is out of range, an input cannot be found, more of the inputs are no documents than is tolerated, another
 /// process is at work on the same folder, or the folder holds something else.
 pub fn prepare(
     options: &PrepareOptions,
@@ -186,7 +186,7 @@ pub(super) fn lock(folder: &Path, held: Held) -> Result<Lock> {
     Ok(Lock::take(folder, LOCK_FILE, held)?)
 }
 
-/// [`prepare`] for who holds the folder's lock and has checked the options.
+/// [`prepare`], once the folder is locked and the options are checked.
 pub(super) fn prepare_locked(
     options: &PrepareOptions,
     _lock: &Lock,
@@ -199,7 +199,7 @@ pub(super) fn prepare_locked(
     let earlier = Earlier::read(&options.out)?;
     let (tokenizer, end_of_text, recipe) = obtain_tokenizer(options, &sources, bytes, &earlier, progress)?;
     if !earlier.complete {
-        // Before the first shard, so that a folder with some of them is never taken for a whole one.
+        // Written before the first shard, so that a folder with some of the shards is never taken for a finished one.
         let (train, validation) = (earlier.train.clone(), earlier.validation.clone());
         let begun = Progress { recipe: recipe.clone(), train, validation };
         manifest::write(&options.out.join(PROGRESS_FILE), &begun)?;
@@ -260,7 +260,7 @@ fn recipe(options: &PrepareOptions, tokenizer_blake3: String) -> Recipe {
 #[derive(Default)]
 struct Earlier {
     recipe: Option<Recipe>,
-    /// It had come to its end.
+    /// A finished data set.
     complete: bool,
     train: Split,
     validation: Split,
@@ -276,7 +276,7 @@ impl Earlier {
             return Ok(Self::default());
         };
         let Progress { recipe, train, validation } = progress;
-        // Begun and no more: nothing is made that other options would spoil.
+        // Begun, but no shard is made yet: other options spoil nothing.
         if train.shards.is_empty() && validation.shards.is_empty() {
             return Ok(Self::default());
         }
@@ -308,7 +308,7 @@ fn obtain_tokenizer(
     let (json, name) = match &options.tokenizer {
         TokenizerSource::File(path) => (fs::read(path).map_err(|e| DataError::io("read", path, e))?, path),
         TokenizerSource::Train(size) => {
-            // One that was lost or changed is trained again, like a shard.
+            // A tokenizer that was lost or changed is trained again, as a shard is made again.
             let made = |recipe: &&Recipe| recipe.trained_tokenizer == Some(*size);
             let whole = |json: &Vec<u8>| {
                 let hash = blake3::hash(json).to_hex();
@@ -465,7 +465,9 @@ impl Work<'_> {
         }
         let ids = in_parallel(&wanted, self.options.threads, |(.., text)| tokenizer.encode(text));
         for ((split, home, hash, text), ids) in wanted.iter().zip(ids) {
-            let closed = self.splits[*split].push(*home, hash, &ids?, text.len() as u64, self.options)?;
+            let PrepareOptions { out, shard_tokens, .. } = self.options;
+            let bytes = text.len() as u64;
+            let closed = self.splits[*split].push(*home, hash, &ids?, bytes, out, *shard_tokens)?;
             if closed && !self.complete {
                 let [train, validation] = self.splits.each_ref().map(SplitWork::split);
                 let progress = Progress { recipe: self.recipe.clone(), train, validation };

@@ -2,7 +2,7 @@
 
 use engine::random::threefry2x32;
 
-/// What a stream of draws is for; streams of different purposes are independent.
+/// What a stream of random numbers is for; streams of different purposes are independent.
 #[derive(Clone, Copy)]
 pub(super) enum Purpose {
     /// The order of chunks in an epoch.
@@ -17,10 +17,11 @@ pub(super) enum Purpose {
     FimCuts,
 }
 
-/// Programs on the device draw with (step, site) under the same seed; this tag is a step number that no run reaches.
+/// Programs on the device take their random numbers from (step, site) under the same seed; this tag is a step that no run
+/// reaches.
 const TAG: u32 = 0x6461_7400;
 
-/// Draws for one purpose in one epoch.
+/// The random numbers for one purpose in one epoch.
 #[derive(Clone, Copy)]
 pub(super) struct Stream([u32; 2]);
 
@@ -30,12 +31,12 @@ impl Stream {
         Self(threefry2x32([seed as u32, (seed >> 32) as u32], [TAG + purpose as u32, epoch as u32]))
     }
 
-    /// The two words of draw `index`.
+    /// Two random words, those of number `index`.
     pub(super) fn draw(self, index: u64) -> [u32; 2] {
         threefry2x32(self.0, [index as u32, (index >> 32) as u32])
     }
 
-    /// Sorts by one draw an item, found by the item's own number: removing an item does not move the others.
+    /// Sorts items by a random word each, that of the item's own number: removing an item does not move the others.
     pub(super) fn shuffle<T: Copy + Ord>(self, items: &mut [T], number: impl Fn(T) -> u64) {
         items.sort_by_cached_key(|&item| {
             let [low, high] = self.draw(number(item));

@@ -57,7 +57,7 @@ impl Rows {
 
 /// Why rows could not be read.
 pub(super) enum ReadError {
-    /// The row group is damaged; others may be well.
+    /// The row group is damaged; others may be good.
     Damaged(String),
     /// The data do not fit the model; skipping would hide it.
     Wrong(DataError),
@@ -96,7 +96,7 @@ impl Shard {
         if let Some((rows, tokens)) =
             shard.row_groups().find(|&(rows, tokens)| rows > tokens || tokens > MOST_TOKENS)
         {
-            let reason = format!("its footer speaks of {rows} rows with {tokens} tokens in one row group");
+            let reason = format!("its footer says {rows} rows with {tokens} tokens in one row group");
             return Err(DataError::Footer { path: path.to_owned(), reason });
         }
         Ok(shard)

@@ -16,7 +16,7 @@ use super::shard::row_group_range;
 /// A row group is closed at this many tokens: 4 MiB of ids, the unit of reading, of shuffling and of damage.
 pub(super) const ROW_GROUP_TOKENS: usize = 1 << 20;
 
-/// A shard under construction. It is kept in memory, compressed, so that its file is written in one atomic act.
+/// A shard under construction. It is kept in memory, compressed, so that its file can be written at once.
 pub(super) struct ShardWriter {
     schema: SchemaRef,
     parquet: ArrowWriter<Vec<u8>>,

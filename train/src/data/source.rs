@@ -15,7 +15,7 @@ use super::manifest::InputInfo;
 /// How many bytes of the input files were read, whoever reads them.
 pub(super) type BytesRead = Arc<AtomicU64>;
 
-/// The documents of a file, and what is in their place.
+/// The documents of a file, and what stands where a document should be.
 pub(super) type Items = Box<dyn Iterator<Item = Item> + Send>;
 
 /// One input file.
@@ -61,7 +61,7 @@ pub(super) enum Loaded {
     Bad(Bad),
 }
 
-/// Finds the input files: given files in the order given, the files of a folder sorted by path. Hidden folders and those
+/// Finds the input files: files in the order of the command line, the files of a folder sorted by path. Hidden folders and those
 /// named in `exclude` are not entered, symbolic links to folders are not followed. Of a folder's `*.json` files, which are
 /// mostly settings, those are read whose first record has `column`; files of other kinds are counted.
 pub(super) fn find(

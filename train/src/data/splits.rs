@@ -8,7 +8,6 @@ use crate::atomic::{RealDisk, write_file};
 use super::error::{DataError, Result};
 use super::manifest::{ShardInfo, Split};
 use super::parallel::in_parallel;
-use super::prepare::PrepareOptions;
 use super::shard_write::ShardWriter;
 
 /// The state of one split.
@@ -18,7 +17,7 @@ pub(super) struct SplitWork {
     shards: Vec<ShardInfo>,
     /// Of each listed shard, whether its file is still as it was written.
     intact: Vec<bool>,
-    /// The listed shard that the next document belongs to, and how many of its documents were met.
+    /// The listed shard that the next document belongs to, and how many of its documents have come.
     listed: usize,
     met: u64,
     /// The hashes of all documents of the split so far.
@@ -77,7 +76,7 @@ impl SplitWork {
         self.made
     }
 
-    /// Finds the shard of the next document. Everything that an earlier run lists must be met again as it was.
+    /// Finds the shard of the next document. Everything that an earlier run lists must come again as it was.
     pub(super) fn home(&mut self, hash: &blake3::Hash, out: &Path) -> Result<Home> {
         let Some(&intact) = self.intact.get(self.listed) else { return Ok(Home::New) };
         self.inputs.update(hash.as_bytes());
@@ -94,31 +93,32 @@ impl SplitWork {
         Ok(if intact { Home::Kept } else { Home::Lost(index) })
     }
 
-    /// Adds a document whose text has `bytes` bytes; true when that closed a shard.
+    /// Adds a document whose text has `bytes` bytes; true when that closed a shard, which it does at `shard_tokens` tokens.
     pub(super) fn push(
         &mut self,
         home: Home,
         hash: &blake3::Hash,
         ids: &[i32],
         bytes: u64,
-        options: &PrepareOptions,
+        out: &Path,
+        shard_tokens: u64,
     ) -> Result<bool> {
         if home == Home::New {
             self.inputs.update(hash.as_bytes());
         }
-        let path = self.path(home, &options.out);
+        let path = self.path(home, out);
         let open = match &mut self.open {
             Some(open) => open,
             none => none.insert(ShardWriter::new().map_err(|e| parquet_error(&path, e))?),
         };
         open.push(ids, bytes).map_err(|e| parquet_error(&path, e))?;
         let full = match home {
-            // Where it ended before, which is where it ends by its tokens, or at the end of all documents.
+            // A lost shard ends where it ended before: by its tokens, or at the end of all documents.
             Home::Lost(index) => open.documents == self.shards[index].documents,
-            _ => open.tokens >= options.shard_tokens,
+            _ => open.tokens >= shard_tokens,
         };
         if full {
-            self.close(home, &options.out)?;
+            self.close(home, out)?;
         }
         Ok(full)
     }

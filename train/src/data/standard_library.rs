@@ -38,7 +38,7 @@ struct Answer {
 }
 
 /// Prepares the standard library into a folder in `cache`, named by Python's version and the options, unless that was done
-/// before; waits for another process that is at it. Returns the folder, and what was done if anything was.
+/// before. Waits if another process is doing it. Returns the folder, and what was done if anything was.
 pub fn prepare_standard_library(
     python: &str,
     cache: &Path,

@@ -5,8 +5,8 @@
 //! Other added tokens (runs of spaces in GPT-NeoX's) are text, and are found in it as the `tokenizers` library finds them: the
 //! ids of text are those of the library with `split_special_tokens`.
 //!
-//! A tokenizer that does not give text back as it was is refused when it is opened. One change is let pass and said, as the
-//! ids of the library have it: the normaliser NFC (Qwen's), which composes characters that are not composed.
+//! A tokenizer that does not give text back as it was is refused when it is opened. One change is let pass, and said,
+//! because the library makes it too: the normaliser NFC (Qwen's) composes characters that are not composed.
 
 mod fast;
 mod file;
@@ -73,7 +73,7 @@ impl Tokenizer {
         Self::from_json(&json, path)
     }
 
-    /// Understands the text of a `tokenizer.json`; `path` is for messages.
+    /// Reads the text of a `tokenizer.json`; `path` is for messages.
     ///
     /// # Errors
     /// As [`Tokenizer::open`].
@@ -210,7 +210,7 @@ impl Tokenizer {
         self.bytes.len()
     }
 
-    /// What a user should know of it: settings of the file that are not used, and changes to text.
+    /// What a user should know about it: settings of the file that are not used, and changes to text.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
@@ -280,7 +280,7 @@ mod tests {
         }
     }
 
-    /// The short way must not be another tokenizer.
+    /// The fast path gives the ids of the library.
     #[test]
     fn the_fast_way_gives_the_ids_of_the_general_way() {
         let source =

@@ -1,12 +1,12 @@
 //! Qwen2's pre-tokenisation by hand: the same words as its regex in one pass, many times faster than the backtracking
-//! matcher. Alternatives of [`PATTERN`] are tried in its order at each place; a test holds the two against each other.
+//! matcher. At each place the alternatives of [`PATTERN`] are tried in its order; a test compares the two.
 
 use regex_syntax::hir::{Class, HirKind};
 
 /// How Qwen2's tokenizer.json splits text: contractions, words, single digits, punctuation, white space.
 pub(super) const PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// What the pattern tells apart.
+/// The kinds of characters that the pattern distinguishes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Letter,

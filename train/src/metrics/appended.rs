@@ -54,7 +54,7 @@ impl Appended {
         None
     }
 
-    /// Gives the file another content, of whole records: `write` does it if it can, and else the next record.
+    /// Replaces the file's content by these whole records. If `write` cannot do it, they wait for the next record.
     pub(super) fn replace(
         &mut self,
         records: Vec<u8>,
@@ -108,7 +108,7 @@ impl Drop for Appended {
     }
 }
 
-/// What a file was found as.
+/// Whether a file was still there.
 enum State {
     AsBefore,
     BegunAnew,

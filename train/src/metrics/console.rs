@@ -1,6 +1,7 @@
 //! The progress line: a bar on a terminal, plain lines elsewhere.
 
 use super::{Train, Validation};
+use crate::numbers::duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use program::say;
 use std::io::IsTerminal;
@@ -35,7 +36,7 @@ impl Look {
     }
 
     /// A bar if someone watches, lines for files and notebooks, of which some pretend to be terminals.
-    pub fn of_stdout() -> Look {
+    pub fn for_stdout() -> Look {
         let notebook = NOTEBOOKS.iter().any(|name| std::env::var_os(name).is_some());
         if std::io::stdout().is_terminal() && std::io::stderr().is_terminal() && !notebook {
             Look::Bar
@@ -87,7 +88,7 @@ impl Console {
 pub fn line(train: &Train, steps: u64) -> String {
     let mfu = train.mfu.map_or("unknown".into(), |mfu| format!("{:.1} %", 100.0 * mfu));
     let skipped = if train.skipped > 0 { format!(" | {} skipped", train.skipped) } else { String::new() };
-    // What packing leaves is not worth the room.
+    // The little padding that packing leaves is not worth the room.
     let padding = match 100.0 * train.padding {
         percent if percent >= 1.0 => format!(" | {percent:.0} % padding"),
         _ => String::new(),
@@ -131,20 +132,6 @@ fn short(x: f64) -> String {
     format!("{x:.digits$}{unit}")
 }
 
-/// The two largest units: `59s`, `3m12s`, `26h04m`, `13d02h`.
-pub(crate) fn duration(seconds: f64) -> String {
-    if !seconds.is_finite() {
-        return "unknown".into();
-    }
-    let s = seconds.round() as u64;
-    match s {
-        0..60 => format!("{s}s"),
-        60..3600 => format!("{}m{:02}s", s / 60, s % 60),
-        3600..172_800 => format!("{}h{:02}m", s / 3600, s / 60 % 60),
-        _ => format!("{}d{:02}h", s / 86_400, s / 3600 % 24),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -183,13 +170,5 @@ mod tests {
             "{text}"
         );
         assert!(text.starts_with("step 120/600 | loss 4.1234, second head 5.5000 | "), "{text}");
-    }
-
-    #[test]
-    fn durations_have_two_units() {
-        let cases = [(59.4, "59s"), (60.0, "1m00s"), (93_840.0, "26h04m"), (1_130_400.0, "13d02h")];
-        for (seconds, text) in cases {
-            assert_eq!(duration(seconds), text);
-        }
     }
 }

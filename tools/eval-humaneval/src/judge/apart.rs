@@ -2,7 +2,7 @@
 //!
 //! What the tests call as a function is a message to the solution's interpreter, passed on here; arguments and results
 //! cross as plain data, of which the tests' interpreter makes values of exact types. The verdict comes from there alone.
-//! Whatever the solution does, all it can bring about is an answer to a call.
+//! Whatever the solution does, it can only answer calls.
 
 use super::process::{Process, exchange};
 use super::{Judge, Outcome, TICK, Watch, Words};
@@ -24,7 +24,7 @@ pub(super) const TESTER: &str = concat!(
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    /// The solution is run, which defines its functions. The tester knows nothing of it yet.
+    /// The solution runs and defines its functions. The tester knows nothing of it yet.
     Loading,
     /// The tests run.
     Testing,
@@ -34,7 +34,7 @@ enum Stage {
     Tested,
 }
 
-/// One solution on its way to its verdict.
+/// One solution that is being judged.
 pub(super) struct Trial<'t> {
     judge: &'t Judge,
     problem: &'t Problem,
@@ -69,7 +69,7 @@ impl<'t> Trial<'t> {
             if let Some(outcome) = self.heard()? {
                 return Ok(outcome);
             }
-            // While the tests run by themselves, they may come to their end without it.
+            // While no call is open, the tests may end without the solution.
             if self.stage != Stage::Testing && self.solver.has_ended()? {
                 self.solver.drain()?;
                 if let Some(outcome) = self.heard()? {
@@ -112,7 +112,7 @@ impl<'t> Trial<'t> {
                 }
                 (Stage::Loading | Stage::Answering, b'F') => {
                     return Ok(Some(Outcome::failed(
-                        Words::of_program(&message.content).reason(&self.text()),
+                        Words::from_program(&message.content).reason(&self.text()),
                     )));
                 }
                 _ => return Ok(Some(Outcome::failed("wrote to the pipe of its own answers"))),
@@ -139,7 +139,7 @@ impl<'t> Trial<'t> {
                 }
                 (Stage::Testing, b'F') => {
                     self.stage = Stage::Tested;
-                    let words = Words::of_tests(&message.content);
+                    let words = Words::from_tests(&message.content);
                     let reason = words.reason(&self.text());
                     return Ok(Some(Outcome::Failed { reason, doubt: words.doubt }));
                 }
@@ -156,7 +156,7 @@ impl<'t> Trial<'t> {
         }
     }
 
-    /// The whole program, which the numbers of lines are about.
+    /// The whole program, to which line numbers refer.
     fn text(&self) -> String {
         self.problem.program(self.solution)
     }

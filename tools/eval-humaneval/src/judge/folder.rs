@@ -1,4 +1,4 @@
-//! The folder of a judged program: what is in it, and how it goes.
+//! The folder of a judged program: how much is in it, and how it is removed.
 
 use crate::sandbox::FILE_BYTES;
 use rustix::process::Pid;

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 /// Bytes of the output that are kept, for the case that the interpreter does not start.
 const KEPT_BYTES: usize = 4 << 10;
-/// Bytes of a message; nothing that is longer is one.
+/// Bytes of a message at most.
 const MESSAGE_BYTES: usize = 16 << 20;
 /// Bytes before its content: a letter and the length.
 const HEADER: usize = 5;
@@ -107,7 +107,7 @@ impl Process {
         Ok(Some(Message { letter, content }))
     }
 
-    /// Takes what a process has left behind that has ended.
+    /// Reads what a process that has ended left in its pipe.
     pub(super) fn drain(&mut self) -> io::Result<()> {
         // Without a sandbox, something may be left that goes on writing.
         let mut left = LEFT_BYTES;
@@ -117,7 +117,7 @@ impl Process {
         Ok(())
     }
 
-    /// Why there is no interpreter, of a process that has ended without a message.
+    /// Why the interpreter did not start, for a process that has ended without a message.
     pub(super) fn not_started(&mut self) -> io::Result<String> {
         let status = self.end()?;
         Ok(match &self.received[..] {
@@ -148,7 +148,7 @@ impl Process {
         Ok(status)
     }
 
-    /// How a process that has ended by itself did: a reason for a failure, or an error if that is not its own doing.
+    /// How a process ended by itself: a reason for a failure, or an error if something else ended it.
     pub(super) fn how(&mut self, level: Level, limits: Limits) -> io::Result<Result<String, String>> {
         let seconds = limits.cpu_seconds;
         let used = self.cpu_time();
@@ -167,7 +167,7 @@ impl Process {
         })
     }
 
-    /// Why it uses too much of what the system does not count, if it does.
+    /// Why it uses too much of what the system has no limit for, if it does.
     pub(super) fn greedy(&self) -> Option<String> {
         let threads = fs::read_dir(self.proc("task")).map_or(0, Iterator::count);
         if threads > THREADS {
@@ -185,7 +185,7 @@ impl Process {
         Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second())
     }
 
-    /// Time for which its threads were ready and had no core: what the machine's load has cost it.
+    /// Time for which its threads were ready but had no core: the cost of the machine's load.
     fn kept_waiting(&self) -> Duration {
         let tasks = fs::read_dir(self.proc("task")).into_iter().flatten().flatten();
         let waits = tasks.filter_map(|task| {
@@ -208,7 +208,7 @@ impl Drop for Process {
     }
 }
 
-/// The three ends of a process.
+/// The ends of a process's three pipes.
 #[derive(Clone, Copy)]
 enum Pipe {
     Source,
@@ -289,7 +289,7 @@ pub(super) enum Time {
     Left,
     /// It took longer than it may.
     Up,
-    /// It had so little of the machine for so long that nothing is known.
+    /// It had so little of the machine for so long that there is no verdict.
     Disturbed,
 }
 

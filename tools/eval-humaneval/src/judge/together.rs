@@ -1,7 +1,7 @@
 //! A program and its tests in one interpreter.
 //!
-//! What shows that the tests have ended is not an exit code and not anything that is printed: after the last test the
-//! harness says so on a pipe of its own, and must then repeat a random number that is sent only now. Leaving early by
+//! Neither an exit code nor anything printed shows that the tests have ended: after the last test the harness says so on a
+//! pipe of its own, and must then repeat a random number that is sent only now. Leaving early by
 //! whatever exit, by a signal, by `exec` or with a printed claim is a failure. But a program that was written against
 //! this very harness can find the pipe and play the harness's part, or return an object that is equal to everything.
 
@@ -49,7 +49,7 @@ fn heard(process: &mut Process, program: &str, nonce: &mut Option<[u8; 16]>) -> 
         match (message.letter, &*nonce) {
             (b'R', None) => {}
             (b'F', None) => {
-                return Ok(Some(Outcome::failed(Words::of_program(&message.content).reason(program))));
+                return Ok(Some(Outcome::failed(Words::from_program(&message.content).reason(program))));
             }
             (b'E', None) => {
                 let mut number = [0; 16];

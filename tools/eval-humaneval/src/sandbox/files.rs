@@ -29,7 +29,7 @@ const NEWEST: ABI = ABI::V6;
 /// If the kernel has no landlock, or refuses.
 pub(super) fn restrict(executable: &Path, readable: &[PathBuf], folder: &Path) -> Result<(), String> {
     match restricted(executable, readable, folder) {
-        // What the kernel lacks shows first in the rights that it does not know.
+        // If the kernel has no landlock, the call that names the rights is the first to fail.
         Err(RulesetError::HandleAccesses(_)) | Ok(RulesetStatus::NotEnforced) => {
             Err("the kernel has no landlock, or has it switched off".to_owned())
         }

@@ -1,7 +1,7 @@
 //! Which system calls a judged program may make: a seccomp filter that refuses all but a list, with EPERM.
 //!
-//! The list is what an interpreter needs to start, to compute, and to use files and clocks. What is not on it is
-//! thereby refused, whatever kernels add later: sockets but a pair that is connected to itself, processes, signals to
+//! The list is what an interpreter needs to start, to compute, and to use files and clocks. Everything else is
+//! refused, whatever kernels add later: sockets but a pair that is connected to itself, processes, signals to
 //! others, owners and modes of files, namespaces, mounts, tracing, other processes' memory, limits, keys, io_uring,
 //! shared memory.
 
@@ -16,7 +16,7 @@ use seccompiler::{
 };
 use std::collections::BTreeMap;
 
-/// Who decides about writing files.
+/// Which part of the sandbox decides about writing files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Writing {
     /// The file rules of [`super::files`].
@@ -77,10 +77,10 @@ const FOLDERS: &[(i64, u8)] = &[(libc::SYS_mkdirat, 2), (libc::SYS_mkdir, 1)];
 #[cfg(not(target_arch = "x86_64"))]
 const FOLDERS: &[(i64, u8)] = &[(libc::SYS_mkdirat, 2)];
 
-/// What the owner may do with a folder. No program takes it from the judge, which looks into its folders.
+/// The owner's rights to a folder. A program may not take them from the judge, which looks into its folders.
 const OWNER: i32 = 0o700;
 
-/// What the C libraries start a thread with: it shares everything, and a process would not.
+/// The flags with which the C libraries start a thread: it shares everything, and a process would not.
 const THREAD: i32 = CLONE_VM
     | CLONE_FS
     | CLONE_FILES
@@ -140,7 +140,7 @@ fn filter(writing: Writing) -> Result<BpfProgram, seccompiler::BackendError> {
             Writing::Nowhere => {
                 vec![vec![has(*flags, O_ACCMODE | O_CREAT | O_TRUNC, O_RDONLY)?]]
             }
-            // Emptying a file that is opened for reading is not a matter of the file rules of older kernels.
+            // The file rules of older kernels do not refuse emptying a file that is opened for reading.
             Writing::WhereFilesAllow => vec![
                 vec![has(*flags, O_TRUNC, 0)?],
                 vec![has(*flags, O_ACCMODE, O_WRONLY)?],

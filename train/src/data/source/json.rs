@@ -25,12 +25,12 @@ pub(super) fn is_named(name: &str) -> bool {
     NAMES.iter().any(|end| plain(name).ends_with(end))
 }
 
-/// Whether a file's name may be that of settings as well as of data.
+/// Whether a file of this name may hold settings instead of data.
 pub(super) fn may_be_settings(path: &Path) -> bool {
     plain(&path.to_string_lossy().to_ascii_lowercase()).ends_with(".json")
 }
 
-/// Whether the first record of a file has text, or the file cannot be read, which is to be told.
+/// Whether the first record of a file has text. Also if the file cannot be read: that is reported later.
 pub(super) fn begins_with_text(path: &Path, column: &str) -> bool {
     match items(path, column, &BytesRead::default()).next() {
         Some(Item::Bad(bad)) => bad.place == Place::Whole,
@@ -88,7 +88,7 @@ fn open(path: &Path, read: &BytesRead) -> io::Result<Reader> {
     })
 }
 
-/// Skips a byte order mark and white space: the first byte behind them and its line, from 1.
+/// Skips a byte order mark and white space: the first byte after them and its line, from 1.
 fn begin(reader: &mut Reader) -> io::Result<Option<(u8, u64)>> {
     if reader.fill_buf()?.starts_with(BYTE_ORDER_MARK) {
         reader.consume(BYTE_ORDER_MARK.len());
@@ -109,7 +109,7 @@ type Record = (u64, Result<Vec<u8>, String>);
 
 /// The records of a file.
 enum Records {
-    /// One a line; the number of the line before.
+    /// One a line. The number of the line before is kept.
     Lines { reader: Reader, line: u64 },
     /// The elements of one array.
     Elements(Elements),
@@ -144,7 +144,7 @@ impl Iterator for Records {
 
 /// The elements of an array, cut at its commas without being understood, so that one bad element seldom spoils another.
 struct Elements {
-    /// Behind the last element, with the bracket or comma that ended it still to be read.
+    /// It has read the last element, but not the bracket or comma that ended it.
     reader: Reader,
     line: u64,
     met: u64,
@@ -164,7 +164,7 @@ impl Elements {
     fn next(&mut self) -> Option<Record> {
         let read = match self.at {
             At::Within => self.element(),
-            At::Close => self.behind(),
+            At::Close => self.after_array(),
             At::End => return None,
         };
         read.unwrap_or_else(|e| {
@@ -174,14 +174,14 @@ impl Elements {
         .or_else(|| self.next())
     }
 
-    /// Reads behind the closing bracket, where nothing should be.
-    fn behind(&mut self) -> io::Result<Option<Record>> {
+    /// Reads on after the closing bracket, where nothing should be.
+    fn after_array(&mut self) -> io::Result<Option<Record>> {
         self.at = At::End;
         self.reader.consume(1);
         let mut rest = Vec::new();
         self.reader.read_to_end(&mut rest)?;
         let extra =
-            (!rest.trim_ascii().is_empty()).then(|| "there is more behind the end of its array".to_owned());
+            (!rest.trim_ascii().is_empty()).then(|| "there is more after the end of its array".to_owned());
         Ok(extra.map(|reason| (self.line, Err(reason))))
     }
 
@@ -224,7 +224,7 @@ impl Elements {
                     _ if escaped => escaped = false,
                     b'\\' if in_string => escaped = true,
                     b'"' => in_string = !in_string,
-                    // No string goes on behind its line, so this one lacks a quote; what follows need not.
+                    // A string ends within its line, so this one lacks a quote; what follows may be good.
                     b'\n' => in_string = false,
                     _ if in_string => {}
                     b'{' | b'[' => depth += 1,
@@ -245,8 +245,8 @@ impl Elements {
     }
 }
 
-/// The text of a record. Other keys are passed over: they may hold what JSON does not allow to be held, such as numbers out
-/// of range and half characters.
+/// The text of a record. Other keys are skipped: they may hold what cannot be represented, such as numbers out of
+/// range and half characters.
 fn text(record: &[u8], column: &str) -> Result<String, String> {
     let mut json = serde_json::Deserializer::from_slice(record);
     let read = Column(column).deserialize(&mut json).and_then(|found| json.end().map(|()| found));
@@ -259,7 +259,7 @@ fn text(record: &[u8], column: &str) -> Result<String, String> {
         }
         Err(e) => {
             let said = e.to_string();
-            // The line is the record's, not the file's.
+            // The error counts lines from the record's begin, not the file's.
             let said = said.rfind(" at line ").map_or(said.as_str(), |at| &said[..at]);
             Err(format!("not a JSON object with text in `{column}`: {said} at byte {}", e.column()))
         }

@@ -1,4 +1,4 @@
-//! The pipeline of Qwen2's tokenizer.json without its general machinery: words by hand, each merged once and remembered.
+//! A fast path for tokenizers like Qwen2's: words are cut by hand-written code, and each is merged once and remembered.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -14,18 +14,18 @@ use crate::data::words::{PATTERN, Words};
 /// Words and their ids.
 type KnownWords = HashMap<Box<str>, Box<[i32]>>;
 
-/// Gives the ids of the general way where [`Fast::is_exact_for`] says so.
+/// Gives the same ids as the `tokenizers` library where [`Fast::is_exact_for`] says so.
 pub(super) struct Fast {
     words: Words,
     normalizer: Normalizer,
-    /// Added tokens that text may spell; the general way finds them.
+    /// Added tokens that text may spell; text with one of them goes to the library.
     added: Vec<String>,
     chars: [char; 256],
     /// Ids of words, in parts so that threads seldom wait for each other.
     known: [Mutex<KnownWords>; 16],
 }
 
-/// Longer words are rare, and seldom come twice.
+/// Longer words are not remembered: they are rare, and seldom come twice.
 const LONGEST_KNOWN: usize = 64;
 /// Words remembered in each part: 10 to 20 MB in all.
 const MOST_KNOWN: usize = 1 << 14;
@@ -45,7 +45,7 @@ impl Fast {
             && bytes["add_prefix_space"] == false
             && bytes["use_regex"] == false
             && tokenizer["model"]["type"] == "BPE"
-            // A normalised one could match text that does not hold it.
+            // A token that is matched after normalising could match text that does not hold it.
             && added.iter().all(|token| token.is_ascii());
         same.then(|| Self {
             words: Words::new(),
@@ -56,7 +56,7 @@ impl Fast {
         })
     }
 
-    /// NFC leaves ASCII as it is; other text takes the general way then, and so does text with an added token.
+    /// Not for text that NFC may change, which is all but ASCII, nor for text with an added token: those go to the library.
     pub(super) fn is_exact_for(&self, text: &str) -> bool {
         (self.normalizer == Normalizer::None || text.is_ascii())
             && !self.added.iter().any(|token| text.contains(token.as_str()))

@@ -1,4 +1,4 @@
-//! Reading a `tokenizer.json`: what it is if it is none, what is cleared, and which of its added tokens text may spell.
+//! Reading a `tokenizer.json`: what another file seems to be, which settings are cleared, and which added tokens text may spell.
 
 use std::collections::HashMap;
 
@@ -101,7 +101,7 @@ fn other_object(object: &Map<String, Value>) -> String {
     format!("it is {what}, which is a part of a tokenizer at most{SAVE}")
 }
 
-/// Clears what would change the tokens of a document from what its text says, and tells what that was.
+/// Clears the settings that would change a document's tokens (truncation, padding, dropout), and says which there were.
 pub(super) fn clear(object: &mut Map<String, Value>) -> Vec<String> {
     let mut said = Vec::new();
     let mut clear = |slot: Option<&mut Value>, name: &str, why: &str| {
@@ -117,8 +117,8 @@ pub(super) fn clear(object: &mut Map<String, Value>) -> Vec<String> {
     said
 }
 
-/// Reads the added tokens, and marks those special that have a meaning to the trainer: some files (Qwen's) do not say so of
-/// the marks of FIM, and a source file that spells one must not be cut by it.
+/// Reads the added tokens, and makes those special that have a meaning to the trainer. Some files (Qwen's) do not call the
+/// marks of FIM special, and a source file that spells one must not become one.
 pub(super) fn added(object: &mut Map<String, Value>) -> Result<Vec<Added>, String> {
     let list = match object.get_mut("added_tokens") {
         None | Some(Value::Null) => return Ok(Vec::new()),
@@ -161,7 +161,7 @@ pub(super) fn bytes_of_ids(
     for (token, id) in vocabulary {
         let id = check_id(Some(id.into()), || format!("`{token}` has id {id}"))?;
         let bytes = token.chars().map(|c| table.get(&c).copied()).collect();
-        // An added token may stand in the vocabulary too, but then it is the added one that text becomes.
+        // An added token may stand in the vocabulary too; text then becomes the added one.
         if !added.iter().any(|a| a.content == token) {
             meet(&mut tokens, id, &token, bytes)?;
         }

@@ -1,5 +1,5 @@
-//! The check at the door: a sample must come back from its tokens as it was. A tokenizer that changes text, or whose tokens
-//! are not bytes, would train a model that cannot write source code, and that would be found out after the training.
+//! The check of a tokenizer before it is used: sample texts must come back from their tokens as they were. A tokenizer that changes text, or whose tokens
+//! are not bytes, would train a model that cannot write source code, and nobody would notice before the end of the training.
 
 use serde_json::Value;
 use tokenizers::normalizers::NFC;

@@ -17,10 +17,10 @@ use crate::data::words::{PATTERN, Words};
 const SMALLEST: usize = 256 + SPECIAL_TOKENS.len() + 1;
 
 /// The trainer of the `tokenizers` library takes time with the square of a word's length, so it sees longer words in pieces of
-/// this many bytes. Words of source code are a hundred times shorter; of a longer one only the pairs across a cut are not counted.
+/// this many bytes. Words of source code are a hundred times shorter; of a longer word only the pairs across a cut are not counted.
 const LONGEST_WORD: usize = 512;
 
-/// Words and how often they come.
+/// Words and how often they occur.
 pub(in crate::data) struct Counted {
     trainer: BpeTrainer,
 }

@@ -1,9 +1,7 @@
-//! Looking at compiled programs without running them: what a compiler says of a program, for a device that is here or
-//! for one that is not. `--plan` and `dump-hlo` stand on it.
-
-pub mod groups;
-pub mod hlo;
-pub mod work;
+//! Compiling a program without running it: what the compiler says of it, for a device that is here or for one that is not.
+//! `--plan` and `dump-hlo` use it. It is here, and not in the engine, because it takes the options and the choice of
+//! kernels that a run takes ([`crate::device`]). The program's own figures are [`engine::work`], those of the compiler's text
+//! [`engine::hlo`].
 
 use crate::device::{CodeGeneration, device_memory, main_memory, options, target_of, tpu_target};
 use anyhow::{Context, Result, bail, ensure};
@@ -41,7 +39,7 @@ impl FromStr for Place {
 }
 
 impl Place {
-    /// What programs are lowered for; of a TPU's kind, and of a plugin by its path, only the plugin itself knows.
+    /// What programs are lowered for. For a TPU, and for a plugin given by its path, the plugin is asked.
     ///
     /// # Errors
     /// If the plugin must be asked and cannot be used.
@@ -253,8 +251,8 @@ impl Dump {
     /// The text of the first of these kinds of files that is there.
     fn read(&self, ends: &[&str]) -> Result<Option<String>> {
         let found = ends.iter().find_map(|end| {
-            let of_kind = self.0.iter().filter(|path| path.to_string_lossy().ends_with(end));
-            of_kind.max_by_key(|path| path.metadata().map_or(0, |data| data.len()))
+            let files = self.0.iter().filter(|path| path.to_string_lossy().ends_with(end));
+            files.max_by_key(|path| path.metadata().map_or(0, |data| data.len()))
         });
         let Some(path) = found else { return Ok(None) };
         let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;

@@ -1,5 +1,7 @@
-//! Optimised programs as HLO text: which instructions run, how often, the TPU compiler's estimate of their cycles, and
-//! what they cannot do without. A fusion is one instruction. Calls of hand-written kernels carry no estimate.
+//! Programs as a compiler left them, read from their HLO text: which instructions run, how often, the TPU compiler's estimate
+//! of their cycles, and their roofline. A fusion is one instruction. Calls of hand-written kernels carry no estimate.
+//!
+//! It reads text alone and uses nothing else of the engine; `train --plan` and `dump-hlo` use it.
 
 mod roofline;
 mod text;
@@ -29,12 +31,12 @@ pub struct Instruction {
     pub runs: u64,
     /// The compiler's estimate for all runs together.
     pub cycles: Option<u64>,
-    /// Floating point operations of the matmuls of one run; of a kernel, those that it says itself.
+    /// Floating point operations of the matmuls of one run; for a hand-written kernel, those that its call states.
     pub matmul_flops: f64,
-    /// Bytes that one run moves to and from the device's main memory: arrays in vector memory are free, of arrays that
-    /// are sliced or updated in place the slices count.
+    /// Bytes that one run moves to and from the device's main memory. Arrays in vector memory are free; of an array that is
+    /// sliced or updated in place only the slices count.
     pub traffic: u64,
-    /// Whom a custom call calls: `tpu_custom_call diff_attention`.
+    /// What a custom call calls: `tpu_custom_call diff_attention`.
     pub calls: Option<String>,
     /// The author's file and line; of a fusion without one, that of the last instruction inside that has one.
     pub at: Option<String>,
@@ -103,7 +105,7 @@ impl Hlo {
         self.instructions.iter().filter_map(|instruction| instruction.cycles).sum()
     }
 
-    /// Custom calls, by whom they call: places and runs.
+    /// Custom calls, by what they call: places and runs.
     pub fn custom_calls(&self) -> BTreeMap<String, (u64, u64)> {
         let mut calls: BTreeMap<String, (u64, u64)> = BTreeMap::new();
         for instruction in &self.instructions {
@@ -160,13 +162,13 @@ fn at(module: &Module<'_>, line: &Line<'_>) -> Option<String> {
     line.at().or_else(|| module.callee(line)?.lines.iter().rev().find_map(|inner| at(module, inner)))
 }
 
-/// Whom a custom call calls, with the name of a kernel: from its attribute, or from the kernel's text.
+/// What a custom call calls, with the name of a kernel: from its attribute, or from the kernel's text.
 fn callee(line: &Line<'_>) -> String {
     let target = line.attribute("custom_call_target=\"", "\"").unwrap_or("?").to_owned();
     let named = ["kernel_name=\"", "kernel_name = \""].into_iter().find_map(|key| line.attribute(key, "\""));
     let kernel = named.map(str::to_owned).or_else(|| {
         let text = BASE64_STANDARD.decode(line.attribute("\"body\":\"", "\"")?).ok()?;
-        // The first function is the kernel; those behind it place its windows.
+        // The first function is the kernel; those after it place its windows.
         between(&String::from_utf8(text).ok()?, "sym_name = \"", "\"").map(str::to_owned)
     });
     match kernel {

@@ -1,7 +1,7 @@
-//! What a program asks for, read from the program itself: its operations, how often each runs, and their floating point
-//! operations. Loops count as often as they turn.
+//! The work of a program, counted from the program itself: its operations, how often each runs, and their floating point
+//! operations. A loop's body counts as often as the loop turns.
 
-use engine::{DType, Form, Func, Kernel, Op, Program, Target, Type};
+use crate::{DType, Form, Func, Kernel, Op, Program, Target, Type};
 use std::collections::BTreeMap;
 use std::panic::Location;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ pub struct Uses {
 
 /// One place in the program where an operation stands.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub struct Site {
     /// The operation's name.
     pub op: String,
     /// The types of its results.
@@ -38,7 +38,7 @@ pub struct Place {
 #[derive(Clone, Debug, Default)]
 pub struct Work {
     /// Every operation, in order of the text, bodies of loops and calls included.
-    pub places: Vec<Place>,
+    pub sites: Vec<Site>,
     /// Loops whose turns are known only at run time; their bodies count once.
     pub open_loops: u64,
 }
@@ -55,18 +55,18 @@ impl Work {
     /// Uses by operation.
     pub fn uses(&self) -> BTreeMap<String, Uses> {
         let mut uses: BTreeMap<String, Uses> = BTreeMap::new();
-        for place in &self.places {
-            let entry = uses.entry(place.op.clone()).or_default();
+        for site in &self.sites {
+            let entry = uses.entry(site.op.clone()).or_default();
             entry.count += 1;
-            entry.runs += place.runs;
-            entry.flops += place.runs * place.flops;
+            entry.runs += site.runs;
+            entry.flops += site.runs * site.flops;
         }
         uses
     }
 
     /// All floating point operations.
     pub fn flops(&self) -> f64 {
-        self.places.iter().map(|place| place.runs * place.flops).sum()
+        self.sites.iter().map(|site| site.runs * site.flops).sum()
     }
 
     fn add(&mut self, func: &Func, runs: f64, path: &str) {
@@ -83,7 +83,7 @@ impl Work {
                 }
                 op => {
                     let operands: Vec<&Type> = node.operands.iter().map(|&value| func.ty(value)).collect();
-                    self.places.push(Place {
+                    self.sites.push(Site {
                         op: op.name(),
                         types: node.types.clone(),
                         at: node.at,
@@ -110,7 +110,7 @@ impl Work {
             Op::Scan(scan) => format!("scan x {}", scan.length),
             other => other.name(),
         };
-        // Of two branches both are counted: the larger one cannot be told from the smaller one by place.
+        // Both branches are counted: which one runs is not known.
         for body in op.bodies() {
             self.add(body, runs * turns, &below(label.clone()));
         }
@@ -155,7 +155,7 @@ pub fn result_bytes(types: &[Type]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use engine::ScanOptions;
+    use crate::ScanOptions;
 
     #[test]
     fn loops_count_as_often_as_they_turn() {
@@ -174,7 +174,7 @@ mod tests {
         assert_eq!(uses["scan"].count, 1);
         assert_eq!(work.open_loops, 0);
         assert_eq!(work.flops(), 1536.0 + 96.0 + 32.0);
-        let dot = work.places.iter().find(|place| place.op == "dot_general").unwrap();
+        let dot = work.sites.iter().find(|site| site.op == "dot_general").unwrap();
         assert_eq!(dot.path, "scan x 3");
         assert!(dot.at.file().ends_with("work.rs"));
     }

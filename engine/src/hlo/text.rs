@@ -55,8 +55,8 @@ impl<'t> Module<'t> {
         let (mut entry, mut current) = ("", None);
         let mut rest = text;
         while !rest.is_empty() {
-            let (statement, behind) = statement(rest);
-            rest = behind;
+            let (statement, following) = statement(rest);
+            rest = following;
             if !statement.starts_with(' ') && statement.ends_with('{') && statement.contains("->") {
                 let name = name_at_start(statement.strip_prefix("ENTRY ").unwrap_or(statement));
                 if statement.starts_with("ENTRY ") {
@@ -89,7 +89,7 @@ impl<'t> Module<'t> {
     }
 }
 
-/// The first line of a text and what is behind it. Attributes may break an instruction into lines: those that continue it
+/// The first line of a text and what follows it. Attributes may break an instruction into lines: those that continue it
 /// are not indented, and the last one starts with two braces.
 fn statement(text: &str) -> (&str, &str) {
     let mut end = text.find('\n').unwrap_or(text.len());
@@ -159,12 +159,12 @@ impl<'t> Line<'t> {
         })
     }
 
-    /// The name behind a key such as `body=`.
+    /// The name after a key such as `body=`.
     pub(super) fn part(&self, key: &str) -> Option<&'t str> {
         self.attribute(key, ",").map(name_at_start)
     }
 
-    /// What stands in the attributes behind `before`, up to `after`.
+    /// What stands in the attributes between `before` and `after`.
     pub(super) fn attribute(&self, before: &str, after: &str) -> Option<&'t str> {
         between(self.attributes, before, after)
     }
@@ -234,15 +234,15 @@ pub(super) fn without_layouts(ty: &str) -> String {
 fn arrays(ty: &str) -> Vec<Array> {
     let mut arrays = Vec::new();
     let mut rest = ty;
-    while let Some((before, behind)) = rest.split_once('[') {
+    while let Some((before, after)) = rest.split_once('[') {
         let element = before.rsplit(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default();
-        let Some((dims, behind)) = behind.split_once(']') else { break };
-        let layout = match behind.strip_prefix('{') {
+        let Some((dims, after)) = after.split_once(']') else { break };
+        let layout = match after.strip_prefix('{') {
             Some(layout) => layout.split_once('}').map_or("", |(layout, _)| layout),
             None => "",
         };
         arrays.push(array(element, dims, layout));
-        rest = behind;
+        rest = after;
     }
     arrays
 }

@@ -1,18 +1,18 @@
 //! Where the cycles of a training step for a v6e go: its instructions in groups, each with the compiler's estimate, the
 //! static cycles of hand-written kernels, and the roofline. No figure is a run time; they are for comparing programs.
 
-use super::hlo::{FREE_CALLS, Hlo, Instruction};
+use engine::hlo::{FREE_CALLS, Hlo, Instruction};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
 /// Floating point operations of large bf16 matmuls in a cycle of a v6e, 94 % of its peak at 1.75 GHz.
-pub const FLOPS_PER_CYCLE: f64 = 493e3;
+pub(crate) const FLOPS_PER_CYCLE: f64 = 493e3;
 
 /// Bytes of main memory in a cycle of a v6e.
-pub const BYTES_PER_CYCLE: f64 = 936.0;
+pub(crate) const BYTES_PER_CYCLE: f64 = 936.0;
 
-/// Work without an estimate is told of from this share of the roofline; calls always are.
+/// Work without an estimate is listed if it has this share of the roofline; custom calls always are.
 const TOLD: f64 = 1e-4;
 
 /// The part of a step that an instruction belongs to.
@@ -33,7 +33,7 @@ pub enum Group {
     Copies,
 }
 
-/// Places whose lines tell the group.
+/// Source files whose instructions belong to one group.
 const PLACES: [(&str, Group); 5] = [
     ("kernels/src/cached_attention/", Group::Attention),
     ("kernels/src/diff_attention/", Group::Attention),
@@ -62,16 +62,16 @@ const MOVES: [&str; 16] = [
     "fusion",
 ];
 
-/// Static cycles of a hand-written kernel, of which the compiler estimates nothing.
+/// Static cycles of a hand-written kernel, for which the compiler has no estimate.
 struct StaticCycles {
     kernel: &'static str,
     cycles: f64,
-    /// The operations that such a call says that it does: calls of more rows cost in proportion.
+    /// Floating point operations that such a call states; a call that states more costs more in proportion.
     flops: f64,
 }
 
-/// One layer of `1b` and one sequence of 2048: 6 heads, 2 groups, 512-tiles. libtpu 0.0.52, 2026-11-23; how they were
-/// had is said in `kernels/src/diff_attention/tiling.rs`.
+/// One layer of `1b` and one sequence of 2048: 6 heads, 2 groups, 512-tiles. libtpu 0.0.52, 2026-11-23;
+/// `kernels/src/diff_attention/tiling.rs` says how they were measured.
 const KERNELS: [StaticCycles; 2] = [
     StaticCycles { kernel: "diff_attention", cycles: 99_955.0, flops: 24_159_191_040.0 },
     StaticCycles { kernel: "diff_attention_backward", cycles: 157_000.0, flops: 40_265_318_400.0 },
@@ -85,7 +85,7 @@ pub struct Breakdown {
     pub groups: BTreeMap<Group, Figures>,
     /// Instructions over a hundredth of all cycles, most first.
     pub large: Vec<Part>,
-    /// Work that nothing tells the cycles of, most by its roofline first: all custom calls, and what is not negligible.
+    /// Work without known cycles, the largest roofline first: all custom calls, and other work that is not negligible.
     pub untold: Vec<Part>,
     /// Cycles of the bytes of transfers to and from vector memory, which run beside the instructions: in no group.
     pub transfers: f64,
@@ -102,7 +102,7 @@ pub struct Figures {
     /// For each instruction what takes longer, its matmuls or its bytes of main memory. What lies in vector memory, vector
     /// work and latency are free, so this is a lower limit.
     pub roofline: f64,
-    /// The floor: of the matmuls alone, without those of kernels.
+    /// The floor: the matmuls alone, without those of kernels.
     pub matmuls: f64,
 }
 
@@ -112,13 +112,13 @@ pub struct Figures {
 pub struct Part {
     /// Where they belong.
     pub group: Group,
-    /// Cycles of all runs; 0 if nothing tells them.
+    /// Cycles of all runs; 0 if they are not known.
     pub cycles: f64,
     /// The roofline of all runs.
     pub roofline: f64,
     /// How often they run.
     pub runs: u64,
-    /// Name and type, or whom they call.
+    /// Name and type, or what they call.
     pub what: String,
     /// The author's line.
     pub at: Option<String>,
@@ -135,7 +135,7 @@ impl Group {
         Group::Copies,
     ];
 
-    /// As people call it.
+    /// The name in tables.
     pub fn name(self) -> &'static str {
         match self {
             Group::LayerMatmuls => "layer matmuls",
@@ -147,16 +147,16 @@ impl Group {
         }
     }
 
-    /// By what an instruction is and where its author's line stands.
+    /// The group of an instruction, by what it is and by the source file of its author's line.
     pub fn of(instruction: &Instruction) -> Group {
-        let of_place = |at: &Option<String>| {
+        let by_file = |at: &Option<String>| {
             let at = at.as_ref()?;
             PLACES.iter().find(|(place, _)| at.contains(place)).map(|(_, group)| *group)
         };
         let inside = |opcode: &str| instruction.inside.contains(opcode);
-        // The loop of the micro-batches is the optimiser's, what stands in it is not.
-        let of_loop = of_place(&instruction.loop_at).filter(|group| *group == Group::Vocabulary);
-        if let Some(group) = of_place(&instruction.at).or(of_loop) {
+        // The loop over micro-batches stands in the optimiser's file; what is in the loop is not the optimiser's.
+        let by_loop = by_file(&instruction.loop_at).filter(|group| *group == Group::Vocabulary);
+        if let Some(group) = by_file(&instruction.at).or(by_loop) {
             group
         } else if inside("gather") || inside("scatter") || inside("async-update") {
             Group::Vocabulary
@@ -179,7 +179,7 @@ impl Breakdown {
             untold: Vec::new(),
             transfers: 0.0,
         };
-        // Together what is called from one line, and whether it is a call.
+        // Calls from one line are put together. The flag: whether it is a custom call.
         let mut untold: BTreeMap<(String, Option<String>), (Part, bool)> = BTreeMap::new();
         for instruction in &hlo.instructions {
             let runs = instruction.runs as f64;
@@ -252,12 +252,12 @@ impl Figures {
     }
 }
 
-/// Of one run of a known kernel.
+/// Static cycles of one run of a known kernel.
 fn static_cycles(instruction: &Instruction) -> Option<f64> {
     let kernel = instruction.calls.as_ref()?.strip_prefix("tpu_custom_call ")?;
     let known = KERNELS.iter().find(|known| known.kernel == kernel)?;
     let share = instruction.matmul_flops / known.flops;
-    // A call that does not say what it does.
+    // None if the call does not state its operations.
     (share > 0.0).then_some(known.cycles * share)
 }
 
@@ -371,7 +371,7 @@ ENTRY %main (p: (bf16[16384,1536], bf16[1536,4096])) -> f32[1000,1000] {{
             found.untold.iter().map(|part| (part.what.as_str(), part.runs, part.group)).collect();
         let expected = [("tpu_custom_call wat", 24, Group::Elementwise), ("rows", 1, Group::Vocabulary)];
         assert_eq!(untold, expected);
-        // A kernel that does not say what it does is not taken for nothing.
+        // A kernel that does not state its operations is listed, not taken for free.
         let silent = text().replace("flops", "wat");
         let found = Breakdown::of(&Hlo::parse(&silent)).unwrap();
         assert!(found.untold.iter().any(|part| part.what == "tpu_custom_call diff_attention"));
@@ -380,7 +380,7 @@ ENTRY %main (p: (bf16[16384,1536], bf16[1536,4096])) -> f32[1000,1000] {{
 
     #[test]
     fn the_places_that_tell_a_group_are_there() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap();
         for (place, _) in PLACES {
             assert!(root.join(place).exists(), "{place}");
         }

@@ -1,5 +1,5 @@
-//! What an instruction cannot do without: the floating point operations of its matmuls, and the bytes that it moves to
-//! and from the device's main memory.
+//! The roofline of an instruction: the floating point operations of its matmuls, and the bytes that it must move to and from
+//! the device's main memory.
 
 use super::text::{Computation, Line, Module, between};
 use std::collections::BTreeSet;
@@ -34,8 +34,8 @@ pub(super) fn opcodes(module: &Module<'_>, line: &Line<'_>, found: &mut BTreeSet
     }
 }
 
-/// Floating point operations of the matmuls of an instruction and of everything that is fused into it; a kernel says
-/// its own.
+/// Floating point operations of the matmuls of an instruction and of everything that is fused into it; the call of a
+/// hand-written kernel states its own.
 pub(super) fn matmul_flops(module: &Module<'_>, computation: &Computation<'_>, line: &Line<'_>) -> f64 {
     match line.opcode {
         "convolution" => convolution_flops(computation, line).unwrap_or(0.0),
@@ -229,7 +229,7 @@ fn kernel_cost(line: &Line<'_>, figure: &str) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use crate::inspect::hlo::{Hlo, Instruction};
+    use crate::hlo::{Hlo, Instruction};
 
     /// The only instruction of an entry that takes `parameters` and applies `line`, with other computations before it.
     fn one(before: &str, parameters: &[&str], line: &str) -> Instruction {

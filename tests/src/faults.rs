@@ -2,10 +2,10 @@
 //! synced (a crash), or every write from it on (a full disk). What a crash loses is decided here, so nothing is really
 //! synced.
 
-use super::{Disk, DiskFile, RealDisk};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use train::atomic::{Disk, DiskFile, RealDisk};
 
 /// What goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
