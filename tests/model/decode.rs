@@ -2,7 +2,7 @@
 //! that they are drawn from. All in f32 on the CPU plugin.
 
 use decode::{Batch as Rows, Generator, Sampling, Scorer, Speculation, Statistics, key};
-use engine::{Compiled, Host, Program, Type};
+use engine::{Compiled, Form, Host, Program, Type};
 use model::decode::{stretched, table_start};
 use model::{Attention, Batch, Config, Params, Remat, Yarn, fold, forward, loss, specs};
 use proptest::prelude::*;
@@ -10,7 +10,6 @@ use std::cell::{Cell, RefCell};
 use std::ops::ControlFlow;
 use tests::close::{assert_small, largest};
 use tests::{Random, cpu, lowered, numbers, property, small_config, uneven_params};
-use train::config::Kernels;
 use train::device::Device;
 
 fn config() -> Config {
@@ -40,7 +39,7 @@ fn agreeing_params(config: &Config) -> Params<Host> {
 }
 
 fn generator(config: &Config, params: &Params<Host>) -> Generator {
-    Generator::new(Device::open("cpu", Kernels::Auto).unwrap(), config, params).unwrap()
+    Generator::new(Device::open("cpu", None).unwrap(), config, params).unwrap()
 }
 
 fn random_ids(random: &mut Random, count: usize, config: &Config) -> Vec<i32> {
@@ -283,7 +282,7 @@ fn logits_that_are_nan_are_an_error() {
         _ => host,
     });
     let stops = vec![false; config.vocab_size];
-    for kernels in [Kernels::Auto, Kernels::Portable] {
+    for kernels in [None, Some(Form::Portable)] {
         let mut generator = Generator::new(Device::open("cpu", kernels).unwrap(), &config, &params).unwrap();
         for (sampling, speculation) in [(Sampling::Greedy, Speculation::Off), (HOT, Speculation::On)] {
             let batch = Rows {

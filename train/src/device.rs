@@ -1,6 +1,5 @@
 //! The device of a run: its plugin, what programs are compiled for, and the cache of executables.
 
-use crate::config::Kernels;
 use anyhow::{Context, Result, bail};
 use engine::passes;
 use engine::pjrt::{Buffer, Client, CompileOptions, ExecutableCache, Lookup, Plugin, Value};
@@ -38,18 +37,6 @@ pub enum CodeGeneration {
 
 /// Bytes of executables that the cache keeps.
 const CACHE_BYTES: u64 = 4 << 30;
-
-impl Kernels {
-    /// The same choice in the engine's words.
-    pub fn choice(self) -> Option<Form> {
-        match self {
-            Kernels::Auto => None,
-            Kernels::Reference => Some(Form::Reference),
-            Kernels::Portable => Some(Form::Portable),
-            Kernels::Native => Some(Form::Native),
-        }
-    }
-}
 
 /// The kind that a v6e calls itself.
 const V6E: &str = "TPU v6 lite";
@@ -129,7 +116,7 @@ impl Device {
     ///
     /// # Errors
     /// If the plugin cannot be had or used, or has no device.
-    pub fn open(platform: &str, kernels: Kernels) -> Result<Device> {
+    pub fn open(platform: &str, kernels: Option<Form>) -> Result<Device> {
         let platform = Platform::choose(Some(platform))?;
         let client = Client::new(&Plugin::of(&platform)?, &[])?;
         anyhow::ensure!(!client.devices().is_empty(), "platform {platform} has no device on this machine");
@@ -141,7 +128,7 @@ impl Device {
             );
         }
         let cache = ExecutableCache::new(cache_folder()?.join("executables"), CACHE_BYTES);
-        Ok(Device { client, target, kernels: kernels.choice(), cache })
+        Ok(Device { client, target, kernels, cache })
     }
 
     /// What programs are compiled for.

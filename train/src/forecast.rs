@@ -13,8 +13,8 @@ use crate::metrics::peak::peak_flops;
 use crate::numbers::{group, size};
 use crate::step::{Kept, optimizer_tensors, step_of};
 use anyhow::{Result, ensure};
-use engine::hlo::Hlo;
 use engine::Form;
+use engine::hlo::Hlo;
 use engine::pjrt::{Arg, Client, Code, Error, Plugin};
 use engine::plugin::{Platform, cache_folder};
 use engine::work::Work;
@@ -333,7 +333,7 @@ fn bytes(verdict: &Verdict, limit: u64) -> Option<u64> {
 
 /// Compiles the step of a run, or reads what an earlier plan kept.
 fn verdict(compiler: &Compiler, run: &RunConfig, memory: Option<u64>) -> Result<Verdict> {
-    let (program, _) = compiler.lower(&step_of(run, run.kept(memory).remat), run.kernels.choice())?;
+    let (program, _) = compiler.lower(&step_of(run, run.kept(memory).remat), run.kernels)?;
     let mut hash = blake3::Hasher::new();
     let text = program.text(Locations::Omit);
     for part in [text.as_bytes(), &compiler.options()?.to_bytes()?, compiler.build()?.as_bytes()] {
@@ -396,7 +396,7 @@ fn speed(
     padding: f64,
 ) -> Result<Option<Speed>> {
     let step = step_of(run, remat);
-    let (_, forms) = compiler.lower(&step, run.kernels.choice())?;
+    let (_, forms) = compiler.lower(&step, run.kernels)?;
     let work = Work::of(&step);
     let flops = work.flops();
     // Padding is computed like a token, but does not count as one.

@@ -8,6 +8,7 @@ use crate::host::Host;
 use crate::ir::{Builder, Func, Tensor, Value};
 use crate::text::{Line, Printer};
 use crate::types::Type;
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -79,7 +80,8 @@ impl fmt::Display for Target {
 }
 
 /// The forms that a kernel can have. Where one is wanted, `Option<Form>` says which: None is the fastest for the target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Form {
     /// The meaning in plain ops: [`Kernel::reference`].
     Reference,
@@ -92,6 +94,19 @@ pub enum Form {
 }
 
 impl Form {
+    /// What may be wanted, and the word for it in settings and flags.
+    pub const WANTED: [(&'static str, Option<Form>); 4] = [
+        ("auto", None),
+        ("portable", Some(Form::Portable)),
+        ("native", Some(Form::Native)),
+        ("reference", Some(Form::Reference)),
+    ];
+
+    /// The word for what is wanted.
+    pub fn word(wanted: Option<Form>) -> &'static str {
+        Form::WANTED.into_iter().find(|(_, form)| *form == wanted).map_or("auto", |(word, _)| word)
+    }
+
     /// Whether a kernel that has a native form for the target should take it.
     pub fn takes_native(wanted: Option<Form>) -> bool {
         matches!(wanted, None | Some(Form::Native))

@@ -10,7 +10,6 @@ use model::{Config, Preset, initial_params};
 use std::hint::black_box;
 use std::ops::ControlFlow;
 use std::time::Instant;
-use train::config::Kernels;
 use train::device::Device;
 
 const PROMPT: usize = 64;
@@ -35,8 +34,7 @@ fn main() {
         );
     }
     let params = initial_params(&config, 1);
-    let mut generator =
-        Generator::new(Device::open("cpu", Kernels::Auto).unwrap(), &config, &params).unwrap();
+    let mut generator = Generator::new(Device::open("cpu", None).unwrap(), &config, &params).unwrap();
     let drawn = Sampling::Random { temperature: 0.7, top_k: 50, top_p: 0.9 };
     let nucleus = Sampling::Random { temperature: 0.8, top_k: 0, top_p: 0.95 };
     println!("\nrows  drawing        drafts  tokens/s (median, best)  with the prompt  ms for the prompt");

@@ -3,7 +3,7 @@
 use crate::options::Sampling;
 use anyhow::{Result, ensure};
 use clap::Args;
-use train::config::Kernels;
+use engine::Form;
 
 /// How tokens are drawn. A program may give `temperature` another default.
 #[derive(Clone, Copy, Debug, Args)]
@@ -28,9 +28,26 @@ pub struct DeviceFlags {
     /// cpu, cuda, tpu, or the path of a PJRT plugin
     #[arg(long, value_name = "NAME|PATH", default_value = "cpu")]
     pub platform: String,
-    /// Forms of the fused operations, as in a run's configuration
-    #[arg(long, value_enum, value_name = "FORM", default_value_t = Kernels::Auto)]
-    pub kernels: Kernels,
+    /// Forms of the fused operations: auto, portable, native or reference
+    #[arg(long, value_parser = wanted_form, value_name = "FORM", default_value = "auto")]
+    pub kernels: WantedForm,
+}
+
+/// A type of its own, because an `Option` is a flag that may be missing.
+pub(crate) type WantedForm = Option<Form>;
+
+fn wanted_form(text: &str) -> Result<WantedForm, String> {
+    let found = Form::WANTED.into_iter().find(|(word, _)| *word == text);
+    found
+        .map(|(_, form)| form)
+        .ok_or_else(|| format!("wanted {}", Form::WANTED.map(|(word, _)| word).join(", ")))
+}
+
+impl DeviceFlags {
+    /// The word for the forms that are asked for.
+    pub fn form(&self) -> &'static str {
+        Form::word(self.kernels)
+    }
 }
 
 impl SamplingFlags {

@@ -1,8 +1,8 @@
 //! [`Dump`]: the figures of a program, as JSON, and the difference of two.
 
 use crate::groups::Breakdown;
-use engine::hlo::Hlo;
 use engine::Form;
+use engine::hlo::Hlo;
 use engine::pjrt::Value;
 use engine::work::{Work, result_bytes};
 use engine::{Program, Type};

@@ -71,7 +71,7 @@ struct StaticCycles {
 }
 
 /// One layer of `1b` and one sequence of 2048: 6 heads, 2 groups, 512-tiles. libtpu 0.0.52, 2026-11-23;
-/// `kernels/src/diff_attention/tiling.rs` says how they were measured.
+/// `kernels/src/diff_attention/tpu/tiling.rs` says how they were measured.
 const KERNELS: [StaticCycles; 2] = [
     StaticCycles { kernel: "diff_attention", cycles: 99_955.0, flops: 24_159_191_040.0 },
     StaticCycles { kernel: "diff_attention_backward", cycles: 157_000.0, flops: 40_265_318_400.0 },

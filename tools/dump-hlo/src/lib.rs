@@ -129,7 +129,7 @@ fn built(arguments: &Arguments, earlier: Option<&Dump>) -> Result<String> {
     let target = arguments.platform.target()?;
     let memory = arguments.platform.memory()?;
     let program = programs::build(&arguments.program, &run, arguments.micro_batch, target, memory)?;
-    let (lowered, forms) = train::device::lower(&program, target, run.kernels.choice())?;
+    let (lowered, forms) = train::device::lower(&program, target, run.kernels)?;
     let made = match arguments.stage {
         Stage::Stablehlo => None,
         Stage::Optimized => Some(Compiler::open(&arguments.platform)?.compile(&lowered)?),

@@ -401,7 +401,7 @@ impl<'a> Evaluation<'a> {
             "rows": generation.rows,
             "speculative": format!("{:?}", speculation(generation)).to_lowercase(),
             "platform": generation.device.platform,
-            "kernels": generation.device.kernels,
+            "kernels": generation.device.form(),
         })));
         settings
     }

@@ -5,7 +5,7 @@ use super::declare::{Closed, table};
 use super::{Key, Kind, OnChange, Open};
 use crate::data::{Order, Packing, RowOptions};
 use crate::schedule::Curve;
-use engine::Type;
+use engine::{Form, Type};
 use model::{Compute, Preset, Remat};
 use serde::{Deserialize, Serialize};
 use std::ops::Bound::{Excluded, Included};
@@ -65,8 +65,8 @@ table! {
         steps: Option<u64> = None, STEPS, HarmlessAtSameRates;
         /// Device: cpu, cuda, tpu or the path of a PJRT plugin
         platform: String = "cpu".into(), TEXT, Harmless;
-        /// Form of the fused kernels: auto, reference, portable or native
-        kernels: Kernels = Kernels::Auto, TEXT, Harmless;
+        /// Form of the fused kernels: reference, portable or native; auto: the fastest that the device has
+        kernels: Option<Form> = None, TEXT, Harmless;
         /// What the backward pass is given instead of computing it again: selective (most), lean or full (least);
         /// auto: as much as memory holds
         remat: Option<Remat> = None, TEXT, Harmless;
@@ -317,20 +317,6 @@ pub enum ScheduleKind {
     Wsd,
     /// Warmup, then constant.
     Constant,
-}
-
-/// Which form of the fused kernels to use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
-pub enum Kernels {
-    /// The fastest that the device has.
-    Auto,
-    /// The plain operations that define a kernel's meaning.
-    Reference,
-    /// Blocked StableHLO.
-    Portable,
-    /// The device's own.
-    Native,
 }
 
 impl Data {
