@@ -151,7 +151,7 @@ impl Beginning {
                     "settings the checkpoint does not say under which settings it was trained; they are not compared"
                 ));
             }
-            self.settings.push(Era { from: step, settings });
+            Era::begin(&mut self.settings, step, settings);
             return Ok(());
         };
         let changed = changes(&era, run, &self.identity, step);
@@ -171,10 +171,7 @@ impl Beginning {
             // Whoever changes the course has found a remedy: going back may help again.
             (self.progress.rollbacks, self.progress.returned) = (0, None);
         }
-        if !changed.is_empty() {
-            self.settings.retain(|era| era.from < step);
-            self.settings.push(Era { from: step, settings });
-        }
+        Era::begin(&mut self.settings, step, settings);
         Ok(())
     }
 
