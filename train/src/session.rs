@@ -121,7 +121,7 @@ impl<M: Machine> Session<'_, M> {
         while self.progress.step < self.about.plan.steps {
             // Before anything else, and without the step in flight: where a run goes back to must not depend on when it
             // was stopped.
-            if self.progress.watch.bad_in_a_row >= self.about.run.guard.bad_steps {
+            if self.must_go_back() {
                 self.go_back(recorder, in_flight)?;
                 speed.clock = Clock::start(self.progress.step, Instant::now());
             }
@@ -146,6 +146,10 @@ impl<M: Machine> Session<'_, M> {
             let launched = self.launch(&batch)?;
             self.read(in_flight.replace(launched), recorder, speed)?;
             self.report(recorder, |saver| saver.poll())?;
+            // Nor on when it pauses, which reads the step in flight.
+            if self.must_go_back() {
+                continue;
+            }
 
             let due = self.due(&batch, saved_at);
             let evaluates = self.progress.step.is_multiple_of(self.about.run.validation.every)
@@ -165,6 +169,12 @@ impl<M: Machine> Session<'_, M> {
         }
         self.report(recorder, |saver| saver.finish())?;
         Ok(Outcome::Finished)
+    }
+
+    /// Whether so many steps in a row were bad that there is no sense in another one; behind the last there is none.
+    fn must_go_back(&self) -> bool {
+        self.progress.watch.bad_in_a_row >= self.about.run.guard.bad_steps
+            && self.progress.step < self.about.plan.steps
     }
 
     fn speed(&self) -> Speed {

@@ -62,10 +62,12 @@ pub(super) fn relive(life: &Life, rows: &Rows, known: &mut Vec<At>, origins: &Or
                 at = Some(At { state: *state, progress: Progress::default(), eras });
             }
             Event::Loaded { state, from: Some((progress, eras)) } => {
-                let same = |it: &&At| it.progress == *progress;
+                let same = |it: &&At| (it.state, &it.progress, &*it.eras) == (*state, progress, eras);
                 let from = known.iter().chain(origins.checkpoints).find(same);
-                let from = from.unwrap_or_else(|| panic!("a checkpoint that nobody wrote: {progress:?}"));
-                assert_eq!((from.state, &*from.eras), (*state, eras), "{progress:?}");
+                let from = from.unwrap_or_else(|| {
+                    let near: Vec<&At> = known.iter().filter(|it| it.progress.step == progress.step).collect();
+                    panic!("a checkpoint that nobody wrote: {progress:?} {state} {eras:?}; of its step were {near:?}")
+                });
                 let next = match at {
                     None => from.begun_under(run),
                     Some(_) => {

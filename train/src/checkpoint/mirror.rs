@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 /// Where a mirror keeps the run's records: numbers, plots and configuration.
 pub const RECORDS: &str = "records";
 
-/// Bytes that are read and written at a time.
+/// Bytes that are read and written at a time, at most.
 const PIECE: usize = 1 << 20;
 
 /// How long the end of a run waits for a copy that does not move.
@@ -478,7 +478,8 @@ fn mirror(
 }
 
 fn each_piece(file: &mut File, mut use_it: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
-    let mut piece = vec![0; PIECE];
+    // One byte at the least: an empty file is at its end.
+    let mut piece = vec![0; (file.metadata()?.len() as usize).clamp(1, PIECE)];
     loop {
         match file.read(&mut piece)? {
             0 => return Ok(()),
