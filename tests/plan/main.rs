@@ -8,7 +8,9 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use train::atomic::RealDisk;
-use train::checkpoint::{FORMAT, Keep, Progress, Reader, Snapshot, State, Store, checkpoint_bytes, latest_good};
+use train::checkpoint::{
+    FORMAT, Keep, Progress, Reader, Snapshot, State, Store, checkpoint_bytes, latest_good,
+};
 use train::config::{Override, RunConfig, resolve};
 use train::data::{Batch, Position};
 use train::device::{CodeGeneration, Device};
@@ -172,7 +174,7 @@ fn the_plan_says_what_a_run_takes() {
     );
 }
 
-/// A state of 100 MB, a fifth of which is the embedding with its moments.
+/// A state of 66 MiB.
 const LARGE: [&str; 3] = ["model.vocab_size=8192", "model.num_tokens=8192", "model.hidden_size=256"];
 
 /// A run's whole state in main memory.
@@ -213,8 +215,9 @@ fn measured_start(run: &RunConfig, checkpoints: &Path, what: &str) -> i64 {
 
 /// On a CPU the device's memory is this process's, so one state is what there must be. At a start the weights are made in
 /// main memory all at once, a third of the state, and each goes when it is on the device, before the moments are made there:
-/// one tensor more. A resume reads one parameter after another, of all layers, and one layer's part of it beside it: at most
-/// twice the largest one more. The largest is the embedding, %SHARE% of the state.
+/// never more than the state. A resume reads one tensor after another, and of the weights one layer's part beside all layers':
+/// at most twice the largest one more, which is the embedding, 8 MiB or an eighth of the state. 0.1 more is for what the
+/// process does beside.
 #[test]
 fn a_start_and_a_resume_hold_the_state_once() {
     let run = configuration(&LARGE);
@@ -226,7 +229,8 @@ fn a_start_and_a_resume_hold_the_state_once() {
     }
     let device = Device::open("cpu", run.kernels).unwrap();
     let snapshot = snapshot(&device, &run);
-    let types: Vec<_> = snapshot.optimizer.iter().map(|(name, host)| (name.clone(), host.ty().clone())).collect();
+    let types: Vec<_> =
+        snapshot.optimizer.iter().map(|(name, host)| (name.clone(), host.ty().clone())).collect();
     let state = checkpoint_bytes(&run.model, &types, 0) as f64;
     let folder = tempfile::tempdir().unwrap();
     Store::open(Arc::new(RealDisk), folder.path()).unwrap().save(&snapshot).unwrap();
@@ -235,8 +239,11 @@ fn a_start_and_a_resume_hold_the_state_once() {
         measured_alone("a_start_and_a_resume_hold_the_state_once", &what) as f64 / state
     };
     let (start, resume, copied) = (share("start"), share("resume"), share("copy"));
-    println!("of the state, {:.1} MiB: start {start:.2}, resume {resume:.2}, with a copy {copied:.2}", state / 1048576.0);
-    assert!((0.9..1.6).contains(&start) && (0.9..1.6).contains(&resume), "{start} {resume}");
+    println!(
+        "of the state, {:.1} MiB: start {start:.2}, resume {resume:.2}, with a copy {copied:.2}",
+        state / 1048576.0
+    );
+    assert!((0.9..1.1).contains(&start) && (0.9..1.35).contains(&resume), "{start} {resume}");
     // What it would be, measured the same way.
     assert!(copied > 1.9, "{copied}");
 }

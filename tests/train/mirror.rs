@@ -289,7 +289,10 @@ fn whoever_comes_last_from_another_machine_has_the_mirror() {
     fs::write(&lock, elsewhere).unwrap();
     let mirror = folders.mirror(RealDisk).unwrap();
     let left = mirror.left_by().unwrap();
-    assert!(left.starts_with("process 7 of machine elsewhere, for ") && left.ends_with("--out run"), "{left}");
+    assert!(
+        left.starts_with("process 7 of machine elsewhere, for ") && left.ends_with("--out run"),
+        "{left}"
+    );
 
     let mut saver = folders.saver(mirror);
     save(&mut saver, 1);

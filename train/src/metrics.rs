@@ -365,7 +365,10 @@ impl Record {
 /// If the file is there and cannot be read.
 pub fn bad_steps(folder: &Path) -> io::Result<Vec<BadStep>> {
     match fs::read(folder.join(BAD_STEPS)) {
-        Ok(text) => Ok(String::from_utf8_lossy(&text).lines().filter_map(|line| serde_json::from_str(line).ok()).collect()),
+        Ok(text) => Ok(String::from_utf8_lossy(&text)
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(error),
     }

@@ -173,7 +173,8 @@ impl Platform {
         }
         let (wheel, library) = self.pinned()?;
         // Nobody need hear it: on a closed standard error `eprintln!` panics.
-        let mut say = |line: &str| drop(io::stderr().write_all(format!("{self} plugin: {line}\n").as_bytes()));
+        let mut say =
+            |line: &str| drop(io::stderr().write_all(format!("{self} plugin: {line}\n").as_bytes()));
         cache_folder().and_then(|cache| wheel.member(library, &cache, &mut say)).map_err(Error::Fetch)
     }
 

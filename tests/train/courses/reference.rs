@@ -16,7 +16,8 @@ pub(super) struct Rows(Vec<Batch>);
 
 impl Rows {
     pub(super) fn of(data: &Path, run: &RunConfig, count: usize) -> Rows {
-        let dataset = Arc::new(Dataset::open(data, run.model.num_tokens, run.data.validation_fraction).unwrap());
+        let dataset =
+            Arc::new(Dataset::open(data, run.model.num_tokens, run.data.validation_fraction).unwrap());
         let options = run.data.rows(run.batch.seq, run.seed);
         let mut loader = Loader::start(dataset, options, Position::default()).unwrap();
         Rows((0..count).map(|_| loader.next_batch(1, 1).unwrap()).collect())

@@ -138,13 +138,8 @@ impl Mirror {
         };
         let left_by = lock.as_ref().and_then(Lock::left_by).map(ToString::to_string);
         let shared = Arc::new(Shared::default());
-        let copier = Copier {
-            disk: Drive(disk),
-            root: root.into(),
-            shared: Arc::clone(&shared),
-            copying,
-            lock,
-        };
+        let copier =
+            Copier { disk: Drive(disk), root: root.into(), shared: Arc::clone(&shared), copying, lock };
         let ending = Ending(Arc::clone(&shared));
         let thread = std::thread::Builder::new().name("mirror".into()).spawn(move || {
             let _ending = ending;
