@@ -598,6 +598,10 @@ fn the_plugin_cache_is_filled_once_and_heals() {
     let output = fetch(cache.path(), false).output().unwrap();
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success());
+    // It need not be heard that it fetches.
+    let (reader, unheard) = std::io::pipe().unwrap();
+    drop(reader);
+    assert_eq!(fetch(cache.path(), false).stderr(unheard).status().unwrap().code(), Some(1));
     assert!(
         text.contains("xla_cpu_pjrt-0.0.1")
             && text.contains(&cache.path().join("wheels").display().to_string())

@@ -1,13 +1,20 @@
-//! `train --plan` against a run: the memory that it says and the memory that steps take.
+//! Memory, measured: what `train --plan` says against what steps take, and what a run takes that makes or reads its state.
 
 use engine::Host;
 use model::{Preset, initial_params};
 use serde_json::Value;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
+use train::atomic::RealDisk;
+use train::checkpoint::{
+    FORMAT, Keep, Progress, Reader, Snapshot, State, Store, checkpoint_bytes, latest_good,
+};
 use train::config::{Override, RunConfig, resolve};
 use train::data::{Batch, Position};
 use train::device::{CodeGeneration, Device};
+use train::schedule::Phase;
 use train::state::{DeviceState, StepInputs};
 use train::step::step_of;
 
@@ -80,18 +87,25 @@ fn measured(run: &RunConfig) -> i64 {
     let large = steps(&device, run);
     // Steps of a small model bring in the plugin's code and its threads, which stay whatever the program is.
     steps(&device, &configuration(&SMALL))();
+    growth(large)
+}
+
+/// What the process's memory grows by, at most, while something runs.
+fn growth<T>(work: impl FnOnce() -> T) -> i64 {
     // The highest mark from here on.
     fs::write("/proc/self/clear_refs", "5").unwrap();
     let before = status("VmRSS");
-    large();
-    status("VmHWM") - before
+    let made = work();
+    let most = status("VmHWM");
+    drop(made);
+    most - before
 }
 
-/// [`measured`] in a process of its own, whose C library gives freed blocks back to the system at once: what it would
-/// keep for itself (a quarter of the step's memory, measured) is not the program's.
-fn measured_alone() -> i64 {
+/// What a test measures, in a process of its own whose C library gives freed blocks back to the system at once: what it
+/// would keep for itself (a quarter of the step's memory, measured) is not the program's.
+fn measured_alone(test: &str, what: &str) -> i64 {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--nocapture", "--exact", "the_plan_says_what_a_run_takes"]).env(MEASURE, "1");
+    command.args(["--nocapture", "--exact", test]).env(MEASURE, what);
     let output =
         command.env("MALLOC_MMAP_THRESHOLD_", "65536").env("MALLOC_TRIM_THRESHOLD_", "65536").output();
     let said = String::from_utf8(output.unwrap().stdout).unwrap();
@@ -99,7 +113,7 @@ fn measured_alone() -> i64 {
     found.unwrap_or_else(|| panic!("no measurement in: {said}")).1.parse().unwrap()
 }
 
-/// Set in the process that measures.
+/// Set in the process that measures, to what it measures.
 const MEASURE: &str = "PYTHONLM_TEST_MEASURE";
 
 #[test]
@@ -112,7 +126,7 @@ fn the_plan_says_what_a_run_takes() {
     println!("{plan:#}");
     let run = configuration(&SET);
     let planned = plan["memory"]["total"].as_f64().unwrap();
-    let found = measured_alone() as f64;
+    let found = measured_alone("the_plan_says_what_a_run_takes", "steps") as f64;
     println!("planned {:.1} MiB, measured {:.1} MiB", planned / 1048576.0, found / 1048576.0);
     assert!((found / planned - 1.0).abs() < 0.1, "planned {planned}, measured {found}");
 
@@ -158,4 +172,78 @@ fn the_plan_says_what_a_run_takes() {
         memory(largest).unwrap() <= limit && 2.2 * memory(largest).unwrap() > limit,
         "{tried:?} of {limit}"
     );
+}
+
+/// A state of 66 MiB.
+const LARGE: [&str; 3] = ["model.vocab_size=8192", "model.num_tokens=8192", "model.hidden_size=256"];
+
+/// A run's whole state in main memory.
+fn snapshot(device: &Device, run: &RunConfig) -> Snapshot {
+    let (params, optimizer) =
+        DeviceState::new(device, run, initial_params(&run.model, 0)).unwrap().to_host().unwrap();
+    let state = State {
+        format: FORMAT,
+        run: None,
+        progress: Progress::default(),
+        seed: 0,
+        init: None,
+        phase: Phase::Stable,
+        keep: Keep::Rolling,
+        settings: Vec::new(),
+        hashes: Default::default(),
+        written_by: "test".into(),
+    };
+    Snapshot { params, optimizer, state, config: run.model.clone(), tokenizer: None }
+}
+
+/// What the memory grows by while a run's state comes to be as it does at a start.
+fn measured_start(run: &RunConfig, checkpoints: &Path, what: &str) -> i64 {
+    let device = Device::open("cpu", run.kernels).unwrap();
+    let new = |run: &RunConfig| DeviceState::new(&device, run, initial_params(&run.model, 0)).unwrap();
+    // The plugin's code, and the programs that make zeros.
+    drop(new(&configuration(&SMALL)));
+    drop(new(run));
+    match what {
+        "start" => growth(|| new(run)),
+        "resume" => growth(|| {
+            let good = latest_good(checkpoints).unwrap().good.unwrap();
+            DeviceState::restore(&device, run, &Reader::open(&good, &run.model).unwrap()).unwrap()
+        }),
+        _ => growth(|| snapshot(&device, run)),
+    }
+}
+
+/// On a CPU the device's memory is this process's, so one state is what there must be. At a start the weights are made in
+/// main memory all at once, a third of the state, and each goes when it is on the device, before the moments are made there:
+/// never more than the state. A resume reads one tensor after another, and of the weights one layer's part beside all layers':
+/// at most twice the largest one more, which is the embedding, 8 MiB or an eighth of the state. 0.1 more is for what the
+/// process does beside.
+#[test]
+fn a_start_and_a_resume_hold_the_state_once() {
+    let run = configuration(&LARGE);
+    if let Some(what) = std::env::var_os(MEASURE) {
+        let what = what.into_string().unwrap();
+        let (what, checkpoints) = what.split_once(' ').unwrap();
+        println!("\nmeasured bytes: {}", measured_start(&run, Path::new(checkpoints), what));
+        return;
+    }
+    let device = Device::open("cpu", run.kernels).unwrap();
+    let snapshot = snapshot(&device, &run);
+    let types: Vec<_> =
+        snapshot.optimizer.iter().map(|(name, host)| (name.clone(), host.ty().clone())).collect();
+    let state = checkpoint_bytes(&run.model, &types, 0) as f64;
+    let folder = tempfile::tempdir().unwrap();
+    Store::open(Arc::new(RealDisk), folder.path()).unwrap().save(&snapshot).unwrap();
+    let share = |what: &str| {
+        let what = format!("{what} {}", folder.path().display());
+        measured_alone("a_start_and_a_resume_hold_the_state_once", &what) as f64 / state
+    };
+    let (start, resume, copied) = (share("start"), share("resume"), share("copy"));
+    println!(
+        "of the state, {:.1} MiB: start {start:.2}, resume {resume:.2}, with a copy {copied:.2}",
+        state / 1048576.0
+    );
+    assert!((0.9..1.1).contains(&start) && (0.9..1.35).contains(&resume), "{start} {resume}");
+    // What it would be, measured the same way.
+    assert!(copied > 1.9, "{copied}");
 }

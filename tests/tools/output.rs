@@ -1,5 +1,5 @@
 //! Standard output that nobody reads, or that cannot be written to, in all programs: a closed pipe ends quietly and loses
-//! no work, a full disk is an error that is said once.
+//! no work, a full disk is an error that is said once. And standard error that nobody reads: nothing comes of it.
 
 use crate::PROGRAMS;
 use std::fs::{self, File};
@@ -121,5 +121,38 @@ fn programs_that_write_files_go_on() {
                 _ => is_an_error(&output),
             }
         }
+    }
+}
+
+/// What goes well ends well, and what does not is an exit code: 101 would be a panic over words that nobody hears.
+#[test]
+fn nobody_needs_to_hear_what_goes_wrong() {
+    let checkpoint = ["--checkpoint", CHECKPOINT];
+    let generate = [&checkpoint[..], &["--prompt", "def f", "--max-new-tokens", "4"]].concat();
+    let score = [&checkpoint[..], &["--text", "sources/0.py"]].concat();
+    let prepare = ["--train-tokenizer", "300", "--out", "unheard-data", "sources"];
+    let nowhere = ["--checkpoint", "nowhere"];
+    let [generator, scorer, preparer, evaluator] = [
+        env!("CARGO_BIN_EXE_generate-text"),
+        env!("CARGO_BIN_EXE_score-tokens"),
+        env!("CARGO_BIN_EXE_preparer"),
+        env!("CARGO_BIN_EXE_evaluator"),
+    ];
+    let cases: [(&str, &[&str], i32); 9] = [
+        (generator, &generate, 0),
+        (scorer, &score, 0),
+        (preparer, &prepare, 0),
+        (generator, &[&nowhere[..], &["--prompt", "x"]].concat(), 1),
+        (scorer, &[&nowhere[..], &["--text", "sources/0.py"]].concat(), 1),
+        (preparer, &["--train-tokenizer", "300", "--out", "unheard-data-2", "nowhere"], 1),
+        (evaluator, &nowhere, 1),
+        (env!("CARGO_BIN_EXE_dump-program"), &["--preset", "tiny", "--from", "nowhere"], 1),
+        (env!("CARGO_BIN_EXE_trainer"), &["--data", "nowhere"], 1),
+    ];
+    for (program, args, code) in cases {
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        let status = command(program, args).stdout(Stdio::null()).stderr(writer).status().unwrap();
+        assert_eq!(status.code(), Some(code), "{program} {args:?}");
     }
 }

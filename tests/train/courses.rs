@@ -1,22 +1,28 @@
 //! Runs that are stopped, killed, started again, branched, mirrored, damaged and mistyped, in random order, over a machine
 //! whose steps are a hash of all that they are given. Of every sequence must hold:
 //!
-//! * every step that is ever launched has the loss that it has in the run that nothing happened to, bit for bit, so its
-//!   weights, its rows, its rate and its bounds are those;
+//! * every step that is ever launched follows from the one before it in its run ([`reference`]): its weights, its rows, its
+//!   rate and its bounds are those, through lost checkpoints, turns back and other settings;
+//! * it has the loss that it has in the run that nothing happened to, bit for bit, if no checkpoint was lost and no setting
+//!   changed the course;
 //! * what is done without a fault succeeds or is refused, and every refusal's advice is accepted;
 //! * no file of another run changes, and none at all by a refusal;
 //! * in the end the run is finished and its last checkpoint is that of the undisturbed one.
 //!
 //! `PROPTEST_CASES=5000 cargo test --test train courses::` tries others.
 
+mod machine;
+mod reference;
+
 use anyhow::{Result, bail};
 use clap::Parser;
-use engine::Host;
-use model::initial_params;
+use machine::{BAD, End, Event, Hashed, Launch, Life, of_weights};
 use proptest::collection::vec;
+use reference::{At, Origins, Rows, relive};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::ops::ControlFlow;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -27,20 +33,17 @@ use tests::trainer::files;
 use train::atomic::RealDisk;
 use train::checkpoint::{CheckpointError, Progress, State, Store, latest_good};
 use train::cli::{Cli, Resume};
-use train::config::RunConfig;
-use train::data::{Batch, Dataset, Loader, PrepareOptions, Tokenizer, TokenizerSource, prepare};
-use train::machine::{Content, HeldOutLosses, Machine};
+use train::data::{Dataset, Loader, PrepareOptions, TokenizerSource, prepare};
 use train::metrics::Look;
 use train::run::{Ended, Outcome, Refused, World, run_in};
 use train::signals::Stop;
-use train::state::{HostState, StepInputs};
 
 const STEPS: u64 = 48;
 const EVERY: u64 = 5;
-/// Rows, by their number from the start, whose steps leave the weights as they were: twice so many in a row that the run
-/// goes back, and one step alone.
-const BAD: [std::ops::Range<u64>; 3] = [24..30, 60..66, 80..82];
-
+/// Steps of a branch's decay.
+const DECAY: u64 = 9;
+/// Rows that no life comes beyond.
+const ROWS: usize = 600;
 const SETTINGS: &[&str] = &[
     "model.hidden_size=4",
     "model.num_hidden_layers=1",
@@ -65,141 +68,39 @@ const SETTINGS: &[&str] = &[
     "log.every=1",
 ];
 
-/// What a run says that cannot go back.
-const NOWHERE: &str = "there is no checkpoint to go back to";
+/// Settings that change the course of a run; of the first one all begin.
+const COURSES: [&[&str]; 5] = [
+    &[],
+    &["optimizer.weight_decay=0.5"],
+    &["optimizer.learning_rate=0.002"],
+    &["batch.accumulation=3"],
+    &["batch.accumulation=1", "guard.spike_factor=1.5"],
+];
 
-/// What one step was given and gave.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Launch {
-    step: u64,
-    row: u64,
-    loss: u64,
-}
-
-/// What ends a life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    /// Nothing.
-    Finish,
-    /// It is asked to stop at the launch of this number.
-    Stop(u64),
-    /// It is killed there.
-    Kill(u64),
-    /// What the disk does.
-    Disk(Fault),
-}
-
-/// A machine whose state is a hash of all steps.
-struct Hashed {
-    run: RunConfig,
-    state: u64,
-    launches: Arc<Mutex<Vec<Launch>>>,
-    launched: u64,
-    end: End,
-    stop: Stop,
-    disk: FaultyDisk,
-}
-
-fn hash(parts: &[&[u8]]) -> u64 {
-    let mut hasher = blake3::Hasher::new();
-    for part in parts {
-        hasher.update(part);
-    }
-    u64::from_le_bytes(hasher.finalize().as_bytes()[..8].try_into().unwrap())
-}
-
-impl Machine for Hashed {
-    type Pending = [f64; 7];
-
-    fn load(&mut self, content: Content<'_>) -> Result<()> {
-        let number = |embed: &Host| {
-            let parts = embed.as_slice::<f32>()[..4].iter();
-            parts.fold(0, |all, part| all << 16 | u64::from(part.to_bits() >> 8 & 0xffff))
-        };
-        // What comes from elsewhere begins with what its weights are.
-        self.state = match content {
-            Content::Weights(weights) => hash(&[&number(&weights.embed).to_le_bytes()]),
-            Content::Checkpoint(from) => {
-                let weights = number(&from.weights().next().unwrap()?);
-                let half = from.optimizer_tensor("state")?.unwrap();
-                let half = half.as_slice::<i32>();
-                let state = u64::from(half[0] as u32) << 32 | u64::from(half[1] as u32);
-                assert_eq!(weights, state, "weights and moments of one checkpoint");
-                state
-            }
-        };
-        Ok(())
-    }
-
-    fn step(&mut self, batch: &Batch, inputs: StepInputs) -> Result<[f64; 7]> {
-        self.launched += 1;
-        match self.end {
-            End::Stop(at) if at == self.launched => self.stop.request(),
-            End::Kill(at) if at == self.launched => {
-                self.disk.crash();
-                bail!("killed");
-            }
-            _ => {}
-        }
-        let bytes = |ids: &[i32]| ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>();
-        let numbers = [
-            self.state,
-            inputs.step,
-            inputs.seed,
-            inputs.learning_rate.to_bits(),
-            u64::from(inputs.largest_norm.to_bits()),
-        ];
-        let numbers = numbers.map(u64::to_le_bytes).concat();
-        let next = hash(&[&numbers, &bytes(&batch.ids), &bytes(&batch.segments)]);
-        let bad = BAD.iter().any(|rows| rows.contains(&batch.position.rows));
-        let part = |word: u64| (word >> 12) as f64 / (1_u64 << 52) as f64;
-        let loss = if bad { f64::NAN } else { 1.0 + part(next) };
-        let launch = Launch { step: inputs.step, row: batch.position.rows, loss: next };
-        self.launches.lock().unwrap().push(launch);
-        if !bad {
-            self.state = next;
-        }
-        let applied = f64::from(u8::from(!bad));
-        Ok([loss, loss, loss, 1.0 + part(next.rotate_left(32)), applied, 30.0, 28.0])
-    }
-
-    fn read(&mut self, pending: [f64; 7]) -> Result<[f64; 7]> {
-        Ok(pending)
-    }
-
-    fn to_host(&self) -> Result<HostState> {
-        let mut params = initial_params(&self.run.model, 0);
-        let mut embed = params.embed.to_f64();
-        for (at, value) in embed[..4].iter_mut().enumerate() {
-            // 16 bits in the middle of a number that is none of the special ones.
-            let part = (self.state >> (48 - 16 * at)) as u16;
-            *value = f64::from(f32::from_bits(0x3f00_0000 | u32::from(part) << 8 & 0x00ff_ff00));
-        }
-        params.embed = Host::from_f64(params.embed.ty().clone(), &embed);
-        let halves = [(self.state >> 32) as u32 as i32, self.state as u32 as i32];
-        Ok((params, vec![("state".into(), Host::new([2], &halves))]))
-    }
-
-    fn validate(&mut self, _: &Stop) -> Result<Option<HeldOutLosses>> {
-        Ok(None)
-    }
-
-    fn held_out(&self) -> &[Batch] {
-        &[]
-    }
-
-    fn sample(&self, _: &Tokenizer) -> Result<Option<String>> {
-        Ok(None)
-    }
-
-    fn kind(&self) -> &str {
-        "hash"
-    }
-}
+/// What a run says that cannot go back, or not once more.
+const NOWHERE: [&str; 2] = ["there is no checkpoint to go back to", "times did not help"];
 
 /// Steps and folders of the checkpoints in a folder, which need not be there.
 fn steps(root: &Path) -> Vec<(u64, PathBuf)> {
     if root.exists() { train::checkpoint::steps(root).unwrap() } else { Vec::new() }
+}
+
+/// Inode, length and time of the last change of every file of a folder: what is there is the same if these are.
+fn marks(folder: &Path) -> BTreeMap<PathBuf, (u64, u64, i64, i64)> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        for entry in fs::read_dir(&next).unwrap() {
+            let (path, of) = entry.map(|entry| (entry.path(), entry.metadata().unwrap())).unwrap();
+            if of.is_dir() {
+                folders.push(path);
+            } else {
+                let name = path.strip_prefix(folder).unwrap().to_owned();
+                found.insert(name, (of.ino(), of.len(), of.ctime(), of.ctime_nsec()));
+            }
+        }
+    }
+    found
 }
 
 /// A place with data, and what runs in it have launched.
@@ -207,12 +108,16 @@ struct Field {
     folder: TempDir,
     data: PathBuf,
     /// By folder.
-    launches: BTreeMap<String, Arc<Mutex<Vec<Launch>>>>,
+    launches: BTreeMap<String, BTreeSet<Launch>>,
 }
 
 impl Field {
     fn new(data: &Path) -> Field {
-        Field { folder: tempfile::tempdir().unwrap(), data: data.into(), launches: BTreeMap::new() }
+        // Files that were just removed make new ones slow on ext4: half of the time, where there is no disk but this.
+        let memory = Path::new("/dev/shm");
+        let folder =
+            if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
+        Field { folder, data: data.into(), launches: BTreeMap::new() }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -228,16 +133,24 @@ impl Field {
         Cli::try_parse_from(words).unwrap()
     }
 
-    fn live(&mut self, cli: &Cli, end: End) -> Result<Ended> {
+    fn live(&mut self, cli: &Cli, end: End) -> (Result<Ended>, Life) {
+        let life = Arc::new(Mutex::new(Life::default()));
+        let result = self.live_into(cli, end, &life);
+        let life = std::mem::take(&mut *life.lock().unwrap());
+        let name = cli.out.file_name().unwrap().to_str().unwrap().to_owned();
+        self.launches.entry(name).or_default().extend(life.launches());
+        (result, life)
+    }
+
+    fn live_into(&self, cli: &Cli, end: End, life: &Arc<Mutex<Life>>) -> Result<Ended> {
         let fault = if let End::Disk(fault) = end { fault } else { Fault::None };
         let disk = FaultyDisk::new(fault);
         let world = World { disk: Arc::new(disk.clone()), stop: Stop::manual(), look: Look::Silent };
-        let name = cli.out.file_name().unwrap().to_str().unwrap().to_owned();
-        let launches = self.launches.entry(name).or_default();
         for _ in 0..500 {
             let result = run_in(cli, &world, |resolved, _| {
-                let (stop, launches, disk) = (world.stop.clone(), Arc::clone(launches), disk.clone());
-                Ok(Hashed { run: resolved.run.clone(), state: 0, launches, launched: 0, end, stop, disk })
+                let (stop, life, disk) = (world.stop.clone(), Arc::clone(life), disk.clone());
+                life.lock().unwrap().run = Some(resolved.run.clone());
+                Ok(Hashed { run: resolved.run.clone(), state: 0, life, launched: 0, end, stop, disk })
             });
             // What copied for the life before would have died with its process.
             match &result {
@@ -266,7 +179,7 @@ impl Field {
     }
 
     fn launched(&self, out: &str) -> BTreeSet<Launch> {
-        self.launches.get(out).map(|all| all.lock().unwrap().iter().copied().collect()).unwrap_or_default()
+        self.launches.get(out).cloned().unwrap_or_default()
     }
 
     /// The last checkpoint's state, but for whose it is.
@@ -303,7 +216,7 @@ impl Beginning {
             Beginning::New => Vec::new(),
             Beginning::At(step) => vec!["--resume".into(), trunk(step)],
             Beginning::Branch(step) => {
-                vec!["--resume".into(), trunk(step), "--branch-decay".into(), "9".into()]
+                vec!["--resume".into(), trunk(step), "--branch-decay".into(), DECAY.to_string()]
             }
             Beginning::Init(step) => vec!["--init".into(), trunk(step)],
         }
@@ -324,6 +237,9 @@ struct Undisturbed {
     launches: BTreeMap<Beginning, (BTreeSet<Launch>, (u64, Progress))>,
     /// Of the trunk: steps that can be begun at, and those that can be branched from.
     kept: Vec<u64>,
+    /// The state of new weights.
+    fresh: u64,
+    rows: Rows,
 }
 
 fn data() -> TempDir {
@@ -353,11 +269,14 @@ impl Undisturbed {
         let mut launches = BTreeMap::new();
         let run = |field: &mut Field, launches: &mut BTreeMap<_, _>, beginning: Beginning| {
             let cli = field.cli(beginning.out(), &[beginning.args(), every.to_vec()].concat());
-            let ended = field.live(&cli, End::Finish).unwrap();
-            assert_eq!(ended.outcome, Outcome::Finished);
+            let (ended, life) = field.live(&cli, End::Finish);
+            assert_eq!(ended.unwrap().outcome, Outcome::Finished);
             launches.insert(beginning, (field.launched(beginning.out()), field.last(beginning.out())));
+            life
         };
-        run(&mut field, &mut launches, Beginning::New);
+        let life = run(&mut field, &mut launches, Beginning::New);
+        let Some(Event::Loaded { state: fresh, .. }) = life.events.first() else { panic!("{life:?}") };
+        let rows = Rows::of(data, life.run.as_ref().unwrap(), ROWS);
         // What the trunk turned back from, or to, is another thing before than after.
         let (launched, (_, progress)): &(BTreeSet<Launch>, (u64, Progress)) = &launches[&Beginning::New];
         let once = |step: &u64| {
@@ -379,7 +298,7 @@ impl Undisturbed {
                 field.launches.clear();
             }
         }
-        Undisturbed { launches, kept }
+        Undisturbed { launches, kept, fresh: *fresh, rows }
     }
 
     fn of_beginning(&self, beginning: Beginning) -> &(BTreeSet<Launch>, (u64, Progress)) {
@@ -426,18 +345,48 @@ struct Play<'u> {
     field: Field,
     undisturbed: &'u Undisturbed,
     beginnings: BTreeMap<&'static str, Beginning>,
+    /// The number of the settings of each run.
+    courses: BTreeMap<&'static str, usize>,
+    /// What each run was to save so far.
+    known: BTreeMap<&'static str, Vec<At>>,
     /// Runs of which a checkpoint was lost that the undisturbed run has: they may go back to another one.
     poorer: BTreeSet<Beginning>,
-    /// Runs that began at a checkpoint of such a trunk: it may be another one than the undisturbed trunk's of that step.
+    /// Runs on another course, and those that began at a checkpoint of such a trunk, or of a poorer one: it may be another one
+    /// than the undisturbed trunk's of that step.
     others: BTreeSet<Beginning>,
     /// How often a run had nothing to go back to.
     nowhere: usize,
 }
 
-impl Play<'_> {
+impl<'u> Play<'u> {
+    fn new(data: &Path, undisturbed: &'u Undisturbed) -> Play<'u> {
+        Play {
+            field: Field::new(data),
+            undisturbed,
+            beginnings: BTreeMap::new(),
+            courses: BTreeMap::new(),
+            known: BTreeMap::new(),
+            poorer: BTreeSet::new(),
+            others: BTreeSet::new(),
+            nowhere: 0,
+        }
+    }
+
+    /// A run's own command, behind `train --out`.
+    fn own(&self, beginning: Beginning) -> Vec<String> {
+        let course = self.courses.get(beginning.out()).copied();
+        self.on_course(beginning, course.unwrap_or(0), course.is_some())
+    }
+
+    fn on_course(&self, beginning: Beginning, course: usize, accept: bool) -> Vec<String> {
+        let sets = COURSES[course].iter().flat_map(|set| ["--set".to_owned(), (*set).to_owned()]);
+        let accept = accept.then(|| "--accept-changes".to_owned());
+        beginning.mirrored().into_iter().chain(sets).chain(accept).collect()
+    }
+
     /// Files of everything but one run.
-    fn others(&self, but: &[&str]) -> BTreeMap<PathBuf, Vec<u8>> {
-        let mut all = files(self.field.folder.path());
+    fn others(&self, but: &[&str]) -> BTreeMap<PathBuf, (u64, u64, i64, i64)> {
+        let mut all = marks(self.field.folder.path());
         all.retain(|path, _| !but.iter().any(|name| path.starts_with(name)) && !path.ends_with(".lock"));
         all
     }
@@ -446,7 +395,7 @@ impl Play<'_> {
     fn live(&mut self, beginning: Beginning, more: &[&str], end: End) {
         let (out, mirror) = (beginning.out(), beginning.mirror());
         let more: Vec<String> = more.iter().map(|word| (*word).to_owned()).collect();
-        let cli = self.field.cli(out, &[beginning.mirrored(), more].concat());
+        let cli = self.field.cli(out, &[self.own(beginning), more].concat());
         let copied = latest_good(&self.field.path(&mirror)).unwrap().good.is_some();
         if beginning != Beginning::New
             && self.poorer.contains(&Beginning::New)
@@ -457,24 +406,27 @@ impl Play<'_> {
             self.poorer.insert(beginning);
         }
         let before = self.others(&[out, &mirror]);
-        let result = self.field.live(&cli, end);
-        assert_eq!(
-            self.others(&[out, &mirror]).keys().collect::<Vec<_>>(),
-            before.keys().collect::<Vec<_>>()
-        );
-        assert!(self.others(&[out, &mirror]) == before, "another run's files changed");
+        let (result, life) = self.field.live(&cli, end);
+        self.relive(beginning, &life);
+        assert_eq!(self.others(&[out, &mirror]), before, "another run's files changed");
         match (&result, end) {
             (Ok(ended), End::Finish) => assert_eq!(ended.outcome, Outcome::Finished),
             (Ok(_), _) | (Err(_), End::Kill(_) | End::Disk(_)) => {}
-            // All that is left was taken among bad steps: a person begins anew.
-            (Err(error), _) if self.poorer.contains(&beginning) && error.to_string().contains(NOWHERE) => {
+            // All that is left was taken among bad steps, or these settings do not lead out of them: a person gives it up.
+            (Err(error), _)
+                if self.poorer.contains(&beginning)
+                    && NOWHERE.iter().any(|nowhere| format!("{error:#}").contains(nowhere)) =>
+            {
                 for lost in [out, &mirror] {
                     let _ = fs::remove_dir_all(self.field.path(lost));
                 }
+                self.field.launches.remove(out);
+                self.beginnings.remove(out);
+                self.courses.remove(out);
+                self.known.remove(out);
+                self.poorer.remove(&beginning);
+                self.others.remove(&beginning);
                 self.nowhere += 1;
-                if self.can_live(beginning) {
-                    self.live(beginning, &[], end);
-                }
                 return;
             }
             (Err(error), _) => panic!("{beginning:?} by its own command, {end:?}: {error:#}"),
@@ -486,6 +438,28 @@ impl Play<'_> {
             self.poorer.insert(beginning);
         }
         self.compare(beginning);
+    }
+
+    /// Every step follows from the one before.
+    fn relive(&mut self, beginning: Beginning, life: &Life) {
+        let out = beginning.out();
+        let mut known = self.known.remove(out).unwrap_or_default();
+        let trunk = self.known.get("trunk").map_or(&[][..], Vec::as_slice);
+        let of_step = |step: u64| trunk.iter().filter(move |at| at.progress.step == step);
+        let origins = Origins {
+            weights: match beginning {
+                Beginning::New => vec![self.undisturbed.fresh],
+                Beginning::Init(step) => of_step(step).map(|at| of_weights(at.state)).collect(),
+                Beginning::At(_) | Beginning::Branch(_) => Vec::new(),
+            },
+            checkpoints: match beginning {
+                Beginning::At(_) | Beginning::Branch(_) => trunk,
+                Beginning::New | Beginning::Init(_) => &[],
+            },
+            branch: if let Beginning::Branch(step) = beginning { Some((step, DECAY)) } else { None },
+        };
+        relive(life, &self.undisturbed.rows, &mut known, &origins);
+        self.known.insert(out, known);
     }
 
     /// Every step is that of the undisturbed run.
@@ -511,7 +485,7 @@ impl Play<'_> {
         }
         let before = self.others(&[]);
         let launches = self.field.launched(out);
-        let error = match self.field.live(&cli, End::Stop(1)) {
+        let error = match self.field.live(&cli, End::Stop(1)).0 {
             Err(error) => error,
             Ok(_) => panic!("accepted: {}", cli.command()),
         };
@@ -523,21 +497,14 @@ impl Play<'_> {
         assert_eq!(self.field.launched(out), launches);
         let Some(instead) = instead else { panic!("no advice: {reason}") };
         // Tried on a copy of everything: it may be this very run that it goes on with.
-        let mut copy = Play {
-            field: Field::new(&self.field.data),
-            undisturbed: self.undisturbed,
-            beginnings: self.beginnings.clone(),
-            poorer: self.poorer.clone(),
-            others: self.others.clone(),
-            nowhere: 0,
-        };
-        for (path, bytes) in &after {
-            let path = copy.field.path("").join(path);
+        let mut copy = Field::new(&self.field.data);
+        for (path, bytes) in files(self.field.folder.path()) {
+            let path = copy.path("").join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, bytes).unwrap();
         }
         let (here, there) =
-            (self.field.folder.path().display().to_string(), copy.field.folder.path().display().to_string());
+            (self.field.folder.path().display().to_string(), copy.folder.path().display().to_string());
         let moved = |path: &PathBuf| PathBuf::from(path.display().to_string().replace(&here, &there));
         let mut instead = instead.clone();
         instead.out = moved(&instead.out);
@@ -547,14 +514,14 @@ impl Play<'_> {
         }
         instead.set.iter_mut().for_each(|set| *set = set.replace(&here, &there));
         // Begun here, it is known by the names of here.
-        for (path, bytes) in files(copy.field.folder.path()) {
+        for (path, bytes) in files(copy.folder.path()) {
             if let Ok(text) = String::from_utf8(bytes)
                 && path.file_name().is_some_and(|name| name == "run.json")
             {
-                fs::write(copy.field.path("").join(path), text.replace(&here, &there)).unwrap();
+                fs::write(copy.path("").join(path), text.replace(&here, &there)).unwrap();
             }
         }
-        if let Err(error) = copy.field.live(&instead, End::Stop(1)) {
+        if let Err(error) = copy.live(&instead, End::Stop(1)).0 {
             panic!("{reason}\nthe advice {} is not accepted: {error:#}", instead.command());
         }
     }
@@ -610,7 +577,7 @@ impl Play<'_> {
             return;
         }
         let (out, at) = (beginning.out(), number as u64 % 30 + 1);
-        match action % 16 {
+        match action % 18 {
             0..=3 => self.live(beginning, &[], End::Stop(at)),
             4 | 5 => self.live(beginning, &[], End::Kill(at)),
             6 | 7 => self.live(beginning, &[], End::Disk(Fault::Crash(number % 400))),
@@ -632,12 +599,17 @@ impl Play<'_> {
                 }
             }
             12 => self.damage(beginning, number),
-            _ if !self.holds(beginning) => {}
-            13 => self.mistype(
-                out,
-                &[beginning.mirrored(), vec!["--set".into(), "optimizer.weight_decay=0.5".into()]].concat(),
-            ),
-            14 => {
+            _ if !self.holds(beginning) => self.live(beginning, &[], End::Stop(at)),
+            13 | 14 => {
+                let before = self.courses.get(out).copied().unwrap_or(0);
+                let course = (before + 1 + number % (COURSES.len() - 1)) % COURSES.len();
+                self.mistype(out, &self.on_course(beginning, course, false));
+                self.courses.insert(out, course);
+                self.others.insert(beginning);
+                self.poorer.insert(beginning);
+                self.live(beginning, &[], End::Stop(at));
+            }
+            15 | 16 => {
                 // By another name of the same folder; into a mirror that is another's.
                 let step = steps(&self.field.path(out).join("checkpoints"))[0].0;
                 let own = format!("HERE/./{out}/../{out}/checkpoints/step_{step:08}");
@@ -649,7 +621,7 @@ impl Play<'_> {
                     let mirror = format!("checkpoint.mirror=HERE/{}", beginning.mirror());
                     self.mistype("stranger", &["--set".into(), mirror]);
                 }
-                let mut never = beginning.mirrored();
+                let mut never = self.own(beginning);
                 if let Some(at) = never.iter().position(|word| word == "--resume") {
                     never[at + 1] = "never".into();
                 } else {
@@ -687,7 +659,7 @@ impl Play<'_> {
         if all.len() > 1 || copied {
             self.live(beginning, &[], End::Stop(3));
         } else {
-            self.mistype(beginning.out(), &beginning.mirrored());
+            self.mistype(beginning.out(), &self.own(beginning));
         }
         // Mended, unless it was trained again.
         if fs::read(&path).is_ok_and(|there| there == bytes) {
@@ -705,16 +677,9 @@ fn error_is_refusal(result: &Result<Ended>) -> bool {
 fn whatever_happens_the_run_is_the_same() {
     let folder = data();
     let undisturbed = Undisturbed::of(&folder.path().join("data"));
-    let counted = Mutex::new([0; 4]);
-    property(300, &vec((0_u8..16, 0_usize..4, 0_usize..100_000), 1..7), |actions| {
-        let mut play = Play {
-            field: Field::new(&folder.path().join("data")),
-            undisturbed: &undisturbed,
-            beginnings: BTreeMap::new(),
-            poorer: BTreeSet::new(),
-            others: BTreeSet::new(),
-            nowhere: 0,
-        };
+    let counted = Mutex::new([0; 5]);
+    property(300, &vec((0_u8..18, 0_usize..4, 0_usize..100_000), 1..7), |actions| {
+        let mut play = Play::new(&folder.path().join("data"), &undisturbed);
         let acts = actions.len();
         actions.into_iter().for_each(|action| play.act(action));
         for beginning in play.beginnings.clone().into_values() {
@@ -722,7 +687,7 @@ fn whatever_happens_the_run_is_the_same() {
                 continue;
             }
             play.live(beginning, &[], End::Finish);
-            if !play.can_live(beginning) {
+            if !play.beginnings.contains_key(beginning.out()) {
                 continue;
             }
             let (_, last) = play.undisturbed.of_beginning(beginning);
@@ -733,11 +698,12 @@ fn whatever_happens_the_run_is_the_same() {
             }
         }
         let mut counts = counted.lock().unwrap();
-        let of_play = [1, acts, play.poorer.len(), play.nowhere];
+        let others = play.courses.len();
+        let of_play = [1, acts, play.poorer.len() - others, others, play.nowhere];
         counts.iter_mut().zip(of_play).for_each(|(all, of_play)| *all += of_play);
     });
-    let [sequences, acts, poorer, nowhere] = *counted.lock().unwrap();
+    let [sequences, acts, poorer, others, nowhere] = *counted.lock().unwrap();
     println!(
-        "{sequences} sequences of {acts} acts; {poorer} runs lost a checkpoint to a disk or a machine, {nowhere} of them all"
+        "{sequences} sequences of {acts} acts; {poorer} runs lost a checkpoint to a disk or a machine, {others} changed their course, {nowhere} of them had nowhere to go back to"
     );
 }

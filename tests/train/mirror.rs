@@ -279,6 +279,38 @@ fn a_drive_that_is_away_does_not_stop_the_run_and_nothing_is_made_in_its_place()
     assert_eq!(folders.copied(), [3, 5]);
 }
 
+/// Two machines see one drive and not each other's locks: the second hears of the first, and the first ends its copies.
+#[test]
+fn whoever_comes_last_from_another_machine_has_the_mirror() {
+    let folders = Folders::new();
+    let lock = folders.drive.join(".lock");
+    let elsewhere = r#"{"pid":7,"machine":"elsewhere","since":0,"command":"train --out run"}"#;
+    fs::create_dir(&folders.drive).unwrap();
+    fs::write(&lock, elsewhere).unwrap();
+    let mirror = folders.mirror(RealDisk).unwrap();
+    let left = mirror.left_by().unwrap();
+    assert!(
+        left.starts_with("process 7 of machine elsewhere, for ") && left.ends_with("--out run"),
+        "{left}"
+    );
+
+    let mut saver = folders.saver(mirror);
+    save(&mut saver, 1);
+    while folders.copied() != [1] || saver.copies().is_empty() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    fs::write(&lock, elsewhere).unwrap();
+    save(&mut saver, 2);
+    let copies = finish(&mut saver);
+    assert!(
+        copies.len() == 1 && copies[0].contains("was taken by process 7 of machine elsewhere"),
+        "{copies:?}"
+    );
+    drop(saver);
+    assert_eq!(folders.copied(), [1]);
+    assert_eq!(fs::read_to_string(&lock).unwrap(), elsewhere, "the other's");
+}
+
 /// What is not this run's stays, finished or not; what its own copies left that were cut off goes.
 #[test]
 fn only_the_runs_own_copies_are_removed() {

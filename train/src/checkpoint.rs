@@ -143,6 +143,16 @@ pub struct Era {
     pub settings: BTreeMap<String, String>,
 }
 
+impl Era {
+    /// Adds that these settings hold from a step on, if those before were others.
+    pub(crate) fn begin(eras: &mut Vec<Era>, from: u64, settings: BTreeMap<String, String>) {
+        if eras.last().is_none_or(|era| era.settings != settings) {
+            eras.retain(|era| era.from < from);
+            eras.push(Era { from, settings });
+        }
+    }
+}
+
 /// How long to keep a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -242,6 +252,9 @@ pub enum CheckpointError {
     /// Two runs with one mirror.
     #[error("checkpoint.mirror: {0}; give this run a mirror of its own")]
     MirrorInUse(LockError),
+    /// Two machines with one mirror.
+    #[error("checkpoint.mirror {path} was taken by {holder}, which does not see this run's lock: two machines cannot copy into one folder, stop one of them", path = path.display())]
+    MirrorTaken { path: PathBuf, holder: String },
     /// The copy would lie where the original does.
     #[error("checkpoint.mirror is {path}, the run's own folder of checkpoints; give a folder on another disk", path = path.display())]
     MirrorOfItself { path: PathBuf },

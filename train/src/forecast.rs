@@ -43,15 +43,15 @@ pub struct Forecast {
     pub device_memory: Option<u64>,
     /// The shape of a step's batch.
     pub batch: BatchShape,
-    /// Memory of the step program; none if it does not fit.
+    /// Memory of the step program, which may be more than the device has; none if the compiler refused it for its size.
     pub memory: Option<Memory>,
-    /// What the compiler said, if the step does not fit.
+    /// What the compiler said if it refused it.
     pub refused: Option<String>,
     /// What the backward pass receives, and the memory for it.
     pub kept: Kept,
     /// The search for the largest micro-batch; none if the device's memory is not known.
     pub micro_batch: Option<MicroBatch>,
-    /// Tokens a second; none if the step does not fit.
+    /// Tokens a second; none if the compiler refused the step, or nothing is known of the device.
     pub speed: Option<Speed>,
     /// Optimiser steps of the run.
     pub steps: u64,
@@ -462,7 +462,7 @@ fn speed(
             let at = |share: f64| peak * share * (1.0 - padding) / flops_per_token(&run.model, run.batch.seq);
             let because = |share: f64| {
                 format!(
-                    "{:.0} % (assumed) of the {:.0} TFLOP/s peak; public trainers report 20-50 % on GPUs",
+                    "{:.0} % (assumed: public trainers report 20-50 % of GPUs) of the {:.0} TFLOP/s peak",
                     100.0 * share,
                     peak / 1e12
                 )
@@ -484,10 +484,7 @@ fn basis(compiler: &Compiler, place: &Place, run: &RunConfig, epoch: EpochSize) 
     let of = |figures, kind, because: &str| Basis { figures, kind, because: because.to_owned() };
     let mut all =
         vec![of("parameters, flops_per_token", Derived, "counted from the model's list of parameters")];
-    // A bare `tpu` was asked for, and there is no TPU here.
-    if *place != Place::Topology(run.platform.trim_start_matches("tpu:").to_owned())
-        && matches!(place, Place::Topology(_))
-    {
+    if run.platform == "tpu" && matches!(place, Place::Topology(_)) {
         all.push(of("platform, device", Assumed, "no TPU is here: one v6e chip, tpu:v6e:1x1"));
     }
     all.push(match epoch.documents {
@@ -529,7 +526,7 @@ fn basis(compiler: &Compiler, place: &Place, run: &RunConfig, epoch: EpochSize) 
             of("speed", Assumed, "a share of this machine's measured rate, between those of runs of tiny")
         }
         (_, Some(_)) => {
-            of("speed", Assumed, "a share of the data sheet's peak; none is known for this kind of device")
+            of("speed", Assumed, "a share of the data sheet's peak, as public trainers report of GPUs")
         }
         (_, None) => of("speed", Assumed, "nothing: of this device and type no peak is known"),
     });
@@ -637,7 +634,7 @@ impl fmt::Display for Forecast {
                 .collect();
             let largest = largest
                 .map_or("none fits".to_owned(), |rows| format!("{rows} rows is the largest that fits"));
-            writeln!(f, "micro-batch  {largest}, in steps of two, by compiling ({})", tried.join(", "))?;
+            writeln!(f, "micro-batch  {largest}, by doubling and compiling ({})", tried.join(", "))?;
         }
         if let Some(Speed { low, low_because, high, high_because }) = &self.speed {
             writeln!(f, "speed        {} to {} tokens a second", group(*low as u64), group(*high as u64))?;

@@ -1,12 +1,13 @@
 //! Locks of folders that one process at a time writes: a run's checkpoints, their mirror, a data set in preparation. Such a
-//! lock is one of the system on a file, so it ends with its process. The file says who holds it; a file that a killed process
-//! left locks nothing.
+//! lock is one of the system on a file, so it ends with its process. The file says who holds it; one that was left behind
+//! locks nothing. A drive that several machines have may not tell one of the other's locks: there the file alone says who
+//! came last ([`Lock::left_by`], [`Lock::taken_over`]).
 
 use crate::numbers::duration;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -20,6 +21,9 @@ const COMMAND: usize = 200;
 #[derive(Debug)]
 pub struct Lock {
     path: PathBuf,
+    holder: Holder,
+    /// What the file said before.
+    before: Option<Holder>,
     /// Closing it ends the lock.
     _file: File,
 }
@@ -56,8 +60,11 @@ pub enum LockError {
     System { path: PathBuf, error: io::Error },
 }
 
-/// The files of this process's locks, each with the folders that were made for it, the outermost first.
-static TAKEN: Mutex<Vec<(PathBuf, Vec<PathBuf>)>> = Mutex::new(Vec::new());
+/// A file of a lock, what this process wrote into it, and the folders that were made for it, the outermost first.
+type Taken = (PathBuf, Holder, Vec<PathBuf>);
+
+/// Those of this process.
+static TAKEN: Mutex<Vec<Taken>> = Mutex::new(Vec::new());
 
 impl Lock {
     /// Locks a folder by the file of a name in it. The folder is made if need be.
@@ -71,16 +78,39 @@ impl Lock {
         let mut made: Vec<PathBuf> = outwards.take_while(|folder| !folder.exists()).map(Into::into).collect();
         made.reverse();
         fs::create_dir_all(folder).map_err(system)?;
+        let holder = Holder::this_process();
         let locked = locked_file(&path, held, folder).and_then(|mut file| {
-            let text = serde_json::to_string(&Holder::this_process()).expect("a struct of text and numbers");
-            file.set_len(0).and_then(|()| writeln!(file, "{text}")).map_err(system)?;
-            Ok(file)
+            let mut before = String::new();
+            let text = serde_json::to_string(&holder).expect("a struct of text and numbers") + "\n";
+            let mut exchange = || {
+                file.read_to_string(&mut before)?;
+                file.set_len(0)?;
+                file.rewind()?;
+                file.write_all(text.as_bytes())
+            };
+            exchange().map_err(system)?;
+            Ok((file, serde_json::from_str(&before).ok()))
         });
-        let file = locked.inspect_err(|_| remove_folders(&made))?;
+        let (file, before) = locked.inspect_err(|_| remove_folders(&made))?;
         // Not before: the file might be another process's.
-        taken().push((path.clone(), made));
-        Ok(Lock { path, _file: file })
+        taken().push((path.clone(), holder.clone(), made));
+        Ok(Lock { path, holder, before, _file: file })
     }
+
+    /// The process of another machine that left its file behind: it was killed, or holds the lock all the same.
+    pub fn left_by(&self) -> Option<&Holder> {
+        self.before.as_ref().filter(|before| before.machine != self.holder.machine)
+    }
+
+    /// The process that took the lock since, if there is one: one of another machine, which does not see this one.
+    pub fn taken_over(&self) -> Option<Holder> {
+        written_by(&self.path).filter(|now| *now != self.holder)
+    }
+}
+
+/// Who a file says that holds its lock; none if it is not there, or just being written.
+fn written_by(path: &Path) -> Option<Holder> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
 }
 
 /// Opens the file and locks it, once more if the process before removes it meanwhile: a lock on it would be on nothing.
@@ -118,11 +148,16 @@ fn locked_file(path: &Path, held: Held, folder: &Path) -> Result<File, LockError
 
 /// Removes what the locks of this process left in their folders, for an end without destructors.
 pub(crate) fn clear() {
-    for (file, made) in std::mem::take(&mut *taken()) {
+    std::mem::take(&mut *taken()).into_iter().for_each(remove);
+}
+
+/// Removes the file of a lock, unless it is another's by now, and the folders that were made for it.
+fn remove((file, holder, made): Taken) {
+    if written_by(&file).is_none_or(|now| now == holder) {
         // Best effort: a file that stays locks nothing.
         let _ = fs::remove_file(file);
-        remove_folders(&made);
     }
+    remove_folders(&made);
 }
 
 /// Removes the folders that are empty, the innermost first.
@@ -130,17 +165,15 @@ fn remove_folders(made: &[PathBuf]) {
     made.iter().rev().take_while(|folder| fs::remove_dir(folder).is_ok()).for_each(drop);
 }
 
-fn taken() -> MutexGuard<'static, Vec<(PathBuf, Vec<PathBuf>)>> {
+fn taken() -> MutexGuard<'static, Vec<Taken>> {
     TAKEN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
         let mut taken = taken();
-        if let Some(own) = taken.iter().position(|(path, _)| *path == self.path) {
-            let (path, made) = taken.remove(own);
-            let _ = fs::remove_file(path);
-            remove_folders(&made);
+        if let Some(own) = taken.iter().position(|(path, ..)| *path == self.path) {
+            remove(taken.remove(own));
         }
     }
 }
@@ -204,9 +237,26 @@ mod tests {
         let holder: Holder = serde_json::from_str(text).unwrap();
         assert!(holder.to_string().starts_with("process 1 of machine elsewhere, for "), "{holder}");
         let second = Lock::take(&inner, "lock", Held::Refuse).unwrap();
+        assert_eq!((second.left_by(), second.taken_over()), (Some(&holder), None));
         fs::write(inner.join("kept"), "").unwrap();
         drop(second);
         assert!(inner.join("kept").exists() && !inner.join("lock").exists());
+    }
+
+    #[test]
+    fn a_machine_that_does_not_see_the_lock_is_seen_by_its_words() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = Lock::take(folder.path(), "lock", Held::Refuse).unwrap();
+        assert_eq!((first.left_by(), first.taken_over()), (None, None));
+        let path = folder.path().join("lock");
+        // Just being written.
+        fs::write(&path, "").unwrap();
+        assert_eq!(first.taken_over(), None);
+        let text = r#"{"pid":1,"machine":"elsewhere","since":0,"command":"train"}"#;
+        fs::write(&path, text).unwrap();
+        assert_eq!(first.taken_over(), Some(serde_json::from_str(text).unwrap()));
+        drop(first);
+        assert_eq!(fs::read_to_string(&path).unwrap(), text, "it is another's");
     }
 
     #[test]

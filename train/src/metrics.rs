@@ -9,7 +9,7 @@ pub mod tensorboard;
 pub use console::{Look, line};
 pub use plot::{Curves, loss_svg};
 
-use crate::atomic::{self, RealDisk};
+use crate::atomic::{self, Disk};
 use crate::data::{Batch, Position};
 use crate::run_folder::{BAD_STEPS, EVENTS, METRICS, PLOT};
 use appended::Appended;
@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// One line of `metrics.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -51,14 +52,14 @@ pub struct Train {
     /// Tokens predicted so far, repetitions included: the targets of the next token's loss. Neither padding nor the first token
     /// of a piece of a document counts.
     pub tokens_seen: u64,
-    /// Tokens predicted a second, since about the record before; the time of saving and evaluating does not count.
+    /// How many of these a second, since about the record before; the time of saving and evaluating is left out.
     pub tokens_per_second: f64,
-    /// Part of the places in the rows since the record before that held no token.
+    /// Part of the places, in the rows since the record before, that held no token.
     #[serde(default)]
     pub padding: f64,
     /// Model FLOPs utilisation: the part of the device's peak that these tokens took, if the peak is known.
     pub mfu: Option<f64>,
-    /// Steps so far that left the weights as they were: not finite, or a spike.
+    /// Steps so far that left the weights as they were: something was not finite, or the gradient was too long.
     pub skipped: u64,
     /// Seconds to the end of the run at this speed.
     pub eta_seconds: f64,
@@ -156,6 +157,7 @@ pub struct BadStep {
 /// Writes every record to all of its places. None of them stops a run: if one cannot be written, that is said once, and once
 /// more when it can be written again.
 pub struct Recorder {
+    disk: Arc<dyn Disk>,
     folder: PathBuf,
     lines: Appended,
     events: Appended,
@@ -173,18 +175,25 @@ impl Recorder {
     ///
     /// # Errors
     /// If the folder cannot be written to, or `metrics.jsonl` holds something else.
-    pub fn open(folder: &Path, step: u64, steps: u64, look: Look) -> io::Result<Recorder> {
-        fs::create_dir_all(folder)?;
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        folder: &Path,
+        step: u64,
+        steps: u64,
+        look: Look,
+    ) -> io::Result<Recorder> {
+        disk.create_dir_all(folder)?;
         let path = folder.join(METRICS);
         let (mut curves, mut validations) = (Curves::default(), Vec::new());
         if path.exists() {
             let records = read_records(&path, step)?;
             records.iter().for_each(|record| curves.add(record));
             validations.extend(validations_of(&records));
-            write_whole(&path, &lines(&records))?;
+            write_whole(&*disk, &path, &lines(&records))?;
         }
         let (events, head) = tensorboard::event_file(&folder.join(EVENTS), step);
         Ok(Recorder {
+            disk,
             folder: folder.into(),
             lines: Appended::new(path, Vec::new()),
             events: Appended::new(events, head),
@@ -209,7 +218,8 @@ impl Recorder {
         let text = String::from_utf8_lossy(&text);
         let records = text.lines().filter_map(|line| serde_json::from_str::<Record>(line).ok());
         let records: Vec<Record> = records.filter(|record| record.step() <= step).collect();
-        let said = self.lines.replace(lines(&records), write_whole);
+        let write = |path: &Path, bytes: &[u8]| write_whole(&*self.disk, path, bytes);
+        let said = self.lines.replace(lines(&records), write);
         self.note(said);
         self.validations = validations_of(&records).collect();
         self.curves = Curves::default();
@@ -276,7 +286,7 @@ impl Recorder {
 
     fn draw(&mut self) -> PathBuf {
         let path = self.folder.join(PLOT);
-        match write_whole(&path, loss_svg(&self.curves).as_bytes()) {
+        match write_whole(&*self.disk, &path, loss_svg(&self.curves).as_bytes()) {
             Ok(()) => {
                 if std::mem::replace(&mut self.undrawn, false) {
                     self.console.say(&format!("{} is drawn again", path.display()));
@@ -309,8 +319,8 @@ fn lines(records: &[Record]) -> Vec<u8> {
     records.iter().flat_map(line_of).collect()
 }
 
-fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    atomic::write_file(&RealDisk, path, |out| out.write_all(bytes))
+fn write_whole(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    atomic::write_file(disk, path, |out| out.write_all(bytes))
 }
 
 impl Record {
@@ -328,8 +338,11 @@ impl Record {
 /// # Errors
 /// If the file is there and cannot be read.
 pub fn bad_steps(folder: &Path) -> io::Result<Vec<BadStep>> {
-    match fs::read_to_string(folder.join(BAD_STEPS)) {
-        Ok(text) => Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()),
+    match fs::read(folder.join(BAD_STEPS)) {
+        Ok(text) => Ok(String::from_utf8_lossy(&text)
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(error),
     }
@@ -337,14 +350,15 @@ pub fn bad_steps(folder: &Path) -> io::Result<Vec<BadStep>> {
 
 /// Records up to a step.
 fn read_records(path: &Path, last_step: u64) -> io::Result<Vec<Record>> {
-    let text = fs::read_to_string(path)?;
+    // A crash may leave any bytes.
+    let text = String::from_utf8_lossy(&fs::read(path)?).into_owned();
     let mut records = Vec::new();
     for (number, line) in text.lines().enumerate() {
         match serde_json::from_str::<Record>(line) {
             Ok(record) if record.step() <= last_step => records.push(record),
             Ok(_) => {}
-            // Torn by a crash.
-            Err(_) if number + 1 == text.lines().count() => {}
+            // Torn by a crash: a whole record ends its line.
+            Err(_) if number + 1 == text.lines().count() && !text.ends_with('\n') => {}
             Err(error) => {
                 let place = format!(
                     "{} line {}: {error}; move the file away to start a new one",
@@ -366,8 +380,13 @@ fn nan_from_null<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<f6
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::atomic::RealDisk;
     use crate::config::BatchShape;
     use std::io::Write;
+
+    fn open(folder: &Path, step: u64, steps: u64) -> io::Result<Recorder> {
+        Recorder::open(Arc::new(RealDisk), folder, step, steps, Look::Silent)
+    }
 
     fn train(step: u64, loss: f64) -> Train {
         Train {
@@ -388,15 +407,15 @@ mod tests {
     #[test]
     fn a_resumed_run_has_each_step_once() {
         let folder = tempfile::tempdir().unwrap();
-        let mut first = Recorder::open(folder.path(), 0, 10, Look::Silent).unwrap();
+        let mut first = open(folder.path(), 0, 10).unwrap();
         for step in 1..=5 {
             first.train(train(step, if step == 2 { f64::NAN } else { 5.0 }));
         }
         first.validation(Validation { step: 5, loss: 4.0, mtp_loss: None });
         drop(first);
         let path = folder.path().join(METRICS);
-        fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"kind\":\"tr").unwrap();
-        let mut second = Recorder::open(folder.path(), 3, 10, Look::Silent).unwrap();
+        fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"kind\":\"tr\xff").unwrap();
+        let mut second = open(folder.path(), 3, 10).unwrap();
         second.train(train(4, 4.5));
         let plot = second.finish();
         let records = read_records(&path, 100).unwrap();
@@ -410,7 +429,7 @@ mod tests {
     #[test]
     fn what_cannot_be_written_is_said_once_and_made_up_for() {
         let folder = tempfile::tempdir().unwrap();
-        let mut recorder = Recorder::open(folder.path(), 0, 10, Look::Silent).unwrap();
+        let mut recorder = open(folder.path(), 0, 10).unwrap();
         recorder.train(train(1, 5.0));
         let [path, events] = [METRICS, EVENTS].map(|name| folder.path().join(name));
         let hidden = folder.path().join("hidden");
@@ -504,8 +523,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut old = serde_json::to_value(Record::Train(train(1, 5.0))).unwrap();
         old["main_loss"] = 4.0.into();
-        fs::write(folder.path().join(METRICS), format!("{old}\n\n")).unwrap();
-        let error = Recorder::open(folder.path(), 1, 2, Look::Silent).map(drop).unwrap_err().to_string();
+        fs::write(folder.path().join(METRICS), format!("{old}\n")).unwrap();
+        let error = open(folder.path(), 1, 2).map(drop).unwrap_err().to_string();
         assert!(error.contains("main_loss") && error.contains("move the file away"), "{error}");
     }
 
@@ -514,7 +533,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(METRICS);
         fs::write(&path, "notes\nof mine\n").unwrap();
-        let error = Recorder::open(folder.path(), 0, 1, Look::Silent).map(drop).unwrap_err().to_string();
+        let error = open(folder.path(), 0, 1).map(drop).unwrap_err().to_string();
         assert!(error.contains("line 1") && error.contains("move the file away"), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), "notes\nof mine\n");
     }

@@ -1,6 +1,13 @@
 //! What a run begins with. After what a crash left was mended, one reader ([`Observed`]) looks at the folder, the mirror and
 //! what the command line names; [`decide`](crate::decide::decide) says what comes of it; the chosen checkpoint is compared
 //! byte by byte, and if it is damaged the decision is made again without it.
+//!
+//! So a checkpoint is read twice: hashed here, and read again when the machine is loaded, behind the compiler. Once would not
+//! be simple. A file's hash is that of its bytes in their order, which is alphabetical by Hugging Face's names; the device
+//! takes one parameter after another, all layers of it together, so that what is read would have to wait in main memory for
+//! the rest. And a hash that fails behind the compiler would undo what follows from the checkpoint: settings, schedule, the
+//! program itself, the rows that are made meanwhile. What the second reading costs is small where there is memory for the page
+//! cache, which then has the file.
 
 use crate::atomic::{self, Disk};
 use crate::changes::{self, Change, Kind, changes};
@@ -146,7 +153,7 @@ impl Beginning {
                     "settings the checkpoint does not say under which settings it was trained; they are not compared"
                 ));
             }
-            self.settings.push(Era { from: step, settings });
+            Era::begin(&mut self.settings, step, settings);
             return Ok(());
         };
         let changed = changes(&era, run, &self.identity, step);
@@ -166,10 +173,7 @@ impl Beginning {
             // The person who changed the course may have found a remedy, so going back may help again.
             (self.progress.rollbacks, self.progress.returned) = (0, None);
         }
-        if !changed.is_empty() {
-            self.settings.retain(|era| era.from < step);
-            self.settings.push(Era { from: step, settings });
-        }
+        Era::begin(&mut self.settings, step, settings);
         Ok(())
     }
 

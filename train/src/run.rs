@@ -186,6 +186,12 @@ impl Folders {
         let copying =
             Copying { retention: Retention::of(&run.checkpoint), every, records: Some(cli.out.clone()) };
         let mirror = Mirror::open(Arc::clone(&world.disk), path, &root, copying)?;
+        if let Some(other) = mirror.left_by() {
+            world.look.say(format_args!(
+                "mirror   {}: last in use by {other}; if that still runs, stop it, or its copies end here",
+                path.display()
+            ));
+        }
         match checkpoint::newest_step(path)? {
             Some(step) => world
                 .look

@@ -119,11 +119,10 @@ impl<M: Machine> Session<'_, M> {
         let rows = self.about.run.batch.rows();
         let mut saved_at = Instant::now();
         while self.progress.step < self.about.plan.steps {
-            // Checked first, and without the step in flight: where a run goes back to must not depend on when it was
-            // stopped.
-            if self.progress.watch.bad_in_a_row >= self.about.run.guard.bad_steps {
-                *in_flight = None;
-                self.go_back(recorder)?;
+            // Before anything else, and without the step in flight: where a run goes back to must not depend on when it
+            // was stopped.
+            if self.must_go_back() {
+                self.go_back(recorder, in_flight)?;
                 speed.clock = Clock::start(self.progress.step, Instant::now());
             }
             let ready = self.loader.ready(rows, PATIENCE);
@@ -147,6 +146,10 @@ impl<M: Machine> Session<'_, M> {
             let launched = self.launch(&batch)?;
             self.read(in_flight.replace(launched), recorder, speed)?;
             self.report(recorder, |saver| saver.poll())?;
+            // Nor on when it pauses, which reads the step in flight.
+            if self.must_go_back() {
+                continue;
+            }
 
             let due = self.due(&batch, saved_at);
             let evaluates = self.progress.step.is_multiple_of(self.about.run.validation.every)
@@ -166,6 +169,12 @@ impl<M: Machine> Session<'_, M> {
         }
         self.report(recorder, |saver| saver.finish())?;
         Ok(Outcome::Finished)
+    }
+
+    /// Whether so many steps in a row were bad that there is no sense in another one; behind the last there is none.
+    fn must_go_back(&self) -> bool {
+        self.progress.watch.bad_in_a_row >= self.about.run.guard.bad_steps
+            && self.progress.step < self.about.plan.steps
     }
 
     fn speed(&self) -> Speed {
@@ -289,7 +298,11 @@ impl<M: Machine> Session<'_, M> {
     }
 
     /// Goes back to the newest sound checkpoint, and on from there with the rows after those of the bad steps.
-    fn go_back(&mut self, recorder: &mut Recorder) -> Result<()> {
+    fn go_back(
+        &mut self,
+        recorder: &mut Recorder,
+        in_flight: &mut Option<InFlight<M::Pending>>,
+    ) -> Result<()> {
         self.report(recorder, |saver| saver.finish())?;
         let bad = self.progress.watch.bad_in_a_row;
         let advice = "lower optimizer.learning_rate, or look at the rows of a bad step with --replay STEP";
@@ -307,6 +320,11 @@ impl<M: Machine> Session<'_, M> {
         let state = from.state().clone();
         self.saver.store().set_aside(state.progress.step)?;
         self.machine.load(Content::Checkpoint(&from))?;
+        // Not before: if anything above fails, what is saved holds it, and must count it.
+        *in_flight = None;
+        let now = self.about.settings.last().map(|era| era.settings.clone()).unwrap_or_default();
+        self.about.settings = state.settings;
+        Era::begin(&mut self.about.settings, state.progress.step, now);
         self.progress = self.progress.gone_back(state.progress, self.read);
         (self.losses, self.held) = (LossSums::default(), Held::default());
         let rows = self.about.run.data.rows(self.about.run.batch.seq, self.about.run.seed);
@@ -330,7 +348,8 @@ impl<M: Machine> Session<'_, M> {
     /// Opens the run's records at the step that it has come to.
     pub(crate) fn open_recorder(&self) -> Result<Recorder> {
         let About { out, plan, .. } = &self.about;
-        Recorder::open(out, self.progress.step, plan.steps, self.world.look)
+        let World { disk, look, .. } = self.world;
+        Recorder::open(Arc::clone(disk), out, self.progress.step, plan.steps, *look)
             .with_context(|| format!("opening the records of {}", out.display()))
     }
 

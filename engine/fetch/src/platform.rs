@@ -3,6 +3,7 @@
 
 use crate::wheel::{Wheel, cache_folder};
 use crate::{python, wheel};
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::{env, fmt};
@@ -171,9 +172,10 @@ impl Platform {
             return Ok(path);
         }
         let (wheel, library) = self.pinned()?;
-        cache_folder()
-            .and_then(|cache| wheel.member(library, &cache, &mut |line| eprintln!("{self} plugin: {line}")))
-            .map_err(Error::Fetch)
+        // Nobody need hear it: on a closed standard error `eprintln!` panics.
+        let mut say =
+            |line: &str| drop(io::stderr().write_all(format!("{self} plugin: {line}\n").as_bytes()));
+        cache_folder().and_then(|cache| wheel.member(library, &cache, &mut say)).map_err(Error::Fetch)
     }
 
     /// The pinned wheel, or why there is none.

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 /// Where a mirror keeps the run's records: numbers, plots and configuration.
 pub const RECORDS: &str = "records";
 
-/// Bytes that are read and written at a time.
+/// Bytes that are read and written at a time, at most.
 const PIECE: usize = 1 << 20;
 
 /// How long the end of a run waits for a copy that does not move.
@@ -35,6 +35,7 @@ const LAST: Duration = Duration::from_secs(1);
 /// A folder that checkpoints are copied to, and the thread that does it.
 pub struct Mirror {
     root: PathBuf,
+    left_by: Option<String>,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -98,6 +99,18 @@ struct Work {
     became: Vec<Copied>,
     /// No more will come: what waits is copied at once, and then the thread ends.
     closed: bool,
+    /// The thread is at its end, and its lock is removed.
+    ended: bool,
+}
+
+/// Says that the thread has ended, however it does.
+struct Ending(Arc<Shared>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.work().ended = true;
+        self.0.changed.notify_all();
+    }
 }
 
 impl Mirror {
@@ -125,22 +138,28 @@ impl Mirror {
             Err(LockError::System { .. }) if root.join(LOCK).exists() => None,
             Err(error) => return Err(CheckpointError::MirrorInUse(error)),
         };
+        let left_by = lock.as_ref().and_then(Lock::left_by).map(ToString::to_string);
         let shared = Arc::new(Shared::default());
-        let copier = Copier {
-            disk: Drive(disk),
-            root: root.into(),
-            shared: Arc::clone(&shared),
-            copying,
-            _lock: lock,
-        };
-        let thread = std::thread::Builder::new().name("mirror".into()).spawn(move || copier.run());
+        let copier =
+            Copier { disk: Drive(disk), root: root.into(), shared: Arc::clone(&shared), copying, lock };
+        let ending = Ending(Arc::clone(&shared));
+        let thread = std::thread::Builder::new().name("mirror".into()).spawn(move || {
+            let _ending = ending;
+            copier.run();
+        });
         let thread = thread.map_err(CheckpointError::read("starting the thread of the mirror", root))?;
-        Ok(Mirror { root: root.into(), shared, thread: Some(thread) })
+        Ok(Mirror { root: root.into(), left_by, shared, thread: Some(thread) })
     }
 
     /// Where it lies.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// The process of another machine that had it before and did not give it back. It may run still: a drive need not tell one
+    /// machine of another's locks.
+    pub fn left_by(&self) -> Option<&str> {
+        self.left_by.as_deref()
     }
 
     /// What another thread offers checkpoints with.
@@ -161,9 +180,11 @@ impl Mirror {
         mut watch: impl FnMut(&CopyProgress) -> ControlFlow<&'static str>,
     ) {
         self.shared.close();
-        let Some(thread) = self.thread.take() else { return };
+        if self.thread.take().is_none() {
+            return;
+        }
         let mut moved = (Instant::now(), None);
-        while !thread.is_finished() {
+        while !self.shared.ends_within(Duration::from_millis(20)) {
             let now = self.shared.work().under_way.clone();
             if now.is_none() && moved.0.elapsed() > LAST {
                 return;
@@ -186,7 +207,6 @@ impl Mirror {
             if moved.1 != now {
                 moved = (Instant::now(), now);
             }
-            std::thread::sleep(Duration::from_millis(20));
         }
     }
 }
@@ -194,15 +214,16 @@ impl Mirror {
 impl Drop for Mirror {
     /// Without [`finish`](Mirror::finish) the copy under way is given up with the process.
     fn drop(&mut self) {
-        let Some(thread) = self.thread.take() else { return };
+        if self.thread.take().is_none() {
+            return;
+        }
         let mut work = self.shared.work();
         work.waiting.clear();
         let busy = work.under_way.is_some();
         drop(work);
         self.shared.close();
-        let start = Instant::now();
-        while !busy && !thread.is_finished() && start.elapsed() < LAST {
-            std::thread::sleep(Duration::from_millis(1));
+        if !busy {
+            self.shared.ends_within(LAST);
         }
     }
 }
@@ -244,6 +265,12 @@ impl Shared {
         self.changed.notify_all();
     }
 
+    /// Waits for the thread's end, but not longer than this; whether it has ended.
+    fn ends_within(&self, patience: Duration) -> bool {
+        let waited = self.changed.wait_timeout_while(self.work(), patience, |work| !work.ended);
+        waited.unwrap_or_else(PoisonError::into_inner).0.ended
+    }
+
     /// Waits for the next checkpoint to copy, not before `due`; none at the end.
     fn next(&self, due: Option<Instant>) -> Option<PathBuf> {
         let mut work = self.work();
@@ -279,7 +306,7 @@ struct Copier {
     root: PathBuf,
     shared: Arc<Shared>,
     copying: Copying,
-    _lock: Option<Lock>,
+    lock: Option<Lock>,
 }
 
 impl Copier {
@@ -289,7 +316,7 @@ impl Copier {
             (due, any) = (self.copying.every.map(|every| Instant::now() + every), true);
             self.became(self.copy(&from));
         }
-        if any && check_there(&self.root).is_ok() {
+        if any && self.check_there().is_ok() {
             // What was recorded after the last checkpoint.
             let from = self.root.join(RECORDS);
             self.shared.work().under_way = Some(CopyProgress { from, done: 0, total: 0 });
@@ -301,6 +328,20 @@ impl Copier {
         let mut work = self.shared.work();
         work.under_way = None;
         work.became.extend(became);
+    }
+
+    /// A drive that was unmounted leaves an empty folder: the file of the lock tells. And it says who came last.
+    fn check_there(&self) -> Result<(), CheckpointError> {
+        let path = self.root.join(LOCK);
+        let doing = "looking for the mirror's lock (is the drive still mounted?)";
+        fs::metadata(&path).map_err(CheckpointError::read(doing, &path))?;
+        match self.lock.as_ref().and_then(Lock::taken_over) {
+            Some(other) => {
+                let (path, holder) = (self.root.clone(), other.to_string());
+                Err(CheckpointError::MirrorTaken { path, holder })
+            }
+            None => Ok(()),
+        }
     }
 
     fn copy_records(&self) -> Vec<Copied> {
@@ -316,8 +357,7 @@ impl Copier {
             what: what.into(),
             reason: error.to_string(),
         };
-        let copied =
-            check_there(&self.root).and_then(|()| mirror(from, &self.disk, &self.root, &self.shared));
+        let copied = self.check_there().and_then(|()| mirror(from, &self.disk, &self.root, &self.shared));
         let (path, manifest) = match copied {
             Ok(copied) => copied,
             Err(error) => return vec![failed(from, error)],
@@ -348,18 +388,6 @@ fn check_mounted(root: &Path, of: &Path) -> Result<(), CheckpointError> {
         return away("is an empty folder on the run's own disk", parent);
     }
     Ok(())
-}
-
-/// A drive that was unmounted leaves an empty folder; the file of the lock tells.
-fn check_there(root: &Path) -> Result<(), CheckpointError> {
-    match fs::metadata(root.join(LOCK)) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(CheckpointError::Read {
-            doing: "looking for the mirror's lock (is the drive still mounted?)",
-            path: root.join(LOCK),
-            error,
-        }),
-    }
 }
 
 /// Whether two checkpoints are of one run, whose copies may be removed. One that was written before runs had names is told
@@ -447,7 +475,8 @@ fn mirror(
 }
 
 fn each_piece(file: &mut File, mut use_it: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
-    let mut piece = vec![0; PIECE];
+    // One byte at the least: an empty file is at its end.
+    let mut piece = vec![0; (file.metadata()?.len() as usize).clamp(1, PIECE)];
     loop {
         match file.read(&mut piece)? {
             0 => return Ok(()),

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Applies `work` to every item on `threads` threads; the results are in the order of the items.
+/// Applies `work` to every item on `threads` threads, this one among them; the results are in the order of the items.
 pub(super) fn in_parallel<T: Sync, R: Send>(
     items: &[T],
     threads: usize,
@@ -18,8 +18,13 @@ pub(super) fn in_parallel<T: Sync, R: Send>(
         }
     };
     let mut done: Vec<(usize, R)> = std::thread::scope(|scope| {
-        let handles: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(one_thread)).collect();
-        handles.into_iter().flat_map(|h| h.join().unwrap_or_else(|p| std::panic::resume_unwind(p))).collect()
+        let others = threads.min(items.len()).saturating_sub(1);
+        let handles: Vec<_> = (0..others).map(|_| scope.spawn(one_thread)).collect();
+        let own = one_thread();
+        let join = |h: std::thread::ScopedJoinHandle<'_, Vec<(usize, R)>>| {
+            h.join().unwrap_or_else(|p| std::panic::resume_unwind(p))
+        };
+        own.into_iter().chain(handles.into_iter().flat_map(join)).collect()
     });
     done.sort_by_key(|(index, _)| *index);
     done.into_iter().map(|(_, result)| result).collect()
