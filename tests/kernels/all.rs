@@ -29,6 +29,13 @@ fn arguments(example: &Example) -> Vec<Array> {
     example.args.iter().map(|(ty, values)| random(ty, values, &mut numbers)).collect()
 }
 
+/// The example with its floats, and with them the constants of its programs, in f64.
+fn in_f64(example: &Example) -> Example {
+    let wide = |ty: &Type| if ty.dtype == DType::F32 { ty.with_dtype(DType::F64) } else { ty.clone() };
+    let args = example.args.iter().map(|(ty, values)| (wide(ty), values.clone())).collect();
+    Example { args, ..example.clone() }
+}
+
 /// The kernel's results.
 fn forward(example: &Example) -> Program {
     Program::build("forward", |f| {
@@ -56,11 +63,11 @@ fn backward(example: &Example, of: Of) -> Program {
             Of::Kernel => f.kernel_call(example.kernel.clone(), &args),
             Of::Reference => example.kernel.reference(&args),
         };
-        let mut loss = f.zeros(Type::scalar(DType::F32));
+        let mut loss = f.zeros(Type::scalar(results[0].dtype()));
         for result in &results[..example.kernel.differentiable()] {
             let elements = result.ty().elements();
-            let weights: Vec<f32> = (0..elements).map(|i| (i * 37 % 101) as f32 / 50.0 - 1.0).collect();
-            loss = loss + (*result * f.constant(&Host::new(result.shape(), &weights))).sum_all();
+            let weights: Vec<f64> = (0..elements).map(|i| (i * 37 % 101) as f64 / 64.0 - 0.75).collect();
+            loss = loss + (*result * f.constant(&Host::from_f64(result.ty(), &weights))).sum_all();
         }
         let wrt: Vec<Tensor<'_>> = example.wrt.iter().map(|&i| args[i]).collect();
         for (i, gradient) in grad(loss, &wrt).into_iter().enumerate() {
@@ -104,7 +111,8 @@ fn forms_agree() {
 fn gradients_are_those_of_the_reference_in_every_form() {
     for example in all().iter().filter(|example| !example.wrt.is_empty()) {
         let (name, args) = (example.name(), arguments(example));
-        let exact = |of| evaluate(&backward(example, of), &args, Rounding::None);
+        let wide = in_f64(example);
+        let exact = |of| evaluate(&backward(&wide, of), &arguments(&wide), Rounding::None);
         let what = format!("the rule of {name}");
         assert_all_close(&what, &exact(Of::Kernel), &exact(Of::Reference), F64);
         assert_forms_agree(&format!("the gradient of {name}"), &backward(example, Of::Kernel), &args);

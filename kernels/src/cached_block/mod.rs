@@ -75,7 +75,7 @@ impl CachedBlock {
         let width = matrix("qkv", qkv, m)?;
         // Columns of a head's queries, and with them of its own lambda.
         let head_width = 2 * d + usize::from(self.norm == HeadNorm::None);
-        let h = width.saturating_sub(g * (t * d + e)) / head_width;
+        let h = width.saturating_sub(g * (t * d + e)) / head_width.max(1);
         let sizes = Sizes { b, n, m, h, g, t, d, e, i: inner, slots };
         let exact = width == h * head_width + g * (t * d + e) && h > 0;
         if !exact || matrix("o", o, h * e)? != m || matrix("down", down, inner)? != m {
