@@ -33,7 +33,7 @@ const ORDER_VERSION: u64 = 1;
 const FIM_ORDER_VERSION: u64 = 2;
 
 /// Packed rows and where they lie.
-pub(super) struct Block {
+pub(super) struct RowBlock {
     pub(super) rows: PackedRows,
     /// The position of the first row.
     pub(super) start: Position,
@@ -138,7 +138,7 @@ impl Feed {
     }
 
     /// The next block; there is always one, epoch after epoch.
-    pub(super) fn next_block(&mut self) -> Result<Block> {
+    pub(super) fn next_block(&mut self) -> Result<RowBlock> {
         loop {
             let window = match self.open.take() {
                 Some(window) => window,
@@ -163,7 +163,7 @@ impl Feed {
                 if !std::mem::replace(&mut self.said_fim, true) && self.options.fim_rate > 0.0 {
                     self.say(self.said_of_fim(rows.tally));
                 }
-                return Ok(Block { rows, start, next: self.position });
+                return Ok(RowBlock { rows, start, next: self.position });
             }
         }
     }

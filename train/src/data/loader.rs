@@ -15,7 +15,7 @@ use program::esay;
 use super::config::{Order, Packing, RowOptions};
 use super::dataset::{Dataset, Part};
 use super::error::{DataError, Result};
-use super::feed::{Block, Feed};
+use super::feed::{Feed, RowBlock};
 use super::pack::PADDING;
 use super::position::Position;
 
@@ -97,11 +97,11 @@ impl fmt::Display for EpochSize {
 /// Rows made by a background thread, in an order that is a pure function of the options.
 pub struct Loader {
     // Declared before the thread, so dropped first: the thread ends when nobody receives any more.
-    blocks: Receiver<Result<Block>>,
+    blocks: Receiver<Result<RowBlock>>,
     _thread: Joined,
-    current: Option<Block>,
+    current: Option<RowBlock>,
     /// Received by [`Loader::ready`], to be used after `current`.
-    made: VecDeque<Block>,
+    made: VecDeque<RowBlock>,
     seq: usize,
     position: Position,
     bad_row_groups: Arc<AtomicUsize>,
@@ -164,7 +164,7 @@ impl Loader {
     pub fn ready(&mut self, rows: usize, patience: Duration) -> Result<bool> {
         let start = Instant::now();
         loop {
-            let of = |block: &Block| block.rows.ids.len() / self.seq;
+            let of = |block: &RowBlock| block.rows.ids.len() / self.seq;
             let begun = self.current.as_ref().map_or(0, |block| of(block) - self.position.row as usize);
             let made = begun + self.made.iter().map(of).sum::<usize>();
             if made.saturating_sub(self.skip as usize) >= rows {
