@@ -1,5 +1,5 @@
 //! Where a command leads: to a new run, to the run that is there, or nowhere. Decided once, by [`decide`], from facts that
-//! were read before ([`crate::resume`]); nothing else in this crate chooses a checkpoint.
+//! were read before (`resume`); nothing else in this crate chooses a checkpoint.
 //!
 //! A run has an [`Identity`], written into its folder, its mirror and its checkpoints before its first step. By it the same
 //! command finds the run again however it began, and a folder or mirror of another run is refused by name. Of a run's own

@@ -1,11 +1,11 @@
 //! One run, from top to bottom: configuration, data and plan; where it goes on; compile and load; loop; last words.
 //!
-//! 1. [`Scene`]: the command line, resolved: settings, data, how long and how fast.
-//! 2. [`Beginning`]: what is there, and what the command does ([`crate::decide`]); the checkpoint to begin at; settings that
+//! 1. `Scene`: the command line, resolved: settings, data, how long and how fast.
+//! 2. `Beginning`: what is there, and what the command does ([`crate::decide`]); the checkpoint to begin at; settings that
 //!    changed since. Nothing is written yet, and a refusal leaves everything as it was.
 //! 3. The machine: opened, compiled, loaded.
-//! 4. [`claim`]: the folder and the mirror are this run's from here on (`run.json`), and its settings are kept.
-//! 5. [`Session`]: the loop.
+//! 4. `claim`: the folder and the mirror are this run's from here on (`run.json`), and its settings are kept.
+//! 5. `Session`: the loop.
 //! 6. Last words.
 
 use crate::atomic::RealDisk;

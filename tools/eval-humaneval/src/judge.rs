@@ -1,11 +1,11 @@
 //! Judging: one solution in one sandbox, and many of them on all cores.
 //!
-//! A solution has passed only if its tests ran to their end in an interpreter that it cannot touch ([`apart`]). Some
+//! A solution has passed only if its tests ran to their end in an interpreter that it cannot touch (`apart`). Some
 //! problems cannot be judged so: their tests pass functions, look at objects, or in another way need what is not plain
 //! data. Whether a problem is one of them is decided by its own solution, not by a completion: if that passes
-//! in one interpreter with the tests and not apart from them, the completions are judged like that ([`together`]), and
-//! counted; so are those that are in doubt where a problem has no solution of its own. In one interpreter, as in every harness of these benchmarks, a program that was written against the harness
-//! can pass without being right.
+//! in one interpreter with the tests and not apart from them, the completions are judged like that (`together`), and
+//! counted; so are those that are in doubt where a problem has no solution of its own. In one interpreter, as in every
+//! harness of these benchmarks, a program that was written against the harness can pass without being right.
 //!
 //! No verdict depends on what else the machine does. A program that was kept waiting for long, or killed for want of
 //! memory, is judged again with no other beside it, and if that does not help there is an error, not a failure.

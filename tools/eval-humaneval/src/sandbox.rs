@@ -1,6 +1,6 @@
 //! The sandbox: what a judged program can reach, by level.
 //!
-//! A judged program is this program's own binary, started anew: [`enter`] takes every right away from the fresh,
+//! A judged program is this program's own binary, started anew: `enter` takes every right away from the fresh,
 //! single-threaded process and then replaces it by the interpreter. It is never a fork of the judging process, which
 //! may have a plugin's threads and their locks.
 //!

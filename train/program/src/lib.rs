@@ -12,7 +12,7 @@ use std::process::ExitCode;
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const TUNABLES: &str = "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1";
 
-/// Starts this process anew with [`TUNABLES`], if it runs on glibc and nobody has set others.
+/// Starts this process anew with tunables for large pages and one heap, if it runs on glibc and nobody has set others.
 ///
 /// The CPU plugin allocates a step's temporaries at every step, hundreds of megabytes that the system hands out page by
 /// page; glibc asks for large pages only if its environment says so before the process starts. Steps of preset `bench` and

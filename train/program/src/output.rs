@@ -1,4 +1,4 @@
-//! Standard output of all programs goes through [`say!`](crate::say) or [`write`]. Errors and notes go to standard error through
+//! Standard output of all programs goes through [`say!`](crate::say) or [`write()`]. Errors and notes go to standard error through
 //! [`esay!`](crate::esay); if nobody reads them there, nothing else happens.
 //!
 //! A reader that has closed its pipe or its terminal has seen enough. That is no error: the program goes on if it has files to write, and
