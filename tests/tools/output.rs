@@ -146,7 +146,7 @@ fn nobody_needs_to_hear_what_goes_wrong() {
         (scorer, &[&nowhere[..], &["--text", "sources/0.py"]].concat(), 1),
         (preparer, &["--train-tokenizer", "300", "--out", "unheard-data-2", "nowhere"], 1),
         (evaluator, &nowhere, 1),
-        (env!("CARGO_BIN_EXE_dump-program"), &["--preset", "tiny", "--from", "nowhere"], 1),
+        (env!("CARGO_BIN_EXE_dump-program"), &["--from", "nowhere", "--format", "cycles"], 1),
         (env!("CARGO_BIN_EXE_trainer"), &["--data", "nowhere"], 1),
     ];
     for (program, args, code) in cases {
