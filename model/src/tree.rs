@@ -1,17 +1,16 @@
 //! Trees of tensors: structs whose leaves are all of one type and have names, like JAX's pytrees. The macro `tree!` declares
 //! one, each field once; what maps, flattens and rebuilds it follows.
 
+/// What is done with a leaf and its name.
+pub(crate) type Visit<'a, L, U, E> = dyn FnMut(&str, L) -> Result<U, E> + 'a;
+
 /// What the macro writes for each struct; all else is made of it.
 pub(crate) trait Tree {
     type Leaf;
     /// The same tree with other leaves.
     type With<U>;
     /// Applies a fallible function to every leaf and its name, in the order of declaration. `path` stands before each name.
-    fn try_map_at<U, E>(
-        self,
-        path: &str,
-        f: &mut dyn FnMut(&str, Self::Leaf) -> Result<U, E>,
-    ) -> Result<Self::With<U>, E>;
+    fn try_map_at<U, E>(self, path: &str, f: &mut Visit<Self::Leaf, U, E>) -> Result<Self::With<U>, E>;
     fn refs(&self) -> Self::With<&Self::Leaf>;
 }
 
@@ -19,11 +18,7 @@ pub(crate) trait Tree {
 impl<S: Tree> Tree for Option<S> {
     type Leaf = S::Leaf;
     type With<U> = Option<S::With<U>>;
-    fn try_map_at<U, E>(
-        self,
-        path: &str,
-        f: &mut dyn FnMut(&str, S::Leaf) -> Result<U, E>,
-    ) -> Result<Option<S::With<U>>, E> {
+    fn try_map_at<U, E>(self, path: &str, f: &mut Visit<S::Leaf, U, E>) -> Result<Option<S::With<U>>, E> {
         self.map(|tree| tree.try_map_at(path, f)).transpose()
     }
     fn refs(&self) -> Option<S::With<&S::Leaf>> {
@@ -35,11 +30,7 @@ impl<S: Tree> Tree for Option<S> {
 impl<S: Tree> Tree for Vec<S> {
     type Leaf = S::Leaf;
     type With<U> = Vec<S::With<U>>;
-    fn try_map_at<U, E>(
-        self,
-        path: &str,
-        f: &mut dyn FnMut(&str, S::Leaf) -> Result<U, E>,
-    ) -> Result<Vec<S::With<U>>, E> {
+    fn try_map_at<U, E>(self, path: &str, f: &mut Visit<S::Leaf, U, E>) -> Result<Vec<S::With<U>>, E> {
         let numbered = self.into_iter().enumerate();
         numbered.map(|(i, tree)| tree.try_map_at(&format!("{path}{i}."), f)).collect()
     }
@@ -67,7 +58,7 @@ macro_rules! tree {
             fn try_map_at<U, E>(
                 self,
                 path: &str,
-                f: &mut dyn FnMut(&str, $t) -> Result<U, E>,
+                f: &mut $crate::tree::Visit<$t, U, E>,
             ) -> Result<$name<U>, E> {
                 Ok($name { $($field: $crate::tree::tree!(@map $kind, self.$field, path, $field, f),)* })
             }
@@ -93,7 +84,7 @@ macro_rules! tree {
             fn try_map_at<U, E>(
                 self,
                 path: &str,
-                f: &mut dyn FnMut(&str, $t) -> Result<U, E>,
+                f: &mut $crate::tree::Visit<$t, U, E>,
             ) -> Result<$name<U>, E> {
                 Ok(match self {
                     $($name::$variant { $($field),* } => {
