@@ -1,10 +1,11 @@
 //! What holds of every kernel, tried on each example of `kernels::all()`.
 
-use engine::{Array, DType, Form, Host, Program, Rounding, Target, Tensor, Type, evaluate, grad, passes};
-use kernels::{Example, Values, all};
+use engine::{Array, DType, Form, Program, Rounding, Target, Type, evaluate, passes};
+use kernels::{Example, all};
 use std::collections::BTreeSet;
 use tests::close::{assert_small, error_beside};
-use tests::{Random, run_on_cpu};
+use tests::examples::{Of, arguments, backward, forward};
+use tests::run_on_cpu;
 
 /// Forms of f32 numbers differ by the rounding and the order of sums of at most 512 terms of products like theirs, twice
 /// after one another: `2 sqrt(512) 2^-24` beside the largest element is 3e-6. The exponentials and the reciprocal roots of
@@ -17,63 +18,11 @@ const F64: f64 = 1e-11;
 
 const TARGETS: [Target; 4] = [Target::Cpu, Target::TpuV6e, Target::Cuda, Target::OtherTpu];
 
-fn random(ty: &Type, values: &Values, random: &mut Random) -> Array {
-    match values {
-        Values::Between(low, high) => random.array(ty.clone(), *low, *high),
-        Values::Given(numbers) => Array::from_host(&Host::from_f64(ty.clone(), numbers)),
-    }
-}
-
-fn arguments(example: &Example) -> Vec<Array> {
-    let mut numbers = Random::new(1);
-    example.args.iter().map(|(ty, values)| random(ty, values, &mut numbers)).collect()
-}
-
 /// The example with its floats, and with them the constants of its programs, in f64.
 fn in_f64(example: &Example) -> Example {
     let wide = |ty: &Type| if ty.dtype == DType::F32 { ty.with_dtype(DType::F64) } else { ty.clone() };
     let args = example.args.iter().map(|(ty, values)| (wide(ty), values.clone())).collect();
     Example { args, ..example.clone() }
-}
-
-/// The kernel's results.
-fn forward(example: &Example) -> Program {
-    Program::build("forward", |f| {
-        let input = |(i, (ty, _)): (usize, &(Type, Values))| f.input(&format!("x{i}"), ty.clone());
-        let args: Vec<Tensor<'_>> = example.args.iter().enumerate().map(input).collect();
-        for (i, result) in f.kernel_call(example.kernel.clone(), &args).into_iter().enumerate() {
-            f.output(&format!("y{i}"), result);
-        }
-    })
-}
-
-/// Whose gradient is taken.
-#[derive(Clone, Copy, PartialEq)]
-enum Of {
-    Kernel,
-    Reference,
-}
-
-/// Gradients of the sum of the differentiable results, each element with a weight of its own.
-fn backward(example: &Example, of: Of) -> Program {
-    Program::build("backward", |f| {
-        let input = |(i, (ty, _)): (usize, &(Type, Values))| f.input(&format!("x{i}"), ty.clone());
-        let args: Vec<Tensor<'_>> = example.args.iter().enumerate().map(input).collect();
-        let results = match of {
-            Of::Kernel => f.kernel_call(example.kernel.clone(), &args),
-            Of::Reference => example.kernel.reference(&args),
-        };
-        let mut loss = f.zeros(Type::scalar(results[0].dtype()));
-        for result in &results[..example.kernel.differentiable()] {
-            let elements = result.ty().elements();
-            let weights: Vec<f64> = (0..elements).map(|i| (i * 37 % 101) as f64 / 64.0 - 0.75).collect();
-            loss = loss + (*result * f.constant(&Host::from_f64(result.ty(), &weights))).sum_all();
-        }
-        let wrt: Vec<Tensor<'_>> = example.wrt.iter().map(|&i| args[i]).collect();
-        for (i, gradient) in grad(loss, &wrt).into_iter().enumerate() {
-            f.output(&format!("d{i}"), gradient);
-        }
-    })
 }
 
 #[track_caller]

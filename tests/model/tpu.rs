@@ -9,6 +9,7 @@ use engine::{
 use kernels::{BLOCK_ROWS, CachedAttention, DiffAttention, HeadNorm, Keys, SwiGlu};
 use model::decode::{Drafts, Matrices, Sampler, Shape, cache_types, tokens_program};
 use model::{Config, Preset};
+use tests::examples::{Of, backward, forward};
 use tests::{Mlp, mlp_step, residual_mlp, tpu};
 
 fn scanned(mlp: Mlp) -> Program {
@@ -222,6 +223,21 @@ fn compiled_natively(program: &Program) -> Vec<(String, Form)> {
     let executable = native.compile_for(&tpu("v6e:1x1"), &CompileOptions::single()).unwrap();
     println!("{}: {}", program.name(), executable.memory_use().unwrap());
     forms
+}
+
+/// Every native form of the list of kernels, and its gradient.
+#[test]
+fn native_kernels_compile() {
+    for example in kernels::all().iter().filter(|example| example.native.contains(&Target::TpuV6e)) {
+        let forms = compiled_natively(&forward(example));
+        assert!(
+            forms.iter().any(|(name, form)| *form == Form::Native && *name == example.kernel.name()),
+            "{forms:?}"
+        );
+        if !example.wrt.is_empty() {
+            compiled_natively(&backward(example, Of::Kernel));
+        }
+    }
 }
 
 /// A layer of `1b`, in both forms of attention: queries of so many new tokens against a cache.

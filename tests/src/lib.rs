@@ -3,6 +3,7 @@
 
 pub mod close;
 mod decoys;
+pub mod examples;
 pub mod faults;
 pub mod fuzz;
 pub mod kernel;
