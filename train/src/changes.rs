@@ -42,11 +42,17 @@ impl fmt::Display for Change {
 /// ends both schedules alike. A key that must have a value, and has none in `era`, came with a later version of this program:
 /// it counts as what it is in preset `1b`.
 pub(crate) fn changes(era: &Era, run: &RunConfig, identity: &Identity, step: u64) -> Vec<Change> {
-    let (settings, now) = (&era.settings, run.settings());
-    let old = run.with_settings(settings);
+    // What is left open is not written; of a key that became open later, an older version wrote "auto".
+    let left_open = |key: &str, value: &str| {
+        value == "\"auto\"" && config::find(key).is_some_and(|key| key.open == Open::Yes)
+    };
+    let mut settings = era.settings.clone();
+    settings.retain(|key, value| !left_open(key, value));
+    let now = run.settings();
+    let old = run.with_settings(&settings);
     let mut before = RunConfig::default().settings();
     before.retain(|key, _| config::find(key).is_some_and(|key| key.open == Open::No));
-    before.extend(settings.clone());
+    before.extend(settings);
     let open = || "auto".to_owned();
     let keys: BTreeSet<&String> = before.keys().chain(now.keys()).collect();
     let changed = keys.into_iter().filter(|key| before.get(*key) != now.get(*key)).map(|key| Change {
@@ -158,6 +164,15 @@ mod tests {
     }
 
     /// A checkpoint of a version before a key was there has the key's default, and no other value.
+    /// Checkpoints of earlier versions say `kernels = "auto"`, where nothing is written now.
+    #[test]
+    fn a_key_that_became_open_is_no_change() {
+        let mut era = Era { from: 0, settings: run(&RUN).settings() };
+        assert!(!era.settings.contains_key("kernels"));
+        era.settings.insert("kernels".to_owned(), "\"auto\"".to_owned());
+        assert_eq!(changes(&era, &run(&RUN), &identity(None), 100), []);
+    }
+
     #[test]
     fn a_new_key_is_no_change_if_it_has_its_default() {
         let now = run(&["model.dropout=0.1", "batch.micro=4"]);
