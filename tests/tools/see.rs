@@ -343,7 +343,7 @@ fn what_cannot_be_shown_is_said_in_one_line() {
         (&["--program", "wat"], "wanted step, loss, prefill, decode, or kernel:NAME"),
         (
             &["--program", "kernel:wat"],
-            "diff_attention, diff_attention_backward, linear_cross_entropy, row_dot, rms_norm_linear, swiglu, swiglu_backward",
+            "diff_attention, diff_attention_backward, linear_cross_entropy, rms_norm_linear, row_dot, swiglu, swiglu_backward",
         ),
         (&["--format", "svg", "--stage", "optimized"], "leave out --stage optimized"),
         (&["--format", "cycles"], "--platform tpu:v6e:1x1 --stage optimized"),
