@@ -212,7 +212,10 @@ fn given_weights_bring_their_architecture() {
         let config = fs::read_to_string(bench.path(&format!("{out}/config.toml"))).unwrap();
         says(
             &config,
-            &[&format!("hidden_size = 32 # --init {weights}. Width"), "dropout = 0.0 # preset tiny. Probability"],
+            &[
+                &format!("hidden_size = 32 # --init {weights}. Width"),
+                "dropout = 0.0 # preset tiny. Probability",
+            ],
         );
     }
     let refused = |args: &[&str]| String::from_utf8(run("refused", args).stderr).unwrap();

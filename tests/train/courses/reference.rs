@@ -84,10 +84,10 @@ pub(super) fn relive(life: &Life, rows: &Rows, known: &mut Vec<At>, origins: &Or
                 let now = at.take().expect("it is loaded first");
                 if let Some((_, on_their_way)) = &mut turns {
                     *on_their_way += 1;
-                    assert!(*on_their_way == 1, "it went on behind {launch:?}, where it had to go back");
+                    assert!(*on_their_way == 1, "it went on after {launch:?}, where it had to go back");
                 }
                 let (wanted, next) = now.step(rows, run, &schedule);
-                assert_eq!(*launch, wanted, "found and wanted, behind {now:?}");
+                assert_eq!(*launch, wanted, "found and wanted, after {now:?}");
                 if turns.is_none() && next.progress.watch.bad_in_a_row >= run.guard.bad_steps {
                     turns = Some((next.clone(), 0));
                 }
