@@ -48,7 +48,7 @@ const LAMBDA: f64 = 0.7;
 const EPS: f64 = 1e-5;
 
 /// Arguments of size `scale`, with documents that begin at the given tokens of the batch and where a sequence does.
-fn arguments(program: &Program, documents: &[usize], scale: f64, seed: u64) -> Vec<Array> {
+fn arguments(program: &Program, documents: &[usize], lambda: f64, scale: f64, seed: u64) -> Vec<Array> {
     let mut noise = Noise(seed);
     let ports = program.inputs().iter();
     ports
@@ -70,7 +70,7 @@ fn arguments(program: &Program, documents: &[usize], scale: f64, seed: u64) -> V
                     let numbers: Vec<f64> = (0..ty.elements()).map(|i| start(i) as f64).collect();
                     Array::from_host(&Host::from_f64(ty, &numbers))
                 }
-                "lambda" => Array::from_host(&Host::from_f64(ty, &[LAMBDA])),
+                "lambda" => Array::from_host(&Host::from_f64(ty, &[lambda])),
                 _ => noise.array(ty, scale),
             }
         })
@@ -89,6 +89,7 @@ struct Case {
     batch: usize,
     seq: usize,
     documents: Vec<usize>,
+    lambda: f64,
     scale: f64,
     seed: u64,
 }
@@ -125,6 +126,7 @@ fn cases(blocks: [usize; 2], widths: [usize; 2], scales: Range<f64>) -> impl Str
                 batch,
                 seq,
                 documents: documents.into_iter().map(|token| token.index(batch * seq)).collect(),
+                lambda: LAMBDA,
                 scale,
                 seed,
             }
@@ -143,7 +145,7 @@ struct Errors {
 fn errors(case: &Case, dtype: DType) -> Vec<Errors> {
     let given = program(&case.kernel, case.batch, case.seq, dtype);
     println!("{case:?}");
-    let mut args = arguments(&given, &case.documents, case.scale, case.seed);
+    let mut args = arguments(&given, &case.documents, case.lambda, case.scale, case.seed);
     let truth = evaluate(&given, &args, Rounding::None);
     let plain = evaluate(&given, &args, Rounding::EachOp);
     let (native, forms) = passes::lower(&given, Target::TpuV6e, Some(Form::Native));
@@ -155,7 +157,7 @@ fn errors(case: &Case, dtype: DType) -> Vec<Errors> {
     let ct = args.last().expect("ct is the last input").floats().to_vec();
     let bare = DiffAttention { norm: HeadNorm::None, ..case.kernel.clone() };
     let bare = program(&bare, case.batch, case.seq, dtype);
-    let [o, less] = [LAMBDA, LAMBDA + 1.0].map(|at| {
+    let [o, less] = [case.lambda, case.lambda + 1.0].map(|at| {
         args[lambda] = Array::from_host(&Host::from_f64(given.inputs()[lambda].ty.clone(), &[at]));
         evaluate(&bare, &args, Rounding::None).swap_remove(0).floats().to_vec()
     });
@@ -194,6 +196,7 @@ fn attention_in_bf16_is_near_the_truth() {
         batch: 2,
         seq: 128,
         documents: documents.to_vec(),
+        lambda: LAMBDA,
         scale: 1.0,
         seed: 7,
     };
@@ -204,6 +207,27 @@ fn attention_in_bf16_is_near_the_truth() {
     ] {
         for Errors { name, native, .. } in errors(&case, DType::Bf16) {
             assert!(native < 2f64.powi(-7), "{name}: {native:e}");
+        }
+    }
+}
+
+/// Small logits and lambda near 1: both maps look everywhere alike, and what is left of `O1 - lambda O2` is 2 % of either.
+/// What is rounded is that difference; were each map's weights rounded for a product of their own, y would be off by 6 % and
+/// more (8.5 % was measured).
+#[test]
+fn attention_in_bf16_of_rows_that_look_everywhere() {
+    for groups in [1, 2] {
+        let case = Case {
+            kernel: kernel(2 * groups, groups, 64, 0.0, Tiling { block: 32, groups, heads: 2 }),
+            batch: 1,
+            seq: 128,
+            documents: vec![],
+            lambda: 0.98,
+            scale: 0.1,
+            seed: 8,
+        };
+        for Errors { name, native, plain } in errors(&case, DType::Bf16) {
+            assert!(native < 2f64.powi(-7), "{name}: {native:e}, the plain form {plain:e}");
         }
     }
 }
@@ -409,7 +433,7 @@ fn attention_works_in_stacks() {
             f.output(name, grad);
         }
     });
-    let args = arguments(&program, &[11, 32 + 11], 1.0, 5);
+    let args = arguments(&program, &[11, 32 + 11], LAMBDA, 1.0, 5);
     let truth = evaluate(&program, &args, Rounding::None);
     let (native, _) = passes::lower(&program, Target::TpuV6e, Some(Form::Native));
     let text = native.text(Locations::Omit);

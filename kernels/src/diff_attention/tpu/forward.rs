@@ -63,6 +63,10 @@ struct ForwardKernel<'t> {
     v: Ref,
     /// By group and map.
     maps: Vec<[Map; 2]>,
+    /// By group: `c = lambda l1 / l2` of the sums so far, `[1, block]`.
+    ratios: Vec<Ref>,
+    /// By group: what of the second map's output the first one's takes as c changes, `[1, block]`.
+    mixes: Vec<Ref>,
 }
 
 /// Operands: those of [`TpuAttention::operands`] with qkv once for each window. Results: y, O2, statistics.
@@ -96,13 +100,15 @@ pub(super) fn program(attention: &TpuAttention) -> TileKernel {
     let k = spec.scratch(Type::new(narrow, [tiling.groups, 2, seq, d]));
     let v = spec.scratch(Type::new(narrow, [tiling.groups, e, seq]));
     let maps = (0..tiling.groups).map(|_| [(); 2].map(|()| Map::new(&mut spec, attention))).collect();
+    let mut rows = || (0..tiling.groups).map(|_| spec.scratch(Type::f32([1, tiling.block]))).collect();
+    let (ratios, mixes) = (rows(), rows());
     let visible = (batch * heads * seq * (seq + tiling.block) / 2) as u64;
     spec.cost(CostEstimate {
         flops: visible * 4 * (d + e) as u64,
         transcendentals: 2 * visible,
         bytes: (attention.qkv().bytes() + 2 * batch * seq * heads * e * narrow.size()) as u64,
     });
-    let forward = ForwardKernel { attention, inputs, y, o2, stats, q, k, v, maps };
+    let forward = ForwardKernel { attention, inputs, y, o2, stats, q, k, v, maps, ratios, mixes };
     spec.build(|k, grid| forward.code(k, grid))
 }
 
@@ -142,6 +148,9 @@ impl ForwardKernel<'_> {
                 k.store(map.top, at![.., ..], k.full(Type::f32([1, b]), HIDDEN));
                 k.store(map.sum, at![.., ..], k.full(Type::f32([8, b]), 0.0));
             }
+            for &row in self.ratios.iter().chain(&self.mixes) {
+                k.store(row, at![.., ..], k.full(Type::f32([1, b]), 0.0));
+            }
         });
         let start = Tile::start(k, &self.inputs, self.attention, row);
         for x in 0..self.maps.len() {
@@ -152,9 +161,9 @@ impl ForwardKernel<'_> {
         self.hide(k, row, start);
         each_tile(k, &self.inputs, self.attention, row, |step| {
             for x in 0..self.maps.len() {
+                self.sum_up(k, x, step.before.j);
+                self.soften(k, x, &step);
                 for t in 0..2 {
-                    self.sum_up(k, x, t, step.before.j);
-                    self.soften(k, &self.maps[x][t], &step);
                     self.multiply(k, x, t, step.after);
                 }
             }
@@ -163,9 +172,7 @@ impl ForwardKernel<'_> {
         });
         let end = Tile::end(k, self.attention);
         for x in 0..self.maps.len() {
-            for t in 0..2 {
-                self.sum_up(k, x, t, end.j);
-            }
+            self.sum_up(k, x, end.j);
         }
         self.finish(k, end, Sums::Now);
     }
@@ -225,43 +232,67 @@ impl ForwardKernel<'_> {
         self.inputs.hide(k, self.attention, row, (tile.j, tile.i), &scores);
     }
 
-    /// Turns scores into weights. A query block's first tile forgets what came before: its top starts anew, the old
-    /// output decays to nothing.
-    fn soften<'k>(&self, k: &'k KernelBuilder, map: &Map, step: &Step<'k>) {
+    /// Turns scores into weights: those of the second map, and those of the difference. A query block's first tile forgets
+    /// what came before: its top starts anew, the old output decays to nothing.
+    ///
+    /// With W the weights and l their sums so far, the kernel sums `U = (W1 - c W2) V` with `c = lambda l1 / l2`, whose end is
+    /// l1 O: the difference is taken before it is rounded for the product. When c changes, `U` becomes `U + (c - c') O2'`.
+    fn soften<'k>(&self, k: &'k KernelBuilder, x: usize, step: &Step<'k>) {
         let block = self.attention.tiling.block;
-        let scores = k.load(map.scores, at![.., ..]);
-        let before = k.load(map.top, at![.., ..]);
-        k.store(map.top_before, at![.., ..], before);
-        let before = step.first.choose_vector(before.same(HIDDEN), before);
-        let top = before.max(k.load(map.highest, at![.., ..]).max_rows());
-        let decay = (before - top).exp2();
-        k.store(map.top, at![.., ..], top);
-        let weights = (scores - top.along(&[block, block])).exp2();
-        let sum = k.load(map.sum, at![.., ..]);
-        k.store(map.sum_before, at![.., ..], sum);
-        k.store(map.sum, at![.., ..], sum * decay.along(&[8, block]) + weights.fold_sum());
-        k.store(map.weights, at![.., ..], weights);
-        k.store(map.decay, at![.., ..], decay);
+        let maps = &self.maps[x];
+        let [first, second] = [0, 1].map(|t: usize| {
+            let map = &maps[t];
+            let scores = k.load(map.scores, at![.., ..]);
+            let before = k.load(map.top, at![.., ..]);
+            k.store(map.top_before, at![.., ..], before);
+            let before = step.first.choose_vector(before.same(HIDDEN), before);
+            let top = before.max(k.load(map.highest, at![.., ..]).max_rows());
+            let decay = (before - top).exp2();
+            k.store(map.top, at![.., ..], top);
+            let weights = (scores - top.along(&[block, block])).exp2();
+            let sum = k.load(map.sum, at![.., ..]);
+            k.store(map.sum_before, at![.., ..], sum);
+            let sum = sum * decay.along(&[8, block]) + weights.fold_sum();
+            k.store(map.sum, at![.., ..], sum);
+            k.store(map.decay, at![.., ..], decay);
+            (top, decay, sum.sum_rows())
+        });
+        let before = k.load(self.ratios[x], at![.., ..]);
+        let ratio = first.2 / second.2 * self.inputs.lambda(k);
+        k.store(self.ratios[x], at![.., ..], ratio);
+        k.store(self.mixes[x], at![.., ..], before * first.1 - ratio * second.1);
+        let height = block.min(ROTATED_ROWS);
+        for r in 0..block / height {
+            let rows = r * height..(r + 1) * height;
+            let weights = |map: &Map, top: Vector<'k>| {
+                (k.load(map.scores, at![rows.clone(), ..]) - top.along(&[height, block])).exp2()
+            };
+            let (first, second) = (weights(&maps[0], first.0), weights(&maps[1], second.0));
+            k.store(maps[1].weights, at![rows.clone(), ..], second);
+            k.store(maps[0].weights, at![rows.clone(), ..], first - second * ratio.along(&[height, block]));
+        }
     }
 
     /// Adds the weighted values of key block `j`.
-    fn sum_up<'k>(&self, k: &'k KernelBuilder, x: usize, t: usize, j: Scalar<'k>) {
-        let (block, map) = (self.attention.tiling.block, &self.maps[x][t]);
-        let weights = k.load(map.weights, at![.., ..]);
-        let decay = k.load(map.decay, at![.., ..]).along(&[self.attention.e, block]);
-        let out = k.load(map.out, at![.., ..]) * decay;
+    fn sum_up<'k>(&self, k: &'k KernelBuilder, x: usize, j: Scalar<'k>) {
+        let (e, block) = (self.attention.e, self.attention.tiling.block);
         let values = k.load(self.v, at![x, .., j.block(block)]);
-        k.store(map.out, at![.., ..], k.matmul(values, weights, out));
+        let row = |row: Ref| k.load(row, at![.., ..]).along(&[e, block]);
+        let [first, second] = &self.maps[x];
+        let out2 = k.load(second.out, at![.., ..]);
+        let out1 = k.load(first.out, at![.., ..]) * row(first.decay) + out2 * row(self.mixes[x]);
+        k.store(first.out, at![.., ..], k.matmul(values, k.load(first.weights, at![.., ..]), out1));
+        let out2 = out2 * row(second.decay);
+        k.store(second.out, at![.., ..], k.matmul(values, k.load(second.weights, at![.., ..]), out2));
     }
 
     /// Writes the results of a query block, a register's width of queries at a time: then the difference of the outputs
     /// stays in registers between its squares and its product (756 bundles a block of two heads instead of 925).
     ///
-    /// With `u = O1' - lambda (l1 / l2) O2'` of the outputs before division by their sums l, `O = u / l1`.
+    /// The first map's output is `U = O1' - lambda (l1 / l2) O2'` of the outputs before division by their sums l: `O = U / l1`.
     fn finish<'k>(&self, k: &'k KernelBuilder, tile: Tile<'k>, sums: Sums) {
         let &TpuAttention { e, eps, narrow, tiling, .. } = self.attention;
         let width = tiling.block.min(LANES);
-        let lambda = self.inputs.lambda(k);
         for (x, maps) in self.maps.iter().enumerate() {
             let head = tile.head + k.index(x * tiling.heads);
             for c in 0..tiling.block / width {
@@ -274,12 +305,11 @@ impl ForwardKernel<'_> {
                     };
                     k.load(sum, at![.., lanes.clone()]).sum_rows()
                 });
-                let [out1, out2] = [0, 1].map(|t| k.load(maps[t].out, at![.., lanes.clone()]));
+                let [u, out2] = [0, 1].map(|t| k.load(maps[t].out, at![.., lanes.clone()]));
                 let share = |sum: Vector<'k>| sum.same(1.0) / sum;
                 let whole = |row: Vector<'k>| row.along(&[e, width]);
                 let (share1, share2) = (share(sum1), share(sum2));
                 k.store(self.o2, at![0, head, .., rows], out2 * whole(share2));
-                let u = out1 - out2 * whole(sum1 * share2 * lambda);
                 let mean = (u * u).sum_rows() * share1 * share1 * (1.0 / e as f64);
                 let factor = (mean + eps).rsqrt();
                 let y = (u * whole(share1 * factor)).convert(narrow).transpose();

@@ -2,7 +2,7 @@
 //!
 //! Scores lie with keys along rows and queries along lanes, so that the softmaxes' maxima and sums are row operations on
 //! whole registers, and the products with V and dO need no transposition of the scores. Queries, keys and values are
-//! turned and rotated once, into scratch memory. The loop over (query block, key block) attention is one flat pipeline: while
+//! turned and rotated once, into scratch memory. The loop over (query block, key block) tiles is one flat pipeline: while
 //! a tile's softmax runs on the vector units, the tile after it is multiplied, and the tile before it is summed up.
 //! Within one stretch of code a value in scratch memory is consumed before it is overwritten; that order is what lets the
 //! compiler overlap the three ([`v6e`](crate::v6e)).
@@ -16,7 +16,7 @@ use crate::tile::{DimensionSemantics, GridSpec, KernelBuilder, MemorySpace, Ref,
 use engine::{DType, Func, Tensor, Type};
 use std::ops::Range;
 
-/// How a core walks over the heads and attention of a sequence.
+/// How a core walks over the heads and tiles of a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tiling {
     /// Rows and columns of a tile.
