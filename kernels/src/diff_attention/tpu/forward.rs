@@ -15,7 +15,8 @@ struct Map {
     scores: Ref,
     /// Largest score of eight rows of keys each, `[8, block]`.
     highest: Ref,
-    /// Weights of the tile before, `[block, block]` narrow: `2^(score - top)`.
+    /// Of the tile before, `[block, block]` narrow: the second map's weights `2^(score - top)`, and in the first map's place
+    /// the difference.
     weights: Ref,
     /// What the output so far is worth now that the top has risen, `[1, block]`.
     decay: Ref,
@@ -25,7 +26,7 @@ struct Map {
     /// Sums of weights so far, of eight rows each, `[8, block]`, and before this tile.
     sum: Ref,
     sum_before: Ref,
-    /// Output so far, `[e, block]`.
+    /// Output so far, `[e, block]`: the second map's, and in the first map's place the difference's.
     out: Ref,
 }
 
@@ -49,6 +50,10 @@ impl Map {
 
 /// Rows that are rotated at a time: what leaves their cosines and sines in registers.
 const ROTATED_ROWS: usize = 64;
+
+/// Rows of a tile whose weights are made at a time, from the scores a second time: kept from the first, they would leave the
+/// registers (3135 bundles a tile of two heads instead of 2929).
+const WEIGHED_ROWS: usize = 64;
 
 struct ForwardKernel<'t> {
     attention: &'t TpuAttention,
@@ -240,8 +245,7 @@ impl ForwardKernel<'_> {
     fn soften<'k>(&self, k: &'k KernelBuilder, x: usize, step: &Step<'k>) {
         let block = self.attention.tiling.block;
         let maps = &self.maps[x];
-        let [first, second] = [0, 1].map(|t: usize| {
-            let map = &maps[t];
+        let [(top1, decay1, sum1), (top2, decay2, sum2)] = maps.each_ref().map(|map| {
             let scores = k.load(map.scores, at![.., ..]);
             let before = k.load(map.top, at![.., ..]);
             k.store(map.top_before, at![.., ..], before);
@@ -258,18 +262,19 @@ impl ForwardKernel<'_> {
             (top, decay, sum.sum_rows())
         });
         let before = k.load(self.ratios[x], at![.., ..]);
-        let ratio = first.2 / second.2 * self.inputs.lambda(k);
+        let ratio = sum1 / sum2 * self.inputs.lambda(k);
         k.store(self.ratios[x], at![.., ..], ratio);
-        k.store(self.mixes[x], at![.., ..], before * first.1 - ratio * second.1);
-        let height = block.min(ROTATED_ROWS);
+        k.store(self.mixes[x], at![.., ..], before * decay1 - ratio * decay2);
+        let height = block.min(WEIGHED_ROWS);
         for r in 0..block / height {
             let rows = r * height..(r + 1) * height;
             let weights = |map: &Map, top: Vector<'k>| {
                 (k.load(map.scores, at![rows.clone(), ..]) - top.along(&[height, block])).exp2()
             };
-            let (first, second) = (weights(&maps[0], first.0), weights(&maps[1], second.0));
-            k.store(maps[1].weights, at![rows.clone(), ..], second);
-            k.store(maps[0].weights, at![rows.clone(), ..], first - second * ratio.along(&[height, block]));
+            let (weights1, weights2) = (weights(&maps[0], top1), weights(&maps[1], top2));
+            let difference = weights1 - weights2 * ratio.along(&[height, block]);
+            k.store(maps[0].weights, at![rows.clone(), ..], difference);
+            k.store(maps[1].weights, at![rows.clone(), ..], weights2);
         }
     }
 
