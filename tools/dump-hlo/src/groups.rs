@@ -365,7 +365,7 @@ ENTRY %main (p: (bf16[16384,1536], bf16[1536,4096])) -> f32[1000,1000] {{
     fn large_instructions_and_those_without_an_estimate_are_listed() {
         let found = Breakdown::of(&Hlo::parse(&text())).unwrap();
         let large: Vec<_> = found.large.iter().map(|part| part.what.split(' ').next().unwrap()).collect();
-        assert_eq!(large, ["up", "turned", "g", "added", "name.1", "moved"]);
+        assert_eq!(large, ["up", "turned", "g", "name.1", "added", "moved"]);
         assert_eq!(found.large[0].at.as_deref(), Some("model/src/forward.rs:9"));
         let untold: Vec<_> =
             found.untold.iter().map(|part| (part.what.as_str(), part.runs, part.group)).collect();
