@@ -131,7 +131,7 @@ impl TpuCachedAttention {
         y.transpose(&[0, 3, 1, 4, 2, 5]).reshape([b, n, g * r, e])
     }
 
-    /// Operands: the last block, last slots, places, lambda, queries, keys, and values for each of their windows. Result:
+    /// Operands: the last block, last slots, places, lambda, queries, keys, and values for each of their block specs. Result:
     /// y `[b, g, 2, rows, e/2]` f32.
     fn kernel(&self) -> TileKernel {
         let &TpuCachedAttention { sizes, narrow, block, rows, .. } = self;

@@ -74,7 +74,7 @@ struct ForwardKernel<'t> {
     mixes: Vec<Ref>,
 }
 
-/// Operands: those of [`TpuAttention::operands`] with qkv once for each window. Results: y, O2, statistics.
+/// Operands: those of [`TpuAttention::operands`] with qkv once for each block spec. Results: y, O2, statistics.
 pub(super) fn program(attention: &TpuAttention) -> TileKernel {
     let &TpuAttention { batch, seq, heads, d, e, tiling, narrow, .. } = attention;
     let mut spec = GridSpec::new("diff_attention", &attention.grid());

@@ -183,7 +183,7 @@ impl TpuAttention {
         ]
     }
 
-    /// Places of qkv among the operands of both kernels, one for each window on it.
+    /// Places of qkv among the operands of both kernels, one for each block spec on it.
     pub(super) fn qkv_operands(&self) -> Range<usize> {
         QKV..QKV + 3 * self.tiling.groups
     }
@@ -198,7 +198,7 @@ impl TpuAttention {
         self.cap * std::f64::consts::LOG2_E
     }
 
-    /// The operands of [`Inputs`], from the kernel's arguments: qkv comes once for each window on it.
+    /// The operands of [`Inputs`], from the kernel's arguments: qkv comes once for each block spec on it.
     pub(super) fn operands<'f>(&self, args: &[Tensor<'f>], tables: Tables) -> Vec<Tensor<'f>> {
         let &[qkv, cos, sin, lambda, starts, ..] = args else { unreachable!("checked when called") };
         let (batch, seq, block) = (self.batch, self.seq, self.tiling.block);
