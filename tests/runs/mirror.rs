@@ -102,6 +102,9 @@ fn a_run_on_a_new_machine_has_its_records_again() {
     fs::remove_dir_all(bench.path("run")).unwrap();
     let said = bench.succeed("run", &args("12"));
     assert!(said.contains("its newest checkpoint is of step 8"), "{said}");
+    // A drive is slow: what is read twice is copied first.
+    let own = "resume   run/checkpoints/step_00000008";
+    assert!(said.contains("resume   copying ") && said.contains(own), "{said}");
     let text = fs::read_to_string(bench.path("run/metrics.jsonl")).unwrap();
     let trained = text.lines().filter(|line| line.contains("\"train\"")).count();
     assert_eq!(trained, 12, "{text}");

@@ -13,6 +13,7 @@ use train::checkpoint::{
     CheckpointError, Copied, Copying, Keep, Mirror, RECORDS, Retention, Saver, fetch_records, files,
     latest_good, steps, verify,
 };
+use train::config::MirrorDisk;
 
 const KEPT: Retention = Retention { keep_last: 2, keep_epochs: 2, keep_every: None };
 
@@ -71,6 +72,10 @@ impl Disk for Gate {
     }
 }
 
+/// Each as soon as may be, to any disk.
+const COPYING: Copying =
+    Copying { retention: KEPT, every: None, settle: Duration::ZERO, disk: MirrorDisk::Any, records: None };
+
 /// A run's folders: its checkpoints, and a drive beside them.
 struct Folders {
     _folder: tempfile::TempDir,
@@ -88,7 +93,7 @@ impl Folders {
     }
 
     fn mirror(&self, disk: impl Disk + 'static) -> Result<Mirror, CheckpointError> {
-        let copying = Copying { retention: KEPT, every: None, records: None };
+        let copying = COPYING;
         Mirror::open(Arc::new(disk), &self.drive, &self.root, copying)
     }
 
@@ -224,7 +229,7 @@ fn ends_of_epochs_are_copied_in_their_turn_and_a_clock_leaves_the_others_out() {
     let folders = Folders::new();
     let gate = Gate::closed(&folders.drive);
     let hour = Some(Duration::from_secs(3600));
-    let copying = Copying { retention: Retention { keep_epochs: 9, ..KEPT }, every: hour, records: None };
+    let copying = Copying { retention: Retention { keep_epochs: 9, ..KEPT }, every: hour, ..COPYING };
     let mirror = Mirror::open(Arc::new(gate.clone()), &folders.drive, &folders.root, copying).unwrap();
     let mut saver = Saver::new(store(RealDisk, &folders.root).unwrap(), KEPT, Some(mirror));
     save(&mut saver, 1);
@@ -402,7 +407,7 @@ fn a_mirror_that_is_not_mounted_is_refused_and_one_run_has_it() {
 #[test]
 fn the_records_go_with_the_copies_and_come_back() {
     let folders = Folders::new();
-    let copying = Copying { retention: KEPT, every: None, records: Some(folders.run.clone()) };
+    let copying = Copying { records: Some(folders.run.clone()), ..COPYING };
     let mirror = Mirror::open(Arc::new(RealDisk), &folders.drive, &folders.root, copying).unwrap();
     let mut saver = folders.saver(mirror);
     let events = "tensorboard/events.out.tfevents.1.2.3";
@@ -431,4 +436,48 @@ fn the_records_go_with_the_copies_and_come_back() {
     fs::write(new.join("metrics.jsonl"), "its own").unwrap();
     fetch_records(&folders.drive, &RealDisk, &new).unwrap();
     assert_eq!(fs::read_to_string(new.join("metrics.jsonl")).unwrap(), "its own");
+}
+
+#[test]
+fn a_copy_that_may_not_be_uploaded_counts_for_nothing() {
+    let folders = Folders::new();
+    let settle = Duration::from_secs(3600);
+    let copying = Copying { retention: Retention { keep_last: 1, ..KEPT }, settle, ..COPYING };
+    let mirror = Mirror::open(Arc::new(RealDisk), &folders.drive, &folders.root, copying).unwrap();
+    let mut saver = Saver::new(store(RealDisk, &folders.root).unwrap(), KEPT, Some(mirror));
+    let uploaded = |step: u64| {
+        let manifest = folders.drive.join(format!("step_{step:08}/manifest.json"));
+        let file = fs::File::options().append(true).open(manifest).unwrap();
+        file.set_modified(std::time::SystemTime::now() - 2 * settle).unwrap();
+    };
+    let mut copy = |step: u64| {
+        save(&mut saver, step);
+        while said(&saver.copies()).is_empty() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    for step in 1..=3 {
+        copy(step);
+    }
+    assert_eq!(folders.copied(), [1, 2, 3], "none is an hour old");
+    uploaded(1);
+    copy(4);
+    assert_eq!(folders.copied(), [1, 2, 3, 4], "there is no uploaded one after it");
+    uploaded(2);
+    copy(5);
+    assert_eq!(folders.copied(), [2, 3, 4, 5], "the one after it is uploaded");
+}
+
+#[test]
+fn a_mirror_that_must_be_mounted_is_refused_on_the_runs_own_disk() {
+    let folders = Folders::new();
+    fs::create_dir(&folders.drive).unwrap();
+    let copying = || Copying { disk: MirrorDisk::Mounted, ..COPYING };
+    let open = |drive: &Path| Mirror::open(Arc::new(RealDisk), drive, &folders.root, copying());
+    let message = open(&folders.drive).err().unwrap().to_string();
+    assert!(message.contains("checkpoint.mirror_disk is mounted: mount the drive"), "{message}");
+    assert_eq!(fs::read_dir(&folders.drive).unwrap().count(), 0, "nothing is left on it");
+    // Shared memory is another disk on every Linux.
+    let elsewhere = tempfile::tempdir_in("/dev/shm").unwrap();
+    open(&elsewhere.path().join("mirror")).unwrap();
 }

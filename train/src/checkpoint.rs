@@ -249,6 +249,9 @@ pub enum CheckpointError {
     /// The drive of the mirror is not mounted.
     #[error("checkpoint.mirror is {path}, but {parent} {reason}: mount the drive, or make the folder yourself with mkdir -p {make}", path = path.display(), parent = parent.display())]
     MirrorAway { path: PathBuf, parent: PathBuf, reason: &'static str, make: String },
+    /// The mirror lies on the run's own disk and must not.
+    #[error("checkpoint.mirror is {path}, on the disk that the run is on, and checkpoint.mirror_disk is mounted: mount the drive, or set checkpoint.mirror_disk=any", path = path.display())]
+    MirrorNotMounted { path: PathBuf },
     /// Two runs with one mirror.
     #[error("checkpoint.mirror: {0}; give this run a mirror of its own")]
     MirrorInUse(LockError),

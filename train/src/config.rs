@@ -25,8 +25,8 @@ pub(crate) use find::find;
 pub use keys::{Key, Kind, OnChange, Open};
 pub use reference::keys_as_markdown;
 pub use tables::{
-    BatchShape, Checkpoints, Data, Guard, KEYS, Log, MOST_STEPS, Optimizer, RunConfig, ScheduleConfig,
-    ScheduleKind, Validation,
+    BatchShape, Checkpoints, Data, Guard, KEYS, Log, MOST_STEPS, MirrorDisk, Optimizer, RunConfig,
+    ScheduleConfig, ScheduleKind, Validation,
 };
 
 use model::Preset;

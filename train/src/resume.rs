@@ -12,8 +12,8 @@
 use crate::atomic::{self, Disk};
 use crate::changes::{self, Change, Kind, changes};
 use crate::checkpoint::{
-    self, Candidate, CheckpointError, Drive, Era, Keep, Progress, Reader, State, Verified, architecture,
-    candidates, files, latest_good, load_weights, verify, whole,
+    self, Candidate, CheckpointError, Drive, Era, Keep, Progress, Reader, State, Store, Verified,
+    architecture, candidates, fetch_records, files, latest_good, load_weights, verify, whole,
 };
 use crate::cli::{Cli, Resume};
 use crate::config::{Resolved, RunConfig, Source};
@@ -68,13 +68,19 @@ pub(crate) struct Beginning {
 
 impl Beginning {
     /// Decides where the run begins, opens the checkpoint, and lays out the schedule.
-    pub(crate) fn of(cli: &Cli, world: &World, scene: &mut Scene) -> Result<Beginning> {
+    /// `store`: the run's folder of checkpoints, open for writing, unless nothing is to be written.
+    pub(crate) fn of(
+        cli: &Cli,
+        world: &World,
+        store: Option<&Store>,
+        scene: &mut Scene,
+    ) -> Result<Beginning> {
         let root = cli.out.join(CHECKPOINTS);
         if let Some(step) = cli.replay {
             return Beginning::for_replay(cli, scene, &root, step);
         }
         let mut observed = Observed::of(cli, &root, scene.resolved.run.checkpoint.mirror.as_deref())?;
-        let (decision, from) = observed.decided(cli, &scene.resolved.run)?;
+        let (decision, from) = observed.decided(cli, world, store, &scene.resolved.run)?;
         let goes_on = matches!(decision, Decision::Continue(_));
         if let Some(from) = &from {
             if goes_on {
@@ -324,7 +330,14 @@ impl Observed {
     }
 
     /// What the command does, and the checkpoint that it begins at, of which every byte was compared.
-    fn decided(&mut self, cli: &Cli, run: &RunConfig) -> Result<(Decision, Option<Verified>)> {
+    /// One that lies in the mirror is copied into the run's own folder first: it is read twice, and a drive is slow.
+    fn decided(
+        &mut self,
+        cli: &Cli,
+        world: &World,
+        store: Option<&Store>,
+        run: &RunConfig,
+    ) -> Result<(Decision, Option<Verified>)> {
         let asked = Asked { resume: cli.resume.clone(), init: cli.init.clone(), decay: cli.branch_decay };
         loop {
             let decision = decide(&asked, &self.facts());
@@ -336,6 +349,23 @@ impl Observed {
                 }
                 Decision::From(found) | Decision::Branch(found, _) | Decision::Continue(found) => found,
             };
+            let copy = |mirror: &&Shelf| found.path.parent() == Some(&mirror.path);
+            let ours = matches!(decision, Decision::Continue(_));
+            if let Some((store, mirror)) = store.filter(|_| ours).zip(self.mirror.as_ref().filter(copy)) {
+                let (path, root) = (found.path.clone(), mirror.path.clone());
+                match fetch(store, &root, &path, cli, world) {
+                    Ok(own) => {
+                        let state = whole(&own).ok_or(CheckpointError::NotThere { path: own.clone() })?;
+                        self.folder.all.retain(|(there, _)| *there != own);
+                        self.folder.all.insert(0, (own, Ok(state)));
+                    }
+                    Err(error @ (CheckpointError::Damaged { .. } | CheckpointError::Read { .. })) => {
+                        self.strike(&path, error);
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+                continue;
+            }
             match verify(&found.path) {
                 Ok(good) => return Ok((decision, Some(good))),
                 Err(error) => self.strike(&found.path.clone(), error),
@@ -394,6 +424,23 @@ impl Observed {
             }
         }
     }
+}
+
+/// Copies a checkpoint and the records before it from the run's mirror into its own folder.
+fn fetch(
+    store: &Store,
+    mirror: &Path,
+    checkpoint: &Path,
+    cli: &Cli,
+    world: &World,
+) -> Result<PathBuf, CheckpointError> {
+    world.look.say(format_args!("resume   copying {} to {}", checkpoint.display(), store.root().display()));
+    // First, as they are fetched only where there are none. A run can train without its old ones.
+    if let Err(error) = fetch_records(mirror, &*world.disk, &cli.out) {
+        let root = mirror.display();
+        world.look.say(format_args!("records  of the steps before are left in {root}: {error}"));
+    }
+    store.fetch(checkpoint)
 }
 
 /// A new run.

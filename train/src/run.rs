@@ -2,7 +2,8 @@
 //!
 //! 1. `Scene`: the command line, resolved: settings, data, how long and how fast.
 //! 2. `Beginning`: what is there, and what the command does ([`crate::decide`]); the checkpoint to begin at; settings that
-//!    changed since. Nothing is written yet, and a refusal leaves everything as it was.
+//!    changed since. Nothing is written yet but a copy of what the run's own mirror has, and a refusal leaves everything as it
+//!    was.
 //! 3. The machine: opened, compiled, loaded.
 //! 4. `claim`: the folder and the mirror are this run's from here on (`run.json`), and its settings are kept.
 //! 5. `Session`: the loop.
@@ -10,13 +11,14 @@
 
 use crate::atomic::RealDisk;
 use crate::checkpoint::{
-    self, Copying, Mirror, Progress, Retention, Saver, Store, checkpoint_bytes, fetch_records, most_at_once,
+    self, Copying, Mirror, Progress, Retention, Saver, Store, checkpoint_bytes, most_at_once,
 };
 use crate::cli::Cli;
 use crate::config::{Resolved, RunConfig, keys_as_markdown};
 use crate::data::{
     DataError, Dataset, EpochSize, Loader, PrepareProgress, TOKENIZER_FILE, prepare_standard_library,
 };
+use crate::disks::remote;
 use crate::forecast::Forecast;
 use crate::machine::{Accelerator, Machine};
 use crate::metrics::{Held, Look, LossSums, Recorder};
@@ -112,7 +114,8 @@ pub fn run_in<M: Machine>(
     let folders = writes.then(|| Folders::take(cli, world, &resolved.run)).transpose()?;
     let mut scene = Scene::of(resolved, folder)?;
     scene.announce(world.look);
-    let mut beginning = Beginning::of(cli, world, &mut scene)?;
+    let store = folders.as_ref().map(|folders| &folders.store);
+    let mut beginning = Beginning::of(cli, world, store, &mut scene)?;
     if let Some(count) = cli.show_rows {
         let Progress { data, step, .. } = beginning.progress;
         show::rows_of_next_step(&scene.resolved.run, &scene.dataset, data, step, count as usize)?;
@@ -181,14 +184,24 @@ impl Folders {
         let root = cli.out.join(CHECKPOINTS);
         let store = Store::open(Arc::clone(&world.disk), &root)?;
         let Some(path) = &run.checkpoint.mirror else { return Ok(Folders { store, mirror: None }) };
-        let every =
-            run.checkpoint.mirror_every_minutes.map(|minutes| Duration::from_secs_f64(60.0 * minutes));
-        let copying =
-            Copying { retention: Retention::of(&run.checkpoint), every, records: Some(cli.out.clone()) };
+        let minutes = |minutes: f64| Duration::from_secs_f64(60.0 * minutes);
+        let copying = Copying {
+            retention: Retention::of(&run.checkpoint),
+            every: run.checkpoint.mirror_every_minutes.map(minutes),
+            settle: run.checkpoint.mirror_settle_minutes.map(minutes).unwrap_or_default(),
+            disk: run.checkpoint.mirror_disk,
+            records: Some(cli.out.clone()),
+        };
         let mirror = Mirror::open(Arc::clone(&world.disk), path, &root, copying)?;
         if let Some(other) = mirror.left_by() {
             world.look.say(format_args!(
                 "mirror   {}: last in use by {other}; if that still runs, stop it, or its copies end here",
+                path.display()
+            ));
+        }
+        if let Some(kind) = remote(path) {
+            world.look.say(format_args!(
+                "mirror   {}: lies on {kind}; copied means handed to it, and it uploads in its own time",
                 path.display()
             ));
         }
@@ -219,21 +232,10 @@ fn prepare<'w, M: Machine>(
     let most = most_at_once(&run, scene.plan.steps, scene.size.rows);
     store.check_room_for_all(most, checkpoint_bytes(&run.model, &optimizer, length))?;
     claim(&cli.out, world, &beginning, &scene.resolved)?;
-    let (mine, copy) = match &beginning.from {
-        Some((path, keep)) if path.starts_with(store.root()) => (Some((path, *keep)), None),
-        Some((path, _)) => (None, mirror.as_ref().filter(|mirror| path.starts_with(mirror.root()))),
-        None => (None, None),
-    };
-    // A run from a mirror can train without its old records.
-    if let Some(mirror) = copy
-        && let Err(error) = fetch_records(mirror.root(), &*world.disk, &cli.out)
-    {
-        let root = mirror.root().display();
-        world.look.say(format_args!("records  of the steps before are left in {root}: {error}"));
-    }
+    let mine = beginning.from.as_ref().filter(|(path, _)| path.starts_with(store.root()));
     let saver = Saver::new(store, Retention::of(&run.checkpoint), mirror);
     if let Some((path, keep)) = mine {
-        saver.catch_up(path, keep);
+        saver.catch_up(path, *keep);
     }
     let about = About {
         out: cli.out.clone(),

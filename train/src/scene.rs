@@ -3,6 +3,7 @@
 use crate::atomic::Disk;
 use crate::config::{Resolved, RunConfig};
 use crate::data::{Dataset, EpochSize, RowOptions};
+use crate::disks::remote;
 use crate::metrics::Look;
 use crate::numbers::group;
 use crate::scaling::{Facts, Plan, plan};
@@ -66,6 +67,11 @@ impl Scene {
             run.model.hidden_size
         ));
         look.say(format_args!("data     {}: {size}", self.folder.display()));
+        if let Some(kind) = remote(&self.folder) {
+            look.say(format_args!(
+                "data     lies on {kind}: every row is read from there, and training ends if it goes away; copy it to a local disk"
+            ));
+        }
         for note in self.dataset.tokenizer().iter().flat_map(|tokenizer| tokenizer.notes()) {
             look.say(format_args!("data     tokenizer.json: {note}"));
         }

@@ -8,6 +8,7 @@ use super::retention::superseded;
 use super::store::{LOCK, check_room};
 use super::{CheckpointError, Keep, Manifest, Retention, State, files, manifest};
 use crate::atomic::{self, Disk, DiskFile};
+use crate::config::MirrorDisk;
 use crate::lock::{Held, Lock, LockError};
 use crate::run_folder::{self, EVENTS, METRICS};
 use program::quoted;
@@ -47,6 +48,11 @@ pub struct Copying {
     pub retention: Retention,
     /// Time from the beginning of one copy to that of the next; none: each checkpoint is copied as soon as may be.
     pub every: Option<Duration>,
+    /// How long a drive may take to upload what it was given: a copy that is younger is neither removed nor counted among those
+    /// that are kept.
+    pub settle: Duration,
+    /// Where the mirror may lie.
+    pub disk: MirrorDisk,
     /// The run's folder, whose records are copied after each checkpoint.
     pub records: Option<PathBuf>,
 }
@@ -118,14 +124,15 @@ impl Mirror {
     ///
     /// # Errors
     /// If it is `of` itself, another run has it open, it cannot be made, or the drive that it should lie on is not mounted as
-    /// far as can be told: its parent is not there, or is an empty folder of the disk that the run is on.
+    /// far as can be told: its parent is not there, or is an empty folder of the disk that the run is on; or it lies on that
+    /// disk and must not ([`MirrorDisk::Mounted`]).
     pub fn open(
         disk: Arc<dyn Disk>,
         root: &Path,
         of: &Path,
         copying: Copying,
     ) -> Result<Mirror, CheckpointError> {
-        check_mounted(root, of)?;
+        check_mounted(root, of, copying.disk)?;
         // What is not there yet is no other folder's.
         let real = |path: &Path| path.canonicalize().ok();
         if real(root).is_some() && real(root) == real(of) {
@@ -365,15 +372,19 @@ impl Copier {
         let bytes = manifest.files.values().map(|record| record.bytes).sum();
         let mut became = vec![Copied::Whole { path, bytes, took: start.elapsed() }];
         became.extend(self.copy_records());
-        let pruned =
-            read_state(from).and_then(|own| prune(&self.disk, &self.root, self.copying.retention, &own));
+        let pruned = read_state(from).and_then(|own| prune(&self.disk, &self.root, &self.copying, &own));
         became.extend(pruned.err().map(|error| failed(&self.root, error)));
         became
     }
 }
 
 /// Refuses a mirror whose drive is not mounted: it would be made on the disk that it is to outlive.
-fn check_mounted(root: &Path, of: &Path) -> Result<(), CheckpointError> {
+fn check_mounted(root: &Path, of: &Path, wanted: MirrorDisk) -> Result<(), CheckpointError> {
+    let disk = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev()).ok();
+    let disk_of = |path: &Path| std::path::absolute(path).ok()?.ancestors().find_map(disk);
+    if wanted == MirrorDisk::Mounted && disk_of(root) == disk_of(of) {
+        return Err(CheckpointError::MirrorNotMounted { path: root.into() });
+    }
     if root.exists() {
         return Ok(());
     }
@@ -383,8 +394,7 @@ fn check_mounted(root: &Path, of: &Path) -> Result<(), CheckpointError> {
     };
     let parent = root.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let Ok(mut inside) = fs::read_dir(parent) else { return away("is not there", parent) };
-    let disk = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev()).ok();
-    if inside.next().is_none() && disk(parent) == of.ancestors().find_map(disk) {
+    if inside.next().is_none() && disk(parent) == disk_of(of) {
         return away("is an empty folder on the run's own disk", parent);
     }
     Ok(())
@@ -513,9 +523,12 @@ pub fn fetch_records(mirror: &Path, disk: &dyn Disk, run: &Path) -> io::Result<(
     if run.join(METRICS).exists() || !from.is_dir() { Ok(()) } else { copy_records(&from, disk, run) }
 }
 
-/// Removes the run's own copies that `retention` does not keep, and what its own copies left that were cut off.
-fn prune(disk: &dyn Disk, root: &Path, retention: Retention, own: &State) -> Result<(), CheckpointError> {
-    let mut goes = superseded(root, retention, |copy| same_run(copy, own))?;
+/// Removes the run's own copies that are not kept, and what its own copies left that were cut off. What a drive may not have
+/// uploaded yet must not be all there is when the machine is gone: it counts for nothing.
+fn prune(disk: &dyn Disk, root: &Path, copying: &Copying, own: &State) -> Result<(), CheckpointError> {
+    let settled =
+        |path: &Path| copying.settle.is_zero() || age(path).is_some_and(|age| age >= copying.settle);
+    let mut goes = superseded(root, copying.retention, |path, copy| same_run(copy, own) && settled(path))?;
     goes.extend(steps(root)?.into_iter().map(|(_, path)| path).filter(|path| {
         !path.join(files::MANIFEST).exists() && read_state(path).is_ok_and(|copy| same_run(&copy, own))
     }));
@@ -535,6 +548,11 @@ fn prune(disk: &dyn Disk, root: &Path, retention: Retention, own: &State) -> Res
         disk.remove_dir_all(&path).map_err(CheckpointError::read("removing", &path))?;
     }
     Ok(())
+}
+
+/// Time since a copy was marked as complete; none if the drive's clock is ahead or tells no time.
+fn age(copy: &Path) -> Option<Duration> {
+    fs::metadata(copy.join(files::MANIFEST)).ok()?.modified().ok()?.elapsed().ok()
 }
 
 /// A disk on which names need not be made durable: drives in user space refuse to sync a folder.

@@ -51,10 +51,10 @@ pub fn most_at_once(run: &RunConfig, steps: u64, epoch_rows: u64) -> u64 {
 pub(super) fn superseded(
     root: &Path,
     retention: Retention,
-    ours: impl Fn(&State) -> bool,
+    ours: impl Fn(&Path, &State) -> bool,
 ) -> Result<Vec<PathBuf>, CheckpointError> {
     let whole = steps(root)?.into_iter().filter_map(|(_, path)| Some((whole(&path)?, path)));
-    let good: Vec<_> = whole.filter(|(state, _)| ours(state)).collect();
+    let good: Vec<_> = whole.filter(|(state, path)| ours(path, state)).collect();
     let progress = good.iter().map(|(state, _)| &state.progress);
     let Some(newest) = progress.max_by_key(|progress| progress.age()).cloned() else {
         return Ok(Vec::new());

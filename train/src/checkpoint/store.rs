@@ -1,7 +1,7 @@
 //! [`Store`]: the folder of a run's checkpoints. One process at a time writes into it; anyone may read.
 
 use super::folder::{own_config, own_step, steps, steps_with_suffix};
-use super::manifest::{Hashing, Verified, verify, whole};
+use super::manifest::{self, Hashing, Verified, verify, whole};
 use super::params::{params_file_bytes, params_of, write_params};
 use super::reader::Reader;
 use super::retention::superseded;
@@ -17,7 +17,7 @@ use model::{Config, Params, specs};
 use program::esay;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -100,7 +100,7 @@ impl Store {
     /// # Errors
     /// If removing fails; what was not removed is still whole.
     pub fn prune(&self, retention: Retention, spared: &[PathBuf]) -> Result<Vec<PathBuf>, CheckpointError> {
-        let mut removed = superseded(&self.root, retention, |_| true)?;
+        let mut removed = superseded(&self.root, retention, |_, _| true)?;
         removed.retain(|path| !spared.contains(path));
         for path in &removed {
             atomic::remove_dir(&*self.disk, path).map_err(CheckpointError::Write)?;
@@ -152,6 +152,35 @@ impl Store {
     /// If there is not.
     pub fn check_room(&self, needed: u64) -> Result<(), CheckpointError> {
         check_room(&*self.disk, &self.root, needed)
+    }
+
+    /// Copies a checkpoint from a slower disk, each file compared with the manifest while it is read. It appears complete or
+    /// not at all.
+    ///
+    /// # Errors
+    /// If there is no room, a file is damaged, or reading or writing fails.
+    pub fn fetch(&self, from: &Path) -> Result<PathBuf, CheckpointError> {
+        let manifest = manifest::read(from)?;
+        self.check_room(manifest.files.values().map(|record| record.bytes).sum())?;
+        let target = self.root.join(from.file_name().unwrap_or_default());
+        let dir = AtomicDir::begin(&*self.disk, &target).map_err(CheckpointError::Write)?;
+        for (name, record) in &manifest.files {
+            let source = from.join(name);
+            let mut file = File::open(&source).map_err(CheckpointError::read("opening", &source))?;
+            let copied = dir.file(name, |out| {
+                let mut out = Hashing::new(out);
+                io::copy(&mut file, &mut out)?;
+                Ok(out.record())
+            });
+            if copied.map_err(CheckpointError::Write)? != *record {
+                let reason = "its hash is not the manifest's".into();
+                return Err(CheckpointError::Damaged { path: from.into(), file: name.clone(), reason });
+            }
+        }
+        let text = manifest.to_json();
+        dir.file(files::MANIFEST, |out| out.write_all(text.as_bytes())).map_err(CheckpointError::Write)?;
+        dir.commit().map_err(CheckpointError::Write)?;
+        Ok(target)
     }
 
     fn write(&self, snapshot: &Snapshot, path: &Path) -> io::Result<u64> {

@@ -231,6 +231,11 @@ table! {
         /// Minutes from the beginning of one copy to that of the next, which is then of the newest checkpoint;
         /// auto: each one is copied if the drive keeps up
         mirror_every_minutes: Option<f64> = None, MINUTES, Harmless;
+        /// Minutes after which a copy counts as uploaded: until then none goes on its account, and it does not go itself;
+        /// auto: at once
+        mirror_settle_minutes: Option<f64> = None, MINUTES, Harmless;
+        /// Disk that the mirror may lie on: any, or mounted, which refuses the run's own disk
+        mirror_disk: MirrorDisk = MirrorDisk::Any, TEXT, Harmless;
     }
 }
 
@@ -307,6 +312,16 @@ const fn joined<const N: usize>() -> [Key; N] {
         table += 1;
     }
     keys
+}
+
+/// Which disk a mirror may lie on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MirrorDisk {
+    /// Any.
+    Any,
+    /// Another one than the run's: where a drive should be mounted, nothing is written while it is not.
+    Mounted,
 }
 
 /// The form of a schedule.
