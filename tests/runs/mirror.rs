@@ -102,10 +102,39 @@ fn a_run_on_a_new_machine_has_its_records_again() {
     fs::remove_dir_all(bench.path("run")).unwrap();
     let said = bench.succeed("run", &args("12"));
     assert!(said.contains("its newest checkpoint is of step 8"), "{said}");
-    // A drive is slow: what is read twice is copied first.
-    let own = "resume   run/checkpoints/step_00000008";
-    assert!(said.contains("resume   copying ") && said.contains(own), "{said}");
+    assert!(said.contains("resume   copying it to run/checkpoints"), "{said}");
     let text = fs::read_to_string(bench.path("run/metrics.jsonl")).unwrap();
     let trained = text.lines().filter(|line| line.contains("\"train\"")).count();
     assert_eq!(trained, 12, "{text}");
+}
+
+/// The newest copy has a wrong byte, and an own checkpoint of the same step as the good copy is damaged: both are named, and the
+/// run goes on from the good copy.
+#[test]
+fn a_damaged_copy_is_passed_over_and_the_one_before_it_is_fetched() {
+    let bench = bench();
+    let mirror = format!("checkpoint.mirror={}", bench.path("drive").display());
+    let args = ["--steps", "12", "--set", "checkpoint.every=4", "--set", &mirror];
+    bench.succeed("run", &args);
+    let whole = bench.checkpoint("run", 12);
+    let spoil = |path: &str| {
+        let path = bench.path(path);
+        let mut bytes = fs::read(&path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&path, bytes).unwrap();
+    };
+    spoil("drive/step_00000012/model.safetensors");
+    for step in [4, 12] {
+        fs::remove_dir_all(bench.path(&format!("run/checkpoints/step_{step:08}"))).unwrap();
+    }
+    spoil("run/checkpoints/step_00000008/model.safetensors");
+    let said = bench.succeed("run", &args);
+    let named = [
+        format!("passing over {}: ", bench.path("drive/step_00000012").display()),
+        "passing over run/checkpoints/step_00000008: ".into(),
+        format!("resume   {}", bench.path("drive/step_00000008").display()),
+        "resume   copying it to run/checkpoints".into(),
+    ];
+    assert!(named.iter().all(|named| said.contains(named)), "{said}");
+    assert!(bench.checkpoint("run", 12) == whole);
 }

@@ -93,8 +93,7 @@ impl Folders {
     }
 
     fn mirror(&self, disk: impl Disk + 'static) -> Result<Mirror, CheckpointError> {
-        let copying = COPYING;
-        Mirror::open(Arc::new(disk), &self.drive, &self.root, copying)
+        Mirror::open(Arc::new(disk), &self.drive, &self.root, COPYING)
     }
 
     fn saver(&self, mirror: Mirror) -> Saver {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 /// Disks whose files lie elsewhere: each look at one may cost a journey, and one that goes away ends what has it mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Remote {
+pub(crate) enum Remote {
     /// Of a program in user space (FUSE), as Google Drive is in a notebook.
     UserSpace,
     /// Of another machine: NFS, SMB or 9P.
@@ -22,7 +22,7 @@ impl fmt::Display for Remote {
 }
 
 /// Whether a folder, or the nearest one above it that is there, lies on a remote disk.
-pub fn remote(folder: &Path) -> Option<Remote> {
+pub(crate) fn remote(folder: &Path) -> Option<Remote> {
     let absolute = std::path::absolute(folder).ok()?;
     let there = absolute.ancestors().find(|path| path.exists())?;
     remote_kind(rustix::fs::statfs(there).ok()?.f_type as u64 & 0xffff_ffff)

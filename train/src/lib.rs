@@ -19,7 +19,7 @@
 //! | [`checkpoint`], [`run_folder`], [`identity`], [`lock`] | what is written, under which names, by which run, by one process at a time |
 //! | [`metrics`], `show`, `replay`, [`sample`] | what a person sees |
 //! | [`forecast`], [`compiler`] | `--plan`: what a run takes, from programs that are compiled and not run |
-//! | [`atomic`], [`disks`], [`signals`], [`watch`] | files that appear whole; drives; being asked to stop; bad steps |
+//! | [`atomic`], `disks`, [`signals`], [`watch`] | files that appear whole; drives; being asked to stop; bad steps |
 //!
 //! # Invariants
 //! **Invariant:** nothing but this crate, `prepare-data`, `dump-hlo` and `eval-humaneval` writes users' files, and whole files
@@ -51,7 +51,7 @@ pub mod config;
 pub mod data;
 pub mod decide;
 pub mod device;
-pub mod disks;
+mod disks;
 pub mod forecast;
 pub mod identity;
 pub mod lock;

@@ -80,7 +80,7 @@ impl Beginning {
             return Beginning::for_replay(cli, scene, &root, step);
         }
         let mut observed = Observed::of(cli, &root, scene.resolved.run.checkpoint.mirror.as_deref())?;
-        let (decision, from) = observed.decided(cli, world, store, &scene.resolved.run)?;
+        let (decision, from) = observed.decided(cli, &scene.resolved.run)?;
         let goes_on = matches!(decision, Decision::Continue(_));
         if let Some(from) = &from {
             if goes_on {
@@ -97,10 +97,17 @@ impl Beginning {
             settings: from.as_ref().map_or_else(Vec::new, |from| from.state().settings.clone()),
         };
         beginning.take_over_settings(cli, world.look, scene, goes_on)?;
-        if let Some(from) = &from {
+        if let Some(mut from) = from {
             check_same_data(from.state(), scene)?;
+            // Not before: a refusal leaves everything as it was.
+            let mirror = observed.mirror.as_ref().map(|mirror| mirror.path.as_path());
+            let copy = mirror.filter(|mirror| goes_on && from.path().starts_with(mirror));
+            if let Some((store, mirror)) = store.zip(copy) {
+                from = fetch(store, mirror, &from, cli, world)?;
+                beginning.from = Some((from.path().to_owned(), from.state().keep));
+            }
             if !cli.dry_run {
-                beginning.reader = Some(Reader::open(from, &scene.resolved.run.model)?);
+                beginning.reader = Some(Reader::open(&from, &scene.resolved.run.model)?);
             }
         }
         Ok(beginning)
@@ -330,14 +337,7 @@ impl Observed {
     }
 
     /// What the command does, and the checkpoint that it begins at, of which every byte was compared.
-    /// One that lies in the mirror is copied into the run's own folder first: it is read twice, and a drive is slow.
-    fn decided(
-        &mut self,
-        cli: &Cli,
-        world: &World,
-        store: Option<&Store>,
-        run: &RunConfig,
-    ) -> Result<(Decision, Option<Verified>)> {
+    fn decided(&mut self, cli: &Cli, run: &RunConfig) -> Result<(Decision, Option<Verified>)> {
         let asked = Asked { resume: cli.resume.clone(), init: cli.init.clone(), decay: cli.branch_decay };
         loop {
             let decision = decide(&asked, &self.facts());
@@ -349,23 +349,6 @@ impl Observed {
                 }
                 Decision::From(found) | Decision::Branch(found, _) | Decision::Continue(found) => found,
             };
-            let copy = |mirror: &&Shelf| found.path.parent() == Some(&mirror.path);
-            let ours = matches!(decision, Decision::Continue(_));
-            if let Some((store, mirror)) = store.filter(|_| ours).zip(self.mirror.as_ref().filter(copy)) {
-                let (path, root) = (found.path.clone(), mirror.path.clone());
-                match fetch(store, &root, &path, cli, world) {
-                    Ok(own) => {
-                        let state = whole(&own).ok_or(CheckpointError::NotThere { path: own.clone() })?;
-                        self.folder.all.retain(|(there, _)| *there != own);
-                        self.folder.all.insert(0, (own, Ok(state)));
-                    }
-                    Err(error @ (CheckpointError::Damaged { .. } | CheckpointError::Read { .. })) => {
-                        self.strike(&path, error);
-                    }
-                    Err(error) => return Err(error.into()),
-                }
-                continue;
-            }
             match verify(&found.path) {
                 Ok(good) => return Ok((decision, Some(good))),
                 Err(error) => self.strike(&found.path.clone(), error),
@@ -426,21 +409,22 @@ impl Observed {
     }
 }
 
-/// Copies a checkpoint and the records before it from the run's mirror into its own folder.
+/// Copies a checkpoint and the records before it from the run's mirror into its own folder, so that nothing depends on the drive
+/// while the machine is loaded, behind the compiler.
 fn fetch(
     store: &Store,
     mirror: &Path,
-    checkpoint: &Path,
+    from: &Verified,
     cli: &Cli,
     world: &World,
-) -> Result<PathBuf, CheckpointError> {
-    world.look.say(format_args!("resume   copying {} to {}", checkpoint.display(), store.root().display()));
+) -> Result<Verified, CheckpointError> {
+    world.look.say(format_args!("resume   copying it to {}", store.root().display()));
     // First, as they are fetched only where there are none. A run can train without its old ones.
     if let Err(error) = fetch_records(mirror, &*world.disk, &cli.out) {
         let root = mirror.display();
         world.look.say(format_args!("records  of the steps before are left in {root}: {error}"));
     }
-    store.fetch(checkpoint)
+    verify(&store.fetch(from.path())?)
 }
 
 /// A new run.

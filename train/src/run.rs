@@ -2,8 +2,7 @@
 //!
 //! 1. `Scene`: the command line, resolved: settings, data, how long and how fast.
 //! 2. `Beginning`: what is there, and what the command does ([`crate::decide`]); the checkpoint to begin at; settings that
-//!    changed since. Nothing is written yet but a copy of what the run's own mirror has, and a refusal leaves everything as it
-//!    was.
+//!    changed since. A refusal leaves everything as it was; after the last one, what only the mirror has is copied here.
 //! 3. The machine: opened, compiled, loaded.
 //! 4. `claim`: the folder and the mirror are this run's from here on (`run.json`), and its settings are kept.
 //! 5. `Session`: the loop.
@@ -183,6 +182,12 @@ impl Folders {
     fn take(cli: &Cli, world: &World, run: &RunConfig) -> Result<Folders> {
         let root = cli.out.join(CHECKPOINTS);
         let store = Store::open(Arc::clone(&world.disk), &root)?;
+        if let Some(kind) = remote(&root) {
+            world.look.say(format_args!(
+                "run      {} lies on {kind}, which may tear a checkpoint; give --out on a local disk, and the drive as checkpoint.mirror",
+                cli.out.display()
+            ));
+        }
         let Some(path) = &run.checkpoint.mirror else { return Ok(Folders { store, mirror: None }) };
         let minutes = |minutes: f64| Duration::from_secs_f64(60.0 * minutes);
         let copying = Copying {

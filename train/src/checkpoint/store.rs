@@ -169,7 +169,9 @@ impl Store {
             let mut file = File::open(&source).map_err(CheckpointError::read("opening", &source))?;
             let copied = dir.file(name, |out| {
                 let mut out = Hashing::new(out);
-                io::copy(&mut file, &mut out)?;
+                io::copy(&mut file, &mut out).map_err(|error| {
+                    io::Error::new(error.kind(), format!("copying {}: {error}", source.display()))
+                })?;
                 Ok(out.record())
             });
             if copied.map_err(CheckpointError::Write)? != *record {
