@@ -95,8 +95,10 @@ impl Program {
     }
 }
 
-/// The options under which the plugin keeps to the meaning of the ops: XLA's CPU plugin drops a NaN in `maximum` and
-/// `minimum` unless told not to, and a check for NaN after one would see none.
+/// The options under which the plugin keeps to the meaning of the ops and to the client's devices. XLA's CPU plugin drops a
+/// NaN in `maximum` and `minimum` unless told not to, and a check for NaN after one would see none. A program for one device
+/// is given the client's first by its number: where several processes share the chips, the plugin's own choice may be
+/// another one's.
 ///
 /// [`Program::compile_with`] does this by itself; it is for those who compile text.
 ///
@@ -107,6 +109,12 @@ pub fn faithful(client: &Client, options: &CompileOptions) -> Result<CompileOpti
     if client.platform_name()? == "cpu" {
         let fast = options.overrides.entry("xla_cpu_enable_fast_min_max".to_owned());
         fast.or_insert(Value::Bool(false));
+    }
+    if options.devices.is_none()
+        && (options.replicas, options.partitions) == (1, 1)
+        && let Some(device) = client.devices().first()
+    {
+        options.devices = Some(vec![vec![device.id()]]);
     }
     Ok(options)
 }

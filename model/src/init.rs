@@ -10,22 +10,33 @@ use engine::random::threefry2x32;
 /// Numbers made at a time: long enough for the compiler to vectorise each step, short enough for the first cache.
 const LANES: usize = 64;
 
-/// Fresh master weights for a seed. One thread a parameter: the first touch of the memory takes as long as the numbers.
+/// Fresh master weights for a seed.
 pub fn initial_params(config: &Config, seed: u64) -> Params<Host> {
-    std::thread::scope(|scope| {
-        let threads = specs(config).map(|name, spec| {
-            let name = name.to_owned();
-            scope.spawn(move || initial_values(&name, &spec, seed))
-        });
-        threads.map(|name, thread| thread.join().unwrap_or_else(|_| panic!("initialising `{name}` panicked")))
-    })
+    specs(config).map(|name, spec| initial_values(name, &spec, seed))
 }
 
+/// The same one after another, in the order of the parameters: main memory need not hold more than one.
+pub fn initial_weights(config: &Config, seed: u64) -> impl Iterator<Item = Host> + use<> {
+    let specs = specs(config).into_flat().into_iter();
+    specs.map(move |(name, spec)| initial_values(&name, &spec, seed))
+}
+
+/// A part for each core: the first touch of the memory takes as long as the numbers.
 fn initial_values(name: &str, spec: &ParamSpec, seed: u64) -> Host {
     let mut host = Host::zeros(spec.ty.clone());
+    let values = host.as_mut_slice::<f32>();
     match spec.init {
-        Init::Ones => host.as_mut_slice::<f32>().fill(1.0),
-        Init::Normal { std } => fill_normal(key(name, seed), 0, std as f32, host.as_mut_slice::<f32>()),
+        Init::Ones => values.fill(1.0),
+        Init::Normal { std } => {
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            let part = values.len().div_ceil(cores).next_multiple_of(2 * LANES);
+            let key = key(name, seed);
+            std::thread::scope(|scope| {
+                for (number, values) in values.chunks_mut(part).enumerate() {
+                    scope.spawn(move || fill_normal(key, number * part, std as f32, values));
+                }
+            });
+        }
     }
     host
 }

@@ -41,6 +41,6 @@ pub use config::{Attention, Compute, Config, ConfigError, Preset, Yarn};
 pub use dropout::Dropout;
 pub use folded::{Folded, fold};
 pub use forward::{Batch, Remat};
-pub use init::initial_params;
+pub use init::{initial_params, initial_weights};
 pub use loss::{Losses, token_log_probs};
 pub use params::{Block, Decay, Diff, Entry, Init, Layout, Mtp, ParamSpec, Params, specs};

@@ -382,6 +382,59 @@ fn the_executable_cache_hits_misses_and_heals() {
     assert_eq!(nowhere.compile(&client, DOUBLE, &options).unwrap().1, Lookup::Miss);
 }
 
+/// A second machine has an empty folder, and the same drive.
+#[test]
+fn a_folder_behind_the_cache_fills_that_of_another_machine() {
+    let client = client();
+    let folder = TempDir::new().unwrap();
+    let drive = folder.path().join("drive");
+    let lookup = |machine: &str| {
+        let cache = ExecutableCache::new(folder.path().join(machine), 1 << 30).behind(&drive);
+        cache.compile(&client, DOUBLE, &CompileOptions::single()).unwrap().1
+    };
+    let entries = |name: &str| -> Vec<(PathBuf, Vec<u8>)> {
+        let paths =
+            fs::read_dir(folder.path().join(name)).into_iter().flatten().map(|entry| entry.unwrap().path());
+        let whole = paths.filter(|path| path.extension().is_some_and(|extension| extension == "exe"));
+        whole.map(|path| (path.file_name().unwrap().into(), fs::read(&path).unwrap())).collect()
+    };
+    // The drive is written by a thread.
+    let wait_for = |wanted: &[(PathBuf, Vec<u8>)]| {
+        let start = Instant::now();
+        while entries("drive") != wanted {
+            assert!(start.elapsed() < Duration::from_secs(60), "the drive has {:?}", entries("drive").len());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    assert_eq!(lookup("first"), Lookup::Miss);
+    let made = entries("first");
+    assert_eq!(made.len(), 1);
+    wait_for(&made);
+    assert_eq!(lookup("second"), Lookup::Hit);
+    assert!(entries("second") == made);
+    // Damage on the drive is met by a machine that has nothing, and mended; what one machine has comes to an empty drive.
+    let (name, bytes) = &made[0];
+    fs::write(drive.join(name), &bytes[..bytes.len() - 1]).unwrap();
+    assert_eq!(lookup("third"), Lookup::Damaged);
+    wait_for(&entries("third"));
+    fs::remove_dir_all(&drive).unwrap();
+    assert_eq!(lookup("first"), Lookup::Hit);
+    wait_for(&made);
+    // A drive that cannot be written is no reason to fail.
+    let nowhere = ExecutableCache::new(folder.path().join("fourth"), 1 << 30).behind("/proc/nowhere");
+    assert_eq!(nowhere.compile(&client, DOUBLE, &CompileOptions::single()).unwrap().1, Lookup::Miss);
+}
+
+/// A program for one device goes to the client's first one by its number.
+#[test]
+fn the_device_of_a_program_is_said() {
+    let client = client();
+    let options = engine::faithful(&client, &CompileOptions::single()).unwrap();
+    assert_eq!(options.devices, Some(vec![vec![client.devices()[0].id()]]));
+    let several = CompileOptions::replicated(2);
+    assert_eq!(engine::faithful(&client, &several).unwrap().devices, several.devices);
+}
+
 /// A plugin of the same versions that was built again: the same library with one more byte after its end, which the loader
 /// does not read.
 #[test]

@@ -1,7 +1,6 @@
 //! Memory, measured: what `train --plan` says against what steps take, and what a run takes that makes or reads its state.
 
-use engine::Host;
-use model::{Preset, initial_params};
+use model::{Preset, initial_weights};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -62,7 +61,6 @@ fn configuration(set: &[&str]) -> RunConfig {
 fn steps(device: &Device, run: &RunConfig) -> impl Fn() {
     let remat = run.kept(device.memory().unwrap()).remat;
     let (step, _) = device.compile(&step_of(run, remat), CodeGeneration::Quick).unwrap();
-    let weights = initial_params(&run.model, 0);
     let rows = run.batch.rows() * run.batch.seq;
     let batch = Batch {
         shape: run.batch,
@@ -72,7 +70,7 @@ fn steps(device: &Device, run: &RunConfig) -> impl Fn() {
         position_after: Position::default(),
     };
     move || {
-        let mut state = DeviceState::new(device, run, weights.clone()).unwrap();
+        let mut state = DeviceState::new(device, run, initial_weights(&run.model, 0)).unwrap();
         for number in 0..3 {
             let inputs = StepInputs { learning_rate: 1e-3, largest_norm: f32::MAX, step: number, seed: 0 };
             let metrics = state.step(device, &step, &batch, inputs).unwrap().read().unwrap();
@@ -130,7 +128,7 @@ fn the_plan_says_what_a_run_takes() {
     println!("planned {:.1} MiB, measured {:.1} MiB", planned / 1048576.0, found / 1048576.0);
     assert!((found / planned - 1.0).abs() < 0.1, "planned {planned}, measured {found}");
 
-    let weights: usize = initial_params(&run.model, 0).iter().map(|(_, host)| Host::ty(host).bytes()).sum();
+    let weights: usize = initial_weights(&run.model, 0).map(|host| host.ty().bytes()).sum();
     assert_eq!(plan["parameters"]["total"].as_u64().unwrap() as usize * 4, weights);
     // Weights, two moments, and the number of updates.
     assert_eq!(plan["memory"]["state"].as_u64().unwrap() as usize, 3 * weights + 4);
@@ -180,7 +178,7 @@ const LARGE: [&str; 3] = ["model.vocab_size=8192", "model.num_tokens=8192", "mod
 /// A run's whole state in main memory.
 fn snapshot(device: &Device, run: &RunConfig) -> Snapshot {
     let (params, optimizer) =
-        DeviceState::new(device, run, initial_params(&run.model, 0)).unwrap().to_host().unwrap();
+        DeviceState::new(device, run, initial_weights(&run.model, 0)).unwrap().to_host().unwrap();
     let state = State {
         format: FORMAT,
         run: None,
@@ -199,7 +197,7 @@ fn snapshot(device: &Device, run: &RunConfig) -> Snapshot {
 /// What the memory grows by while a run's state comes to be as it does at a start.
 fn measured_start(run: &RunConfig, checkpoints: &Path, what: &str) -> i64 {
     let device = Device::open("cpu", run.kernels).unwrap();
-    let new = |run: &RunConfig| DeviceState::new(&device, run, initial_params(&run.model, 0)).unwrap();
+    let new = |run: &RunConfig| DeviceState::new(&device, run, initial_weights(&run.model, 0)).unwrap();
     // The plugin's code, and the programs that make zeros.
     drop(new(&configuration(&SMALL)));
     drop(new(run));
@@ -209,15 +207,27 @@ fn measured_start(run: &RunConfig, checkpoints: &Path, what: &str) -> i64 {
             let good = latest_good(checkpoints).unwrap().good.unwrap();
             DeviceState::restore(&device, run, &Reader::open(&good, &run.model).unwrap()).unwrap()
         }),
+        // What a device takes at once leaves main memory.
+        "made" => growth(|| initial_weights(&run.model, 0).for_each(drop)),
+        "read" => growth(|| {
+            let good = latest_good(checkpoints).unwrap().good.unwrap();
+            let reader = Reader::open(&good, &run.model).unwrap();
+            reader.weights().for_each(|weight| drop(weight.unwrap()));
+            for name in reader.optimizer_names() {
+                drop(reader.optimizer_tensor(&name).unwrap());
+            }
+        }),
         _ => growth(|| snapshot(&device, run)),
     }
 }
 
-/// On a CPU the device's memory is this process's, so one state is what there must be. At a start the weights are made in
-/// main memory all at once, a third of the state, and each goes when it is on the device, before the moments are made there:
-/// never more than the state. A resume reads one tensor after another, and of the weights one layer's part beside all layers':
-/// at most twice the largest one more, which is the embedding, 8 MiB or an eighth of the state. 0.1 more is for what the
-/// process does beside.
+/// On a CPU the device's memory is this process's, so one state is what there must be. At a start each weight is made in main
+/// memory and goes when it is on the device, where the moments are made: never more than the state and a weight. A resume reads
+/// one tensor after another, and of the weights one layer's part beside all layers': at most twice the largest one more, which
+/// is the embedding, 8 MiB or an eighth of the state. 0.1 more is for what the process does beside.
+///
+/// Where the device has a memory of its own, what is left in main memory is one tensor at a start, and at most two at a
+/// resume. A save stages the state.
 #[test]
 fn a_start_and_a_resume_hold_the_state_once() {
     let run = configuration(&LARGE);
@@ -239,6 +249,10 @@ fn a_start_and_a_resume_hold_the_state_once() {
         measured_alone("a_start_and_a_resume_hold_the_state_once", &what) as f64 / state
     };
     let (start, resume, copied) = (share("start"), share("resume"), share("copy"));
+    let largest = initial_weights(&run.model, 0).map(|host| host.ty().bytes()).max().unwrap() as f64 / state;
+    let (made, read) = (share("made"), share("read"));
+    println!("without the device: made {made:.3}, read {read:.3}, the largest tensor {largest:.3}");
+    assert!(made < largest + 0.05 && read < 2.0 * largest + 0.05, "{made} {read} {largest}");
     println!(
         "of the state, {:.1} MiB: start {start:.2}, resume {resume:.2}, with a copy {copied:.2}",
         state / 1048576.0

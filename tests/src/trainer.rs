@@ -16,7 +16,7 @@ pub struct Bench {
 }
 
 /// The smallest model that has every part: a step takes milliseconds.
-const MODEL: &[&str] = &[
+pub const MODEL: &[&str] = &[
     "model.hidden_size=32",
     "model.num_hidden_layers=2",
     "model.num_attention_heads=2",

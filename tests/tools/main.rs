@@ -7,6 +7,7 @@ mod flags;
 mod generate;
 mod humaneval;
 mod judging;
+mod notebook;
 mod output;
 mod see;
 

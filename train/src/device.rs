@@ -6,6 +6,7 @@ use engine::pjrt::{Buffer, Client, CompileOptions, ExecutableCache, Lookup, Plug
 use engine::plugin::{Platform, cache_folder};
 use engine::{Compiled, Form, Host, Program, Target};
 use program::esay;
+use std::env;
 use std::time::{Duration, Instant};
 
 /// A device that programs are compiled for and run on.
@@ -37,6 +38,9 @@ pub enum CodeGeneration {
 
 /// Bytes of executables that the cache keeps.
 const CACHE_BYTES: u64 = 4 << 30;
+
+/// The variable that names a second folder of executables, on a drive that outlives this machine.
+const EXECUTABLES: &str = "PYTHONLM_EXECUTABLES";
 
 /// The kind that a v6e calls itself.
 const V6E: &str = "TPU v6 lite";
@@ -127,7 +131,10 @@ impl Device {
                 "{platform}: this is a {kind}; the native kernels are made for the {V6E}, here all take their portable forms"
             );
         }
-        let cache = ExecutableCache::new(cache_folder()?.join("executables"), CACHE_BYTES);
+        let mut cache = ExecutableCache::new(cache_folder()?.join("executables"), CACHE_BYTES);
+        if let Some(folder) = env::var_os(EXECUTABLES).filter(|folder| !folder.is_empty()) {
+            cache = cache.behind(folder);
+        }
         Ok(Device { client, target, kernels, cache })
     }
 

@@ -12,7 +12,6 @@ use crate::step::{Metric, step_of};
 use crate::validation::Validator;
 use anyhow::{Result, bail};
 use engine::{Compiled, Host};
-use model::Params;
 use program::say;
 use std::sync::Arc;
 
@@ -24,8 +23,8 @@ pub type HeldOutLosses = (f64, Option<f64>);
 
 /// What a machine is loaded with.
 pub enum Content<'a> {
-    /// Weights, and new moments.
-    Weights(Box<Params<Host>>),
+    /// Weights, one after another in the order of the parameters, and new moments.
+    Weights(&'a mut dyn Iterator<Item = Host>),
     /// All of a checkpoint.
     Checkpoint(&'a Reader),
 }
@@ -118,7 +117,7 @@ impl Machine for Accelerator {
                 self.state = Some(DeviceState::restore(&self.device, &self.run, from)?);
             }
             (_, Content::Weights(weights)) => {
-                self.state = Some(DeviceState::new(&self.device, &self.run, *weights)?);
+                self.state = Some(DeviceState::new(&self.device, &self.run, weights)?);
             }
         }
         Ok(())
@@ -167,11 +166,13 @@ fn report_program(device: &Device, step: &Compiled, preparation: &Preparation) -
     }
     let memory = step.loaded().memory_use()?;
     let seconds = preparation.took.as_secs_f64();
+    let mib = |bytes: u64| bytes >> 20;
+    let limit = device.memory()?.map_or(String::new(), |limit| format!(" of {}", mib(limit)));
     say!(
-        "device   {}; step program {:?} in the cache, ready in {seconds:.1} s, {:.0} MiB",
+        "device   {}; step program {:?} in the cache, ready in {seconds:.1} s, {}{limit} MiB",
         device.kind(),
         preparation.lookup,
-        memory.total() as f64 / 1048576.0
+        mib(memory.total() as u64)
     );
     Ok(())
 }

@@ -29,7 +29,7 @@ use crate::schedule::Phase;
 use crate::session::{About, hashes};
 use anyhow::{Context, Result, bail, ensure};
 use model::config::Bearing;
-use model::initial_params;
+use model::initial_weights;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -580,7 +580,7 @@ pub(crate) fn load<M: Machine>(
         return Ok(from.config().original_max_position_embeddings);
     }
     let Some(path) = &cli.init else {
-        machine.load(Content::Weights(Box::new(initial_params(&run.model, run.seed))))?;
+        machine.load(Content::Weights(&mut initial_weights(&run.model, run.seed)))?;
         return Ok(None);
     };
     let found = architecture(path)?;
@@ -594,7 +594,8 @@ pub(crate) fn load<M: Machine>(
             difference.field
         );
     }
-    machine.load(Content::Weights(Box::new(load_weights(path, &run.model)?)))?;
+    let weights = load_weights(path, &run.model)?.into_flat();
+    machine.load(Content::Weights(&mut weights.into_iter().map(|(_, weight)| weight)))?;
     look.say(format_args!("weights  from {}", path.display()));
     Ok(trained)
 }

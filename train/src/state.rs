@@ -52,15 +52,15 @@ impl Metrics {
 }
 
 impl DeviceState {
-    /// The state of a run that begins with these weights. Each of them is freed in main memory once it is on the device, where
-    /// the moments are made.
+    /// The state of a run that begins with these weights, in the order of the parameters. Each of them is freed in main memory
+    /// once it is on the device, where the moments are made.
     ///
     /// # Errors
     /// If the state does not fit.
-    pub fn new(device: &Device, run: &RunConfig, weights: Params<Host>) -> Result<DeviceState> {
+    pub fn new(device: &Device, run: &RunConfig, weights: impl Iterator<Item = Host>) -> Result<DeviceState> {
         let mut state = DeviceState::empty(device, run)?;
         let (zeros, _) = device.compile(&state.zeros(), CodeGeneration::Quick)?;
-        for (_, weight) in weights.into_flat() {
+        for weight in weights {
             state.buffers.push(device.put(&weight)?);
         }
         state.buffers.extend(zeros.run([])?);

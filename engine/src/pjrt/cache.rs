@@ -1,4 +1,5 @@
-//! [`ExecutableCache`]: compiled programs on disk, so that a second start does not compile again.
+//! [`ExecutableCache`]: compiled programs on disk, so that a second start does not compile again, on another machine neither
+//! if there is a drive that outlives this one.
 
 use super::client::Client;
 use super::error::Result;
@@ -15,6 +16,7 @@ use std::{env, io, process};
 #[derive(Clone, Debug)]
 pub struct ExecutableCache {
     folder: PathBuf,
+    behind: Option<PathBuf>,
     limit: u64,
 }
 
@@ -43,7 +45,13 @@ impl ExecutableCache {
     /// A cache in `folder`, which need not exist; the entries that were not used for longest go when all
     /// together exceed `limit` bytes.
     pub fn new(folder: impl Into<PathBuf>, limit: u64) -> ExecutableCache {
-        ExecutableCache { folder: folder.into(), limit }
+        ExecutableCache { folder: folder.into(), behind: None, limit }
+    }
+
+    /// With a second folder behind the first, under the same limit: on a drive that is slow and outlives this machine. What
+    /// the first one lacks is looked for there, and what there is here is written there, by a thread that nothing waits for.
+    pub fn behind(self, folder: impl Into<PathBuf>) -> ExecutableCache {
+        ExecutableCache { behind: Some(folder.into()), ..self }
     }
 
     /// Gets a program from the cache, or compiles it and keeps it there.
@@ -51,68 +59,89 @@ impl ExecutableCache {
     /// # Errors
     /// If the program does not compile.
     pub fn compile(&self, client: &Client, text: &str, options: &CompileOptions) -> Result<(Loaded, Lookup)> {
-        let path = self.folder.join(format!("{}.exe", key(client, text, options)?));
+        let name = format!("{}.exe", key(client, text, options)?);
         let mut lookup = Lookup::Miss;
-        if let Ok(entry) = fs::read(&path) {
+        for folder in [Some(&self.folder), self.behind.as_ref()].into_iter().flatten() {
+            let path = folder.join(&name);
+            let Ok(entry) = fs::read(&path) else { continue };
             if let Some(loaded) = sound(&entry).and_then(|bytes| client.deserialize(bytes).ok()) {
                 // What is used stays young, if the folder lets us say so.
                 let _ = File::options()
                     .append(true)
                     .open(&path)
                     .and_then(|file| file.set_modified(SystemTime::now()));
+                self.spread(&name, entry, folder);
                 return Ok((loaded, Lookup::Hit));
             }
             lookup = Lookup::Damaged;
         }
         let loaded = client.compile(text, options)?;
         if let Ok(bytes) = loaded.serialize() {
+            let mut entry = Vec::with_capacity(HEAD + bytes.len());
+            entry.extend_from_slice(MAGIC);
+            entry.extend_from_slice(blake3::hash(&bytes).as_bytes());
+            entry.extend_from_slice(&bytes);
             // What cannot be kept is compiled again next time.
-            let _ = self.keep(&path, &bytes);
+            let _ = keep(&self.folder, &name, &entry, self.limit);
+            self.spread(&name, entry, &self.folder);
         }
         Ok((loaded, lookup))
     }
 
-    fn keep(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        let mut entry = Vec::with_capacity(HEAD + bytes.len());
-        entry.extend_from_slice(MAGIC);
-        entry.extend_from_slice(blake3::hash(bytes).as_bytes());
-        entry.extend_from_slice(bytes);
-        fs::create_dir_all(&self.folder)?;
-        // Processes and threads that compile the same program write different files, and the last rename
-        // wins.
-        static WRITES: AtomicU64 = AtomicU64::new(0);
-        let number = WRITES.fetch_add(1, Ordering::Relaxed);
-        let part = path.with_extension(format!("{}-{number}.part", process::id()));
-        fs::write(&part, entry)?;
-        fs::rename(&part, path)?;
-        self.trim(path)
+    /// Writes an entry that one folder has into the other.
+    fn spread(&self, name: &str, entry: Vec<u8>, from: &Path) {
+        let Some(behind) = &self.behind else { return };
+        if from != self.folder {
+            let _ = keep(&self.folder, name, &entry, self.limit);
+            return;
+        }
+        let (behind, name, limit) = (behind.clone(), name.to_owned(), self.limit);
+        std::thread::spawn(move || {
+            if !fs::read(behind.join(&name)).is_ok_and(|there| there == entry) {
+                let _ = keep(&behind, &name, &entry, limit);
+            }
+        });
     }
+}
 
-    /// Deletes the entries not used for longest while all together exceed the limit, but not the one just
-    /// written.
-    fn trim(&self, newest: &Path) -> io::Result<()> {
-        let mut entries: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
-        for entry in fs::read_dir(&self.folder)?.flatten() {
-            let data = entry.metadata()?;
-            let is = |kind: &str| entry.path().extension().is_some_and(|extension| extension == kind);
-            let age = data.modified()?.elapsed().unwrap_or_default();
-            if is("part") && age > LONGEST_WRITE {
-                fs::remove_file(entry.path())?;
-            } else if is("exe") || is("part") {
-                entries.push((data.modified()?, data.len(), entry.path()));
-            }
+/// Writes an entry, whole or not at all.
+fn keep(folder: &Path, name: &str, entry: &[u8], limit: u64) -> io::Result<()> {
+    fs::create_dir_all(folder)?;
+    let path = folder.join(name);
+    // Processes and threads that compile the same program write different files, and the last rename
+    // wins.
+    static WRITES: AtomicU64 = AtomicU64::new(0);
+    let number = WRITES.fetch_add(1, Ordering::Relaxed);
+    let part = path.with_extension(format!("{}-{number}.part", process::id()));
+    fs::write(&part, entry)?;
+    fs::rename(&part, &path)?;
+    trim(folder, &path, limit)
+}
+
+/// Deletes the entries not used for longest while all together exceed the limit, but not the one just
+/// written.
+fn trim(folder: &Path, newest: &Path, limit: u64) -> io::Result<()> {
+    let mut entries: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
+    for entry in fs::read_dir(folder)?.flatten() {
+        let data = entry.metadata()?;
+        let is = |kind: &str| entry.path().extension().is_some_and(|extension| extension == kind);
+        let age = data.modified()?.elapsed().unwrap_or_default();
+        if is("part") && age > LONGEST_WRITE {
+            fs::remove_file(entry.path())?;
+        } else if is("exe") || is("part") {
+            entries.push((data.modified()?, data.len(), entry.path()));
         }
-        entries.sort();
-        let mut total: u64 = entries.iter().map(|(_, bytes, _)| bytes).sum();
-        for (_, bytes, path) in entries.iter().filter(|(_, _, path)| path != newest) {
-            if total <= self.limit {
-                break;
-            }
-            fs::remove_file(path)?;
-            total -= bytes;
-        }
-        Ok(())
     }
+    entries.sort();
+    let mut total: u64 = entries.iter().map(|(_, bytes, _)| bytes).sum();
+    for (_, bytes, path) in entries.iter().filter(|(_, _, path)| path != newest) {
+        if total <= limit {
+            break;
+        }
+        fs::remove_file(path)?;
+        total -= bytes;
+    }
+    Ok(())
 }
 
 /// The bytes of an entry, if they are those that were written.

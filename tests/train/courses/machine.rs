@@ -135,7 +135,7 @@ impl Machine for Hashed {
         };
         let (state, from) = match content {
             // What comes from elsewhere begins with what its weights are.
-            Content::Weights(weights) => (of_weights(number(&weights.embed)), None),
+            Content::Weights(weights) => (of_weights(number(&weights.next().unwrap())), None),
             Content::Checkpoint(from) => {
                 let weights = number(&from.weights().next().unwrap()?);
                 let half = from.optimizer_tensor("state")?.unwrap();
