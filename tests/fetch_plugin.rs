@@ -1,7 +1,9 @@
 //! Prints the path of a platform's plugin, fetching it if need be.
 
-fn main() -> Result<(), fetch::platform::Error> {
-    let platform = fetch::platform::Platform::choose(std::env::args().nth(1).as_deref())?;
-    println!("{}", platform.library()?.display());
+use fetch::platform::{Error, Platform, Purpose};
+
+fn main() -> Result<(), Error> {
+    let platform = Platform::choose(std::env::args().nth(1).as_deref())?;
+    println!("{}", platform.library(Purpose::Compute)?.display());
     Ok(())
 }

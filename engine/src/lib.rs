@@ -36,6 +36,7 @@
 //! | `work.rs` | [`work::Work`]: the operations of a program, how often each runs, and their floating point operations |
 //! | `hlo/` | [`hlo::Hlo`]: a program as a compiler left it, read from its text: instructions, cycles, roofline |
 //! | `pjrt/` | the plugin, its clients and topologies, executables, buffers, the cache on disk, calls from programs back into this process; all `unsafe` is here |
+//! | `gpu.rs` | [`gpu::Gpu`]: GPUs that are not there, as XLA's compiler must be told of them |
 //! | `plugin.rs` | a platform's plugin, opened; the crate `fetch` knows which one that is, fetches and verifies it |
 //!
 //! `ops`, `ir`, `grad`, `eval` and `text` know each other: an op is a node of the IR, and its rules build, differentiate,
@@ -72,6 +73,7 @@
 
 mod compiled;
 mod eval;
+pub mod gpu;
 mod grad;
 pub mod hlo;
 mod host;

@@ -3,7 +3,8 @@
 use crate::pjrt::{self, Plugin};
 use std::fmt;
 
-pub use fetch::platform::{self, Platform};
+pub use fetch::devices;
+pub use fetch::platform::{self, Platform, Purpose};
 pub use fetch::wheel::cache_folder;
 
 /// Why there is no plugin.
@@ -27,12 +28,24 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {}
 
 impl Plugin {
-    /// Fetches a platform's plugin if need be, and opens it.
+    /// Fetches a platform's plugin and the libraries that its programs run with if need be, and opens them.
     ///
     /// # Errors
-    /// If it cannot be fetched or loaded.
+    /// If they cannot be fetched or loaded.
     pub fn of(platform: &Platform) -> Result<Plugin, Error> {
-        let library = platform.library().map_err(Error::Find)?;
+        Plugin::fetched(platform, Purpose::Compute)
+    }
+
+    /// The same of what compiling for devices that are not here takes, which for GPUs is a ninth of it.
+    ///
+    /// # Errors
+    /// As [`Plugin::of`].
+    pub fn to_compile(platform: &Platform) -> Result<Plugin, Error> {
+        Plugin::fetched(platform, Purpose::Compile)
+    }
+
+    fn fetched(platform: &Platform, purpose: Purpose) -> Result<Plugin, Error> {
+        let library = platform.library(purpose).map_err(Error::Find)?;
         Plugin::load(&library).map_err(Error::Load)
     }
 }

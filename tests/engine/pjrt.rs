@@ -4,7 +4,7 @@ use engine::pjrt::{
     Arg, Buffer, Client, Code, CompileOptions, Error, ExecutableCache, Loaded, Lookup, Partitioner, Plugin,
     Topology, Value,
 };
-use engine::plugin::{Platform, cache_folder};
+use engine::plugin::{Platform, Purpose, cache_folder};
 use engine::{DType, Host, Type};
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
@@ -440,7 +440,7 @@ fn the_device_of_a_program_is_said() {
 #[test]
 fn another_build_of_the_plugin_finds_no_executable_of_the_first() {
     let folder = TempDir::new().unwrap();
-    let library = Platform::Cpu.library().unwrap();
+    let library = Platform::Cpu.library(Purpose::Compute).unwrap();
     let [copied, rebuilt] = ["copied.so", "rebuilt.so"].map(|name| folder.path().join(name));
     fs::copy(&library, &copied).unwrap();
     fs::copy(&library, &rebuilt).unwrap();
@@ -639,7 +639,7 @@ fn path_of(output: &Output) -> PathBuf {
 
 #[test]
 fn the_plugin_cache_is_filled_once_and_heals() {
-    let original = Platform::Cpu.library().unwrap();
+    let original = Platform::Cpu.library(Purpose::Compute).unwrap();
     let cache = TempDir::new().unwrap();
     // Files that bear the names of Python's and pip's modules lie where it is started.
     let decoys = tests::Decoys::new();

@@ -2,6 +2,7 @@
 
 mod bf16;
 mod decode;
+mod gpu;
 mod model;
 mod parity;
 mod tpu;

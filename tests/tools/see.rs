@@ -1,5 +1,7 @@
 //! What a person sees before running: `doctor` on healthy and broken set-ups, `dump-hlo` of known programs.
 
+use fetch::platform::{Platform, Purpose};
+use fetch::wheel::cache_folder;
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -84,21 +86,142 @@ fn a_missing_plugin_is_a_problem_only_if_it_is_wanted() {
     assert_eq!(fs::read_dir(empty.path()).unwrap().count(), 0);
     finding(&screen, "note", "tpu");
     let (screen, _) = doctor(&["--platform", "tpu"], &[("PYTHONLM_CACHE", empty.path())]);
-    finding(&screen, "PROBLEM", "tpu");
+    let (_, remedy) = finding(&screen, "PROBLEM", "tpu");
+    assert!(remedy.starts_with("`cargo run -p doctor -- --platform tpu --fetch` fetches it"), "{remedy}");
+    // A TPU that is here wants its plugin, but the first use fetches it; nobody has said that it must work already.
+    let machine = machine(&[("dev/vfio/0", "")]);
+    let root = machine.path().to_str().unwrap();
+    let (screen, _) = doctor(&["--root", root], &[("PYTHONLM_CACHE", empty.path())]);
+    let (line, remedy) = finding(&screen, "note", "tpu");
+    assert!(line.contains("not here yet") && remedy.contains("--platform tpu --fetch"), "{screen}");
+    let (screen, _) = doctor(&["--platform", "cuda"], &[("PYTHONLM_CACHE", empty.path())]);
+    let (line, remedy) = finding(&screen, "PROBLEM", "cuda");
+    assert!(line.contains("3 packages of the plugin are not here yet"), "{screen}");
+    assert!(remedy.contains("jax-cuda13-pjrt==0.12.0.1 nvidia-cuda-nvcc==13.0.88 nvidia-nvvm=="), "{remedy}");
+}
+
+/// A folder with files of a machine, by path and text.
+fn machine(files: &[(&str, &str)]) -> TempDir {
+    let root = TempDir::new().unwrap();
+    for (path, text) in files {
+        let path = root.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    root
+}
+
+#[test]
+fn only_what_is_named_is_fetched() {
+    let cache = TempDir::new().unwrap();
+    // The wheels that are here already stand in for the registry.
+    let wheels = cache_folder().unwrap().join("wheels");
+    let environment = [("PYTHONLM_CACHE", cache.path()), ("PIP_FIND_LINKS", &wheels)];
+    let fetched = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_doctor-screen"));
+        let output = command.args(args).env_remove("PJRT_PLUGIN_PATH").envs(environment).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        (String::from_utf8(output.stdout).unwrap(), said, output.status.success())
+    };
+    let (screen, said, good) = fetched(&["--platform", "cpu", "--fetch"]);
+    let (line, _) = finding(&screen, "ok", "cpu");
+    assert!(good && line.ends_with("xla_cpu_pjrt.so") && screen.ends_with("all of it is here\n"), "{screen}");
+    assert!(said.contains("fetching xla-cpu-pjrt 0.0.1") && screen.lines().count() == 2, "{said}{screen}");
+    let (screen, said, good) = fetched(&["--platform", "cpu", "--fetch"]);
+    assert!(good && said.is_empty(), "{said}{screen}");
+    let (screen, _, good) = fetched(&["--platform", "gpu", "--fetch"]);
+    assert!(!good && finding(&screen, "PROBLEM", "plugin").0.contains("found `gpu`"), "{screen}");
+}
+
+/// The variables of a v6e that a terminal may lack.
+#[test]
+fn a_tpu_without_its_environment_is_told_of() {
+    let machine = machine(&[("dev/vfio/0", ""), ("dev/vfio/vfio", "")]);
+    let empty = TempDir::new().unwrap();
+    let screen = |set: &[(&str, &str)]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_doctor-screen"));
+        command.arg("--root").arg(machine.path()).env("PYTHONLM_CACHE", empty.path());
+        for (name, _) in fetch::devices::V6E {
+            command.env_remove(name);
+        }
+        let output = command.envs(set.iter().copied()).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let env_of = |screen: &str| -> Vec<String> {
+        let at = screen.lines().position(|line| line.contains(" tpu env ")).unwrap();
+        screen.lines().skip(at).take(2).map(str::to_owned).collect()
+    };
+    let [line, remedy] = &env_of(&screen(&[("TPU_WORKER_ID", "0")]))[..] else { panic!() };
+    assert!(
+        line.starts_with("note") && line.contains("TPU_WORKER_ID=0; a v6e's notebook also has"),
+        "{line}"
+    );
+    assert!(line.contains("libtpu asks a metadata server, for 60 s where there is none"), "{line}");
+    // What is to be pasted sets all that is missing but the address of the machine's own service.
+    let (_, rest) = remedy.split_once("`export ").unwrap();
+    let mut given: Vec<(&str, &str)> =
+        rest.split_once('`').unwrap().0.split(' ').map(|pair| pair.split_once('=').unwrap()).collect();
+    assert_eq!(given.len(), 5, "{remedy}");
+    assert!(remedy.contains("%env VBAR_CONTROL_SERVICE_URL"), "{remedy}");
+    given.extend([("TPU_WORKER_ID", "0"), ("VBAR_CONTROL_SERVICE_URL", "10.0.0.1:8353")]);
+    let full = screen(&given);
+    let line = &env_of(&full)[0];
+    assert!(line.starts_with("ok") && line.contains("TPU_CHIPS_PER_HOST_BOUNDS=2,2,1"), "{full}");
+    let nowhere = TempDir::new().unwrap();
+    let (screen, _) = doctor(&["--root", nowhere.path().to_str().unwrap()], &[]);
+    assert!(!screen.contains("tpu env"), "{screen}");
+}
+
+#[test]
+fn limits_of_control_groups_are_seen() {
+    const MEMORY: &str = "MemTotal: 180355072 kB\nMemAvailable: 178257920 kB\n";
+    let line = |files: &[(&str, &str)]| {
+        let machine = machine(&[files, &[("proc/meminfo", MEMORY)]].concat());
+        let (screen, _) = doctor(&["--root", machine.path().to_str().unwrap()], &[]);
+        finding(&screen, "ok", "machine").0.to_owned()
+    };
+    let free = line(&[]);
+    assert!(free.contains("172.0 GiB of memory, 170.0 GiB of it free") && !free.contains("limit"), "{free}");
+    // The group above has less memory than this one, and this one less of a processor.
+    let second = line(&[
+        ("proc/self/cgroup", "0::/a/b\n"),
+        ("sys/fs/cgroup/a/memory.max", "12884901888\n"),
+        ("sys/fs/cgroup/a/cpu.max", "max 100000\n"),
+        ("sys/fs/cgroup/a/b/memory.max", "max\n"),
+        ("sys/fs/cgroup/a/b/cpu.max", "50000 100000\n"),
+    ]);
+    assert!(
+        second.contains("12.0 GiB of memory (a control group's limit; the machine has 172.0 GiB)"),
+        "{second}"
+    );
+    assert!(
+        second.contains(" 0.5 cores (a control group's limit") && second.contains(", 12.0 GiB of it free")
+    );
+    // Version 1 in a container: the path is the host's, and what is mounted is the container's own group.
+    let first = line(&[
+        ("proc/self/cgroup", "5:memory:/docker/0123\n4:cpu,cpuacct:/docker/0123\n"),
+        ("sys/fs/cgroup/memory/memory.limit_in_bytes", "8589934592\n"),
+        ("sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us", "25000\n"),
+        ("sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us", "100000\n"),
+    ]);
+    assert!(
+        first.contains(" 0.25 cores (") && first.contains(", 8.0 GiB of memory (a control group's"),
+        "{first}"
+    );
 }
 
 #[test]
 fn a_package_with_another_hash_and_a_changed_library_are_found() {
     let cache = TempDir::new().unwrap();
-    let library = fetch::platform::Platform::Cpu.library().unwrap();
-    let unpacked = cache.path().join("unpacked").join(library.parent().unwrap().file_name().unwrap());
-    fs::create_dir_all(&unpacked).unwrap();
-    fs::write(unpacked.join(library.file_name().unwrap()), "cut off").unwrap();
+    let library = Platform::Cpu.library(Purpose::Compute).unwrap();
+    let changed = cache.path().join(library.strip_prefix(cache_folder().unwrap()).unwrap());
+    fs::create_dir_all(changed.parent().unwrap()).unwrap();
+    fs::write(changed, "cut off").unwrap();
     let (screen, healthy) = doctor(&[], &[("PYTHONLM_CACHE", cache.path())]);
     let (line, remedy) = finding(&screen, "PROBLEM", "cpu");
     assert!(!healthy && line.contains("was changed") && remedy.starts_with("delete "), "{screen}");
 
-    let original = fetch::wheel::cache_folder().unwrap().join("wheels");
+    let original = cache_folder().unwrap().join("wheels");
     let wheels = cache.path().join("wheels");
     fs::create_dir_all(&wheels).unwrap();
     let mut names = fs::read_dir(original).unwrap().map(|entry| entry.unwrap().file_name());

@@ -60,8 +60,8 @@ pub struct Cli {
     /// Plan and compile, print memory and decisions, and stop.
     #[arg(long)]
     pub dry_run: bool,
-    /// Show on one screen what the run takes: memory, speed, hours, disk. With --platform tpu:v6e:1x1 for a TPU that need not
-    /// be here. Nothing is trained or written.
+    /// Show on one screen what the run takes: memory, speed, hours, disk. With --platform tpu:v6e:1x1, cuda:h100 or
+    /// cuda:h200 for a device that need not be here. Nothing is trained or written.
     #[arg(long, conflicts_with = "dry_run")]
     pub plan: bool,
     /// With --plan: the figures as JSON.

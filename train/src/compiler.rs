@@ -3,12 +3,16 @@
 //! kernels that a run takes ([`crate::device`]). The program's own figures are [`engine::work`], those of the compiler's text
 //! [`engine::hlo`].
 
-use crate::device::{CodeGeneration, device_memory, main_memory, options, target_of, tpu_target};
+use crate::device::{
+    CodeGeneration, device_memory, main_memory, open_client, options, target_of, tpu_target,
+};
 use anyhow::{Context, Result, bail, ensure};
+use engine::gpu::Gpu;
 use engine::pjrt::{Client, CompileOptions, MemoryUse, Plugin, Topology, Value};
-use engine::plugin::Platform;
+use engine::plugin::{Platform, devices};
 use engine::{Form, Locations, Program, Target, faithful};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -20,20 +24,34 @@ pub enum Place {
     Here(Platform),
     /// On a TPU that need not be here: a topology as libtpu names it, `v6e:1x1`.
     Topology(String),
+    /// On a GPU that need not be here.
+    Gpu(Gpu),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Here(platform) => platform.fmt(f),
+            Place::Topology(topology) => write!(f, "tpu:{topology}"),
+            Place::Gpu(gpu) => write!(f, "cuda:{gpu}"),
+        }
+    }
 }
 
 impl FromStr for Place {
     type Err = anyhow::Error;
 
-    /// `cpu`, `cuda`, `tpu`, `tpu:TOPOLOGY` or the path of a plugin. A bare `tpu` is the one of this machine, or one v6e
+    /// `cpu`, `cuda`, `cuda:h100`, `tpu`, `tpu:TOPOLOGY` or the path of a plugin. A bare `tpu` is the one of this machine, or one v6e
     /// chip if there is none.
     fn from_str(name: &str) -> Result<Place> {
         if let Some(topology) = name.strip_prefix("tpu:") {
             return Ok(Place::Topology(topology.to_owned()));
         }
+        if let Some(gpu) = name.strip_prefix("cuda:") {
+            return Ok(Place::Gpu(gpu.parse()?));
+        }
         let platform = Platform::choose(Some(name))?;
-        let absent = platform == Platform::Tpu
-            && !["/dev/accel0", "/dev/vfio/0"].iter().any(|file| Path::new(file).exists());
+        let absent = platform == Platform::Tpu && devices::tpus(Path::new("/")).is_empty();
         Ok(if absent { Place::Topology("v6e:1x1".to_owned()) } else { Place::Here(platform) })
     }
 }
@@ -46,7 +64,7 @@ impl Place {
     pub fn target(&self) -> Result<Target> {
         Ok(match self {
             Place::Here(Platform::Cpu) => Target::Cpu,
-            Place::Here(Platform::Cuda) => Target::Cuda,
+            Place::Here(Platform::Cuda) | Place::Gpu(_) => Target::Cuda,
             Place::Here(Platform::Tpu | Platform::Path(_)) | Place::Topology(_) => {
                 Compiler::open(self)?.target
             }
@@ -112,20 +130,24 @@ impl Compiler {
     pub fn open(place: &Place) -> Result<Compiler> {
         match place {
             Place::Here(platform) => {
-                let client = Client::new(&Plugin::of(platform)?, &[])?;
+                let client = open_client(platform)?;
                 ensure!(
                     !client.devices().is_empty(),
-                    "platform {platform} has no device on this machine; for a TPU that is not here say tpu:v6e:1x1"
+                    "platform {platform} has no device on this machine; for one that is not here say tpu:v6e:1x1 or cuda:h100"
                 );
                 let target = target_of(&client, platform)?;
                 Ok(Compiler { devices: Devices::Here(client), target })
             }
             Place::Topology(name) => {
-                let topology = Topology::new(&Plugin::of(&Platform::Tpu)?, name, &[])
+                let topology = Topology::new(&Plugin::to_compile(&Platform::Tpu)?, name, &[])
                     .with_context(|| format!("looking up the topology {name}; one v6e chip is v6e:1x1"))?;
                 let target = tpu_target(topology.devices()?.first().map_or("", |device| &device.kind));
                 Ok(Compiler { devices: Devices::Absent(topology), target })
             }
+            Place::Gpu(gpu) => Ok(Compiler {
+                devices: Devices::Absent(gpu.topology(&Plugin::to_compile(&Platform::Cuda)?)?),
+                target: Target::Cuda,
+            }),
         }
     }
 
@@ -147,22 +169,22 @@ impl Compiler {
         })
     }
 
-    /// Bytes of the device's memory that a program may use: the plugin's figure, or this machine's memory for the CPU.
+    /// Bytes of the device's memory that a program may use: the plugin's figure, of a GPU that is not here the part of it
+    /// that the plugin takes, or this machine's memory for the CPU.
     ///
     /// # Errors
     /// If the plugin refuses.
     pub fn device_memory(&self) -> Result<Option<u64>> {
-        let limit = match &self.devices {
+        let topology = match &self.devices {
             Devices::Here(client) => return device_memory(client, self.target),
-            Devices::Absent(topology) => match topology.devices()?.first() {
-                Some(device) => match device.attributes.get("device_memory_bytes_limit") {
-                    Some(Value::Int(bytes)) => Some(*bytes),
-                    _ => None,
-                },
-                None => None,
-            },
+            Devices::Absent(topology) => topology,
         };
-        Ok(limit.and_then(|bytes| u64::try_from(bytes).ok()))
+        let attributes = topology.devices()?.into_iter().next().map(|device| device.attributes);
+        let limit = match attributes.and_then(|mut all| all.remove("device_memory_bytes_limit")) {
+            Some(Value::Int(bytes)) => u64::try_from(bytes).ok(),
+            _ => None,
+        };
+        Ok(limit.map(|bytes| if self.target == Target::Cuda { bytes / 4 * 3 } else { bytes }))
     }
 
     /// The build of the compiler: a hash of the plugin's library.
@@ -311,6 +333,11 @@ mod tests {
         assert_eq!("tpu:v6e:2x2".parse::<Place>().unwrap(), Place::Topology("v6e:2x2".to_owned()));
         assert_eq!("./a.so".parse::<Place>().unwrap(), Place::Here(Platform::Path("./a.so".into())));
         assert!("gpu".parse::<Place>().unwrap_err().to_string().contains("found `gpu`"));
+        let unknown = "cuda:b200".parse::<Place>().unwrap_err().to_string();
+        assert!(unknown.contains("found `b200`, wanted h100 or h200"), "{unknown}");
+        for name in ["cpu", "cuda:h100", "cuda:h200", "tpu:v6e:2x2", "./a.so"] {
+            assert_eq!(name.parse::<Place>().unwrap().to_string(), name);
+        }
     }
 
     #[test]

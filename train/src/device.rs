@@ -2,11 +2,13 @@
 
 use anyhow::{Context, Result, bail};
 use engine::passes;
+use engine::pjrt;
 use engine::pjrt::{Buffer, Client, CompileOptions, ExecutableCache, Lookup, Plugin, Value};
-use engine::plugin::{Platform, cache_folder};
+use engine::plugin::{Platform, cache_folder, devices};
 use engine::{Compiled, Form, Host, Program, Target};
 use program::esay;
 use std::env;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// A device that programs are compiled for and run on.
@@ -79,6 +81,44 @@ pub(crate) fn target_of(client: &Client, platform: &Platform) -> Result<Target> 
     })
 }
 
+/// Opens the devices of a platform. While another process has them, as a killed one does for some seconds, it tries again for a
+/// minute. Says so on standard error, and also if the plugin may first wait for a server that is not there.
+pub(crate) fn open_client(platform: &Platform) -> Result<Client> {
+    let plugin = Plugin::of(platform)?;
+    let waits = devices::metadata_query(Path::new("/"), |name| std::env::var_os(name).is_some());
+    if let Some(why) = waits.filter(|_| *platform == Platform::Tpu) {
+        esay!("note: {why}");
+    }
+    let begin = Instant::now();
+    let mut sleep = |time| std::thread::sleep(time);
+    Ok(while_busy(|| Client::new(&plugin, &[]), &|| begin.elapsed(), &mut sleep, &mut |line| {
+        esay!("{line}")
+    })?)
+}
+
+/// How long a busy device is waited for, and how often it is tried.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+const BETWEEN_TRIES: Duration = Duration::from_secs(2);
+
+fn while_busy<T>(
+    mut open: impl FnMut() -> pjrt::Result<T>,
+    elapsed: &dyn Fn() -> Duration,
+    sleep: &mut dyn FnMut(Duration),
+    say: &mut dyn FnMut(String),
+) -> pjrt::Result<T> {
+    let mut found = open();
+    if let Err(busy) = &found
+        && busy.is_busy()
+    {
+        say(format!("the device is busy; trying again for {} s: {busy}", LONGEST_WAIT.as_secs()));
+    }
+    while found.as_ref().is_err_and(pjrt::Error::is_busy) && elapsed() < LONGEST_WAIT {
+        sleep(BETWEEN_TRIES);
+        found = open();
+    }
+    found
+}
+
 /// How programs are compiled for a target.
 pub(crate) fn options(target: Target, code: CodeGeneration) -> CompileOptions {
     let mut options = CompileOptions::single();
@@ -122,7 +162,7 @@ impl Device {
     /// If the plugin cannot be had or used, or has no device.
     pub fn open(platform: &str, kernels: Option<Form>) -> Result<Device> {
         let platform = Platform::choose(Some(platform))?;
-        let client = Client::new(&Plugin::of(&platform)?, &[])?;
+        let client = open_client(&platform)?;
         anyhow::ensure!(!client.devices().is_empty(), "platform {platform} has no device on this machine");
         let target = target_of(&client, &platform)?;
         if target == Target::OtherTpu {
@@ -182,6 +222,49 @@ impl Device {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use engine::pjrt::{Code, Error};
+    use std::cell::{Cell, RefCell};
+
+    fn refused(message: &str) -> Error {
+        Error::Call {
+            path: "libtpu.so".into(),
+            version: (0, 117),
+            function: "PJRT_Client_Create",
+            code: Code::Internal,
+            message: message.to_owned(),
+        }
+    }
+
+    /// Tries until a device that is busy for some seconds is free: what came of it, the tries, the seconds, the lines said.
+    fn tried(busy_for: u64, message: &str) -> (pjrt::Result<()>, usize, u64, Vec<String>) {
+        let (now, tries, said) = (Cell::new(Duration::ZERO), Cell::new(0), RefCell::new(Vec::new()));
+        let open = || {
+            tries.set(tries.get() + 1);
+            if now.get().as_secs() < busy_for { Err(refused(message)) } else { Ok(()) }
+        };
+        let found = while_busy(open, &|| now.get(), &mut |time| now.set(now.get() + time), &mut |line| {
+            said.borrow_mut().push(line)
+        });
+        (found, tries.get(), now.get().as_secs(), said.into_inner())
+    }
+
+    #[test]
+    fn a_busy_device_is_tried_again_for_a_minute() {
+        let busy = "open(/dev/vfio/0): Device or resource busy";
+        let (found, tries, seconds, said) = tried(9, busy);
+        assert!(found.is_ok() && (tries, seconds) == (6, 10), "{tries} tries in {seconds} s");
+        assert!(
+            said.len() == 1 && said[0].contains("trying again for 60 s") && said[0].contains(busy),
+            "{said:?}"
+        );
+        let (found, _, seconds, said) = tried(1000, busy);
+        assert!(found.unwrap_err().is_busy() && seconds == 60 && said.len() == 1, "{seconds} s, {said:?}");
+        // What no waiting mends is said at once, and nothing about waiting for a device that is free.
+        let (found, tries, _, said) = tried(1000, "Failed to get global TPU topology.");
+        assert!(found.is_err() && tries == 1 && said.is_empty(), "{tries} tries, {said:?}");
+        let (found, tries, _, said) = tried(0, busy);
+        assert!(found.is_ok() && tries == 1 && said.is_empty());
+    }
 
     #[test]
     fn kernels_are_made_for_one_kind_of_tpu() {

@@ -9,7 +9,7 @@ use crate::checkpoint::{checkpoint_bytes, most_at_once};
 use crate::compiler::{Compiler, Place};
 use crate::config::{BatchShape, RunConfig};
 use crate::data::EpochSize;
-use crate::metrics::peak::peak_flops;
+use crate::metrics::peak::{bandwidth, peak_flops};
 use crate::numbers::{group, size};
 use crate::step::{Kept, optimizer_tensors, step_of};
 use anyhow::{Result, ensure};
@@ -167,16 +167,16 @@ struct Figures {
     moved: u64,
     /// The compiler's estimate; hand-written kernels have none and are not in it.
     cycles: Option<u64>,
+    /// Seconds at the device's peak and bandwidth, if they are known.
+    roofline: Option<f64>,
 }
 
 /// Floating point operations of a v6e TensorCore in a cycle, a multiply-add counts 2: 918 TFLOP/s at 1.75 GHz.
 const V6E_FLOPS_A_CYCLE: f64 = 524_288.0;
-/// Bytes a second of a v6e chip's memory.
-const V6E_BANDWIDTH: f64 = 1.638e12;
 /// The part of the peak that hand-written attention kernels reach at worst: 128-wide heads half feed the MXU, and it stalls.
 const KERNEL_SHARE: f64 = 1.0 / 3.0;
-/// Parts of a GPU's peak that public trainers of this size report.
-const GPU_SHARES: (f64, f64) = (0.2, 0.5);
+/// The part of a GPU's peak that public trainers of this size report at worst.
+const GPU_SHARE: f64 = 0.2;
 /// Parts of this machine's own speed at large matrix products: runs of `tiny` on two cores reached 0.68.
 const CPU_SHARES: (f64, f64) = (0.35, 0.9);
 /// The search for a micro-batch ends at this many times the configured one.
@@ -340,7 +340,8 @@ fn verdict(compiler: &Compiler, run: &RunConfig, memory: Option<u64>) -> Result<
         hash.update(&(part.len() as u64).to_le_bytes());
         hash.update(part);
     }
-    hash.update(compiler.device_kind()?.as_bytes());
+    let kind = compiler.device_kind()?;
+    hash.update(kind.as_bytes());
     let folder = cache_folder()?.join("plans");
     let path = folder.join(format!("{}.json", hash.finalize()));
     if let Some(known) = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
@@ -362,6 +363,9 @@ fn verdict(compiler: &Compiler, run: &RunConfig, memory: Option<u64>) -> Result<
                 state: bytes(memory.aliased),
                 moved: bytes(memory.arguments + memory.outputs),
                 cycles: Some(hlo.cycles()).filter(|&cycles| cycles > 0),
+                roofline: peak_flops(&kind, run.model.dtype)
+                    .zip(bandwidth(&kind))
+                    .map(|(flops, bytes)| hlo.roofline(flops, bytes)),
             })
         }
         Err(error) => {
@@ -402,9 +406,9 @@ fn speed(
     // Padding is computed like a token, but does not count as one.
     let tokens = run.batch.tokens() as f64 * (1.0 - padding);
     let kind = compiler.device_kind()?;
-    let peak = peak_flops(&kind, run.model.dtype);
-    Ok(match (compiler.target(), peak, figures.cycles) {
-        (Target::TpuV6e, Some(peak), Some(cycles)) => {
+    let peaks = peak_flops(&kind, run.model.dtype).zip(bandwidth(&kind));
+    Ok(match (compiler.target(), peaks, figures.cycles) {
+        (Target::TpuV6e, Some((peak, bandwidth)), Some(cycles)) => {
             let native: Vec<&str> = forms
                 .iter()
                 .filter(|(_, form)| *form == Form::Native)
@@ -416,7 +420,7 @@ fn speed(
                 .sum();
             let estimated = cycles as f64 * V6E_FLOPS_A_CYCLE / peak;
             let kernels = in_kernels / (peak * KERNEL_SHARE);
-            let (arithmetic, traffic) = (flops / peak, figures.moved as f64 / V6E_BANDWIDTH);
+            let (arithmetic, traffic) = (flops / peak, figures.moved as f64 / bandwidth);
             let bound = if arithmetic > traffic {
                 "arithmetic at the peak"
             } else {
@@ -457,23 +461,19 @@ fn speed(
                 ),
             })
         }
-        (_, Some(peak), _) => {
-            let (low, high) = GPU_SHARES;
-            let at = |share: f64| peak * share * (1.0 - padding) / flops_per_token(&run.model, run.batch.seq);
-            let because = |share: f64| {
-                format!(
-                    "{:.0} % (assumed: public trainers report 20-50 % of GPUs) of the {:.0} TFLOP/s peak",
-                    100.0 * share,
-                    peak / 1e12
-                )
-            };
-            Some(Speed {
-                low: at(low),
-                low_because: because(low),
-                high: at(high),
-                high_because: because(high),
-            })
-        }
+        (_, Some((peak, bandwidth)), _) => figures.roofline.map(|seconds| Speed {
+            low: peak * GPU_SHARE * (1.0 - padding) / flops_per_token(&run.model, run.batch.seq),
+            low_because: format!(
+                "{:.0} % (assumed: public trainers report 20-50 % of GPUs) of the {:.1} TFLOP/s peak",
+                100.0 * GPU_SHARE,
+                peak / 1e12
+            ),
+            high: tokens / seconds,
+            high_because: format!(
+                "roofline of the step as compiled, {seconds:.2} s: of each instruction its matmuls at the peak or its bytes at {:.2} TB/s",
+                bandwidth / 1e12
+            ),
+        }),
         _ => None,
     })
 }
@@ -496,6 +496,9 @@ fn basis(compiler: &Compiler, place: &Place, run: &RunConfig, epoch: EpochSize) 
         (Place::Here(_), _) => of("device_memory", Measured, "the plugin's figure for this device"),
         (Place::Topology(_), _) => {
             of("device_memory", Derived, "the plugin's figure for a device of this kind")
+        }
+        (Place::Gpu(_), _) => {
+            of("device_memory", Derived, "the 3/4 of such a device's that the plugin takes")
         }
     });
     all.push(of(
@@ -525,9 +528,11 @@ fn basis(compiler: &Compiler, place: &Place, run: &RunConfig, epoch: EpochSize) 
         (Target::Cpu, _) => {
             of("speed", Assumed, "a share of this machine's measured rate, between those of runs of tiny")
         }
-        (_, Some(_)) => {
-            of("speed", Assumed, "a share of the data sheet's peak, as public trainers report of GPUs")
-        }
+        (_, Some(_)) => of(
+            "speed",
+            Assumed,
+            "the data sheet's peak and bandwidth; at least the share that public trainers report",
+        ),
         (_, None) => of("speed", Assumed, "nothing: of this device and type no peak is known"),
     });
     all.push(of("disk", Derived, "the tensors of a checkpoint and the keys of checkpoint.*"));

@@ -2,16 +2,19 @@
 //! their own, whose steps are a function of their rows, to try what the loop keeps count of.
 
 use crate::checkpoint::Reader;
-use crate::config::{Resolved, RunConfig};
+use crate::config::{BatchShape, Resolved, RunConfig};
 use crate::data::{Batch, Dataset, Tokenizer};
 use crate::device::{CodeGeneration, Device, Preparation};
+use crate::numbers::size;
 use crate::sample;
 use crate::signals::Stop;
 use crate::state::{DeviceState, HostState, Metrics, StepInputs};
 use crate::step::{Metric, step_of};
 use crate::validation::Validator;
-use anyhow::{Result, bail};
+use anyhow::{Error, Result, bail};
+use engine::pjrt::Code;
 use engine::{Compiled, Host};
+use model::Remat;
 use program::say;
 use std::sync::Arc;
 
@@ -94,7 +97,9 @@ impl Accelerator {
         let kept = resolved.settle_remat(device.memory()?);
         say!("remat    {:?} {kept}", kept.remat);
         let run = resolved.run.clone();
-        let (program, preparation) = device.compile(&step_of(&run, kept.remat), CodeGeneration::Quick)?;
+        let (program, preparation) = device
+            .compile(&step_of(&run, kept.remat), CodeGeneration::Quick)
+            .map_err(|error| advised(error, &device, &run))?;
         report_program(&device, &program, &preparation)?;
         Ok(Accelerator { run, device, program, state: None, validator })
     }
@@ -125,13 +130,15 @@ impl Machine for Accelerator {
 
     fn step(&mut self, batch: &Batch, inputs: StepInputs) -> Result<Metrics> {
         match &mut self.state {
-            Some(state) => state.step(&self.device, &self.program, batch, inputs),
+            Some(state) => state
+                .step(&self.device, &self.program, batch, inputs)
+                .map_err(|error| advised(error, &self.device, &self.run)),
             None => bail!("no weights were loaded; this is a bug of train"),
         }
     }
 
     fn read(&mut self, pending: Metrics) -> Result<[f64; Metric::ALL.len()]> {
-        pending.read()
+        pending.read().map_err(|error| advised(error, &self.device, &self.run))
     }
 
     fn to_host(&self) -> Result<HostState> {
@@ -157,6 +164,34 @@ impl Machine for Accelerator {
 
     fn kind(&self) -> &str {
         self.device.kind()
+    }
+}
+
+/// An error of a step, and which settings make it take less if the device had no room for it.
+fn advised(error: Error, device: &Device, run: &RunConfig) -> Error {
+    let causes = error.chain().filter_map(|cause| cause.downcast_ref::<engine::pjrt::Error>());
+    if !causes.map(engine::pjrt::Error::code).any(|code| code == Some(Code::ResourceExhausted)) {
+        return error;
+    }
+    let limit = device.memory().ok().flatten().map_or(String::new(), |bytes| format!(" of {}", size(bytes)));
+    error.context(format!("the step does not fit into the device's memory{limit}: {}", smaller_step(run)))
+}
+
+/// The settings that make a step take less memory, for the command line.
+fn smaller_step(run: &RunConfig) -> String {
+    let BatchShape { micro, accumulation, .. } = run.batch;
+    match run.remat {
+        Some(Remat::Selective) => "add `--set remat=lean`".to_owned(),
+        Some(Remat::Lean) => "add `--set remat=full`".to_owned(),
+        Some(Remat::Full) | None if micro % 2 == 0 => {
+            format!("add `--set batch.micro={} --set batch.accumulation={}`", micro / 2, 2 * accumulation)
+        }
+        Some(Remat::Full) | None if micro > 1 => {
+            format!("add `--set batch.micro=1 --set batch.accumulation={}`", micro * accumulation)
+        }
+        Some(Remat::Full) | None => {
+            format!("add `--set batch.seq={}`, or take a smaller model", (run.batch.seq / 2).max(2))
+        }
     }
 }
 

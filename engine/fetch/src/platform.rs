@@ -1,10 +1,10 @@
 //! Where plugins come from: the one table of pinned packages, and the way from a platform's name to a
 //! library.
 
-use crate::wheel::{Wheel, cache_folder};
-use crate::{python, wheel};
+use crate::wheel::{State, Wheel, cache_folder};
+use crate::{cuda, wheel};
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::{env, fmt};
 
@@ -21,22 +21,31 @@ pub enum Platform {
     Path(PathBuf),
 }
 
-/// What is here of a platform's plugin before anything is fetched.
+/// What a plugin is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Compiling, also for devices that are not here.
+    Compile,
+    /// Compiling and computing. For a GPU that takes a dozen libraries more, 2 GiB.
+    Compute,
+}
+
+/// What is here of a platform's packages before anything is fetched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cached {
-    /// The library, as it was unpacked, given or installed.
+    /// The plugin, as it was unpacked or given, and all that it needs.
     Ready(PathBuf),
-    /// The library, changed since it was unpacked; the next use unpacks it again.
+    /// This file was changed since it was unpacked; the next use unpacks it again.
     Altered(PathBuf),
-    /// The package with the right hash; the first use unpacks it.
+    /// All packages, with the right hashes; this one and perhaps others will be unpacked by the first use.
     Packed(PathBuf),
-    /// Nothing; the first use fetches it.
+    /// Some packages are not here; the first use fetches them.
     Absent {
-        /// The command that fetches the package on another machine.
+        /// These.
+        wheels: Vec<Wheel>,
+        /// The command that fetches them on another machine.
         by_hand: String,
-        /// The name of its file.
-        file: &'static str,
-        /// The folder to put it into.
+        /// The folder to put them into.
         folder: PathBuf,
     },
 }
@@ -107,28 +116,20 @@ impl FromStr for Platform {
     }
 }
 
-/// The pinned wheel of a platform on this machine, and the library inside it.
-fn pinned(platform: &Platform) -> Option<(Wheel, &'static str)> {
+/// The pinned packages of a platform on this machine, that of the plugin first, and which of their files are unpacked.
+fn pinned(platform: &Platform, purpose: Purpose) -> Option<Vec<(Wheel, &'static [&'static str])>> {
     if env::consts::OS != "linux" {
         return None;
     }
     let arch = env::consts::ARCH;
     match platform {
-        Platform::Cpu => Some((wheel::xla_cpu(arch)?, "xla_plugins/xla_cpu_pjrt/xla_cpu_pjrt.so")),
+        Platform::Cpu => Some(vec![(wheel::xla_cpu(arch)?, &["xla_plugins/xla_cpu_pjrt/xla_cpu_pjrt.so"])]),
         Platform::Cuda => {
-            let (file, sha256) = match arch {
-                "x86_64" => (
-                    "xla_cuda13_pjrt-0.0.1-py3-none-manylinux_2_27_x86_64.whl",
-                    "7ee65fdefde56f577f146681b586d4b811b299ee63504934062556190adc86d4",
-                ),
-                "aarch64" => (
-                    "xla_cuda13_pjrt-0.0.1-py3-none-manylinux_2_27_aarch64.whl",
-                    "d9d9923af02515d8b437c516c814bc79fb11c6e986236f3bd18a5aaf5b43c3bb",
-                ),
-                _ => return None,
+            let libraries = match purpose {
+                Purpose::Compile => Vec::new(),
+                Purpose::Compute => cuda::libraries(arch)?,
             };
-            let wheel = Wheel { package: "xla-cuda13-pjrt", version: "0.0.1", file, sha256 };
-            Some((wheel, "xla_plugins/xla_cuda13_pjrt/xla_gpu_pjrt.so"))
+            Some([cuda::compiler(arch)?, libraries].concat())
         }
         // There is no libtpu for aarch64.
         Platform::Tpu if arch == "x86_64" => {
@@ -138,7 +139,7 @@ fn pinned(platform: &Platform) -> Option<(Wheel, &'static str)> {
                 file: "libtpu-0.0.52-cp311-cp311-manylinux_2_31_x86_64.whl",
                 sha256: "f5e2e596eaea9357fbb5a6755a7a9007c6ab75bfde4a55191b03eff402971140",
             };
-            Some((wheel, "libtpu/libtpu.so"))
+            Some(vec![(wheel, &["libtpu/libtpu.so"])])
         }
         Platform::Tpu | Platform::Path(_) => None,
     }
@@ -159,71 +160,73 @@ impl Platform {
         }
     }
 
-    /// The path of the plugin's library. It is fetched if the cache does not have it, with a line on standard
-    /// error.
+    /// The path of the plugin's library. What the cache does not have of it, and of what it needs for a purpose, is
+    /// fetched, with a line on standard error for each package.
     ///
     /// # Errors
-    /// If it is not in the cache and cannot be fetched, or none is made for this machine.
-    pub fn library(&self) -> Result<PathBuf, Error> {
+    /// If something is not in the cache and cannot be fetched, or none is made for this machine.
+    pub fn library(&self, purpose: Purpose) -> Result<PathBuf, Error> {
         if let Platform::Path(path) = self {
             return Ok(path.clone());
         }
-        if let Some(path) = (*self == Platform::Cuda).then(installed_cuda).flatten() {
-            return Ok(path);
-        }
-        let (wheel, library) = self.pinned()?;
+        let packages = self.pinned(purpose)?;
+        let cache = cache_folder().map_err(Error::Fetch)?;
+        let (root, library) = library(&packages, &cache);
         // Nobody need hear it: on a closed standard error `eprintln!` panics.
         let mut say =
             |line: &str| drop(io::stderr().write_all(format!("{self} plugin: {line}\n").as_bytes()));
-        cache_folder().and_then(|cache| wheel.member(library, &cache, &mut say)).map_err(Error::Fetch)
+        for (wheel, parts) in packages {
+            wheel.unpack(parts, &root, &cache, &mut say).map_err(Error::Fetch)?;
+        }
+        Ok(library)
     }
 
-    /// The pinned wheel, or why there is none.
-    fn pinned(&self) -> Result<(Wheel, &'static str), Error> {
+    /// The pinned packages, or why there are none.
+    fn pinned(&self, purpose: Purpose) -> Result<Vec<(Wheel, &'static [&'static str])>, Error> {
         let available = if *self == Platform::Tpu { "linux x86_64" } else { "linux x86_64 and aarch64" };
-        pinned(self).ok_or_else(|| Error::NotForThisMachine { platform: self.clone(), available })
+        pinned(self, purpose).ok_or_else(|| Error::NotForThisMachine { platform: self.clone(), available })
     }
 
-    /// Looks where [`Platform::library`] would look. It fetches and changes nothing, and compares the package with
-    /// its pinned hash.
+    /// Looks where [`Platform::library`] would look. It fetches and changes nothing, and compares packages with
+    /// their pinned hashes.
     ///
     /// # Errors
-    /// If none is made for this machine, the package in the cache has another hash, or it cannot be read.
-    pub fn look(&self) -> Result<Cached, Error> {
+    /// If none is made for this machine, a package in the cache has another hash, or it cannot be read.
+    pub fn look(&self, purpose: Purpose) -> Result<Cached, Error> {
         if let Platform::Path(path) = self {
             return Ok(Cached::Ready(path.clone()));
         }
-        if let Some(path) = (*self == Platform::Cuda).then(installed_cuda).flatten() {
-            return Ok(Cached::Ready(path));
-        }
-        let (wheel, member) = self.pinned()?;
+        let packages = self.pinned(purpose)?;
         let cache = cache_folder().map_err(Error::Fetch)?;
         let folder = wheel::wheels_folder(&cache);
-        let package = folder.join(wheel.file);
-        if package.exists() {
-            wheel.check(&package).map_err(Error::Fetch)?;
+        let (root, library) = library(&packages, &cache);
+        let (mut packed, mut absent) = (None, Vec::new());
+        for (wheel, parts) in packages {
+            let package = folder.join(wheel.file);
+            if package.exists() {
+                wheel.check(&package).map_err(Error::Fetch)?;
+            }
+            match wheel::state(&root, parts) {
+                State::Whole => {}
+                State::Altered(file) => return Ok(Cached::Altered(file)),
+                State::Missing if package.exists() => packed = Some(package),
+                State::Missing => absent.push(wheel),
+            }
         }
-        let (library, seal) = wheel.places(member, &cache);
-        Ok(match (library.exists(), package.exists()) {
-            (true, _) if wheel::is_sealed(&library, &seal) => Cached::Ready(library),
-            (true, _) => Cached::Altered(library),
-            (false, true) => Cached::Packed(package),
-            (false, false) => Cached::Absent { by_hand: wheel.by_hand(), file: wheel.file, folder },
+        Ok(match packed {
+            _ if !absent.is_empty() => {
+                Cached::Absent { by_hand: wheel::by_hand(&absent), wheels: absent, folder }
+            }
+            Some(package) => Cached::Packed(package),
+            None => Cached::Ready(library),
         })
     }
 }
 
-/// The plugin of a `jax-cuda13-pjrt` that is installed for the system or in a virtual environment; it finds its CUDA
-/// libraries beside it.
-fn installed_cuda() -> Option<PathBuf> {
-    const ASK: &str = "import importlib.util, pathlib
-spec = importlib.util.find_spec('jax_plugins.xla_cuda13')
-print(pathlib.Path(spec.origin).parent / 'xla_cuda_plugin.so')";
-    let output = python::command("python3")
-        .args(["-c", ASK])
-        .output()
-        .ok()
-        .filter(|output| output.status.success())?;
-    let path = PathBuf::from(String::from_utf8(output.stdout).ok()?.trim());
-    path.is_file().then_some(path)
+/// The folder that packages are unpacked below, and the plugin's library there.
+fn library(packages: &[(Wheel, &[&str])], cache: &Path) -> (PathBuf, PathBuf) {
+    let (wheel, parts) = &packages[0];
+    let root = wheel.root(cache);
+    let library = root.join(parts[0]);
+    (root, library)
 }

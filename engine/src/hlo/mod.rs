@@ -105,6 +105,21 @@ impl Hlo {
         self.instructions.iter().filter_map(|instruction| instruction.cycles).sum()
     }
 
+    /// Floating point operations of all matmuls.
+    pub fn matmul_flops(&self) -> f64 {
+        self.instructions.iter().map(|instruction| instruction.runs as f64 * instruction.matmul_flops).sum()
+    }
+
+    /// Seconds that one run takes at least on a device that does so many floating point operations and moves so many bytes of
+    /// its main memory a second: of each instruction what takes longer.
+    pub fn roofline(&self, flops: f64, bandwidth: f64) -> f64 {
+        let seconds = self.instructions.iter().map(|instruction| {
+            let longer = (instruction.matmul_flops / flops).max(instruction.traffic as f64 / bandwidth);
+            instruction.runs as f64 * longer
+        });
+        seconds.sum()
+    }
+
     /// Custom calls, by what they call: places and runs.
     pub fn custom_calls(&self) -> BTreeMap<String, (u64, u64)> {
         let mut calls: BTreeMap<String, (u64, u64)> = BTreeMap::new();

@@ -40,6 +40,7 @@ pub(super) fn matmul_flops(module: &Module<'_>, computation: &Computation<'_>, l
     match line.opcode {
         "convolution" => convolution_flops(computation, line).unwrap_or(0.0),
         "dot" => dot_flops(computation, line).unwrap_or(0.0),
+        "custom-call" if is_cublas(line) => cublas_flops(computation, line).unwrap_or(0.0),
         "custom-call" => kernel_cost(line, "flops").unwrap_or(0.0),
         _ => match module.callee(line) {
             Some(callee) => callee.lines.iter().map(|inner| matmul_flops(module, callee, inner)).sum(),
@@ -49,9 +50,23 @@ pub(super) fn matmul_flops(module: &Module<'_>, computation: &Computation<'_>, l
 }
 
 fn dot_flops(computation: &Computation<'_>, line: &Line<'_>) -> Option<f64> {
+    product_flops(computation, line, line.attribute("lhs_contracting_dims={", "}")?)
+}
+
+/// Whether a call is a matmul of NVIDIA's library. Its results are the product and a workspace.
+fn is_cublas(line: &Line<'_>) -> bool {
+    line.attribute("custom_call_target=\"", "\"").is_some_and(|target| target.starts_with("__cublas$"))
+}
+
+fn cublas_flops(computation: &Computation<'_>, line: &Line<'_>) -> Option<f64> {
+    let contracted = line.attribute("\"lhs_contracting_dimensions\":[", "]")?;
+    product_flops(computation, line, &contracted.replace('"', ""))
+}
+
+/// Of the first result, for the dimensions of the left operand that are summed over: `1`, `0,2`.
+fn product_flops(computation: &Computation<'_>, line: &Line<'_>, contracted: &str) -> Option<f64> {
     let left = computation.arrays(*line.operands.first()?).first()?;
-    let contracted = line.attribute("lhs_contracting_dims={", "}")?.split(',');
-    let contracted = contracted.filter_map(|dim| left.dims.get(dim.parse::<usize>().ok()?));
+    let contracted = contracted.split(',').filter_map(|dim| left.dims.get(dim.parse::<usize>().ok()?));
     Some(
         2.0 * elements(&line.arrays.first()?.dims) * contracted.map(|&extent| extent as f64).product::<f64>(),
     )
@@ -112,8 +127,6 @@ pub(super) fn traffic(module: &Module<'_>, computation: &Computation<'_>, line: 
             return bytes as u64;
         }
     }
-    let in_hbm =
-        |line: &Line<'_>| line.arrays.iter().filter(|array| array.in_hbm).map(|array| array.padded).sum();
     match line.opcode {
         // Its result shows both ends.
         "copy-start" => {
@@ -141,7 +154,10 @@ pub(super) fn traffic(module: &Module<'_>, computation: &Computation<'_>, line: 
     bytes
         + match line.opcode {
             // Its type lists operands, results and a flag.
-            "async-start" => module.callee(line).and_then(Computation::root).map_or(0, in_hbm),
+            "async-start" => match module.callee(line) {
+                Some(callee) => callee.root().map_or(0, |root| written(module, callee, root)),
+                None => 0,
+            },
             _ => written(module, computation, line),
         }
 }
@@ -203,7 +219,8 @@ fn written(module: &Module<'_>, computation: &Computation<'_>, line: &Line<'_>) 
             None => vec![Some((computation, line))],
         };
     let mut bytes = 0;
-    for (place, array) in line.arrays.iter().enumerate().filter(|(_, array)| array.in_hbm) {
+    let results = if is_cublas(line) { 1 } else { line.arrays.len() };
+    for (place, array) in line.arrays.iter().take(results).enumerate().filter(|(_, array)| array.in_hbm) {
         let update = makers.get(place).copied().flatten().and_then(|(holder, maker)| update(holder, maker));
         bytes += update.unwrap_or(array.padded);
     }
@@ -257,6 +274,47 @@ mod tests {
         let batched = "f32[5,16,64]{2,1,0} convolution(%p0, %p1), window={size=5 stride=4 pad=4_4 lhs_dilate=5}, \
                        dim_labels=0bf_0io->0bf";
         assert_eq!(flops(["f32[5,16,32]{2,1,0}", "f32[5,32,64]{2,1,0}"], batched), 5.0 * product);
+    }
+
+    #[test]
+    fn a_gpu_multiplies_in_fusions_and_in_its_library() {
+        let product = 2.0 * 16.0 * 32.0 * 64.0;
+        let library = "(f32[16,64]{1,0}, s8[33554432]{0}) custom-call(%p0, %p1), custom_call_target=\"__cublas$gemm\", \
+                       backend_config={\"gemm_backend_config\":{\"dot_dimension_numbers\":\
+                       {\"lhs_contracting_dimensions\":[\"1\"],\"rhs_contracting_dimensions\":[\"0\"]}}}";
+        let found = one("", &["f32[16,32]{1,0}", "f32[32,64]{1,0}"], library);
+        assert_eq!((found.matmul_flops, found.traffic), (product, 4 * (16 * 32 + 32 * 64 + 16 * 64)));
+        // A fusion that the compiler starts ahead of its time, and that writes one layer of a stack.
+        let fused = "%tiles (x: f32[16,32], w: f32[32,64]) -> f32[16,64] {
+  %x = f32[16,32]{1,0} parameter(0)
+  %w = f32[32,64]{1,0} parameter(1)
+  ROOT %d = f32[16,64]{1,0} dot(%x, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%stacked (stack: f32[24,16,64], i: s32[], x.1: f32[16,32], w.1: f32[32,64]) -> f32[24,16,64] {
+  %stack = f32[24,16,64]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %x.1 = f32[16,32]{1,0} parameter(2)
+  %w.1 = f32[32,64]{1,0} parameter(3)
+  %z = s32[] constant(0)
+  %f = f32[16,64]{1,0} fusion(%x.1, %w.1), kind=kCustom, calls=%tiles
+  %b = f32[1,16,64]{2,1,0} bitcast(%f)
+  ROOT %u = f32[24,16,64]{2,1,0} dynamic-update-slice(%stack, %b, %i, %z, %z)
+}
+
+%ahead (stack.1: f32[24,16,64], i.1: s32[], x.2: f32[16,32], w.2: f32[32,64]) -> f32[24,16,64] {
+  %stack.1 = f32[24,16,64]{2,1,0} parameter(0)
+  %i.1 = s32[] parameter(1)
+  %x.2 = f32[16,32]{1,0} parameter(2)
+  %w.2 = f32[32,64]{1,0} parameter(3)
+  ROOT %g = f32[24,16,64]{2,1,0} fusion(%stack.1, %i.1, %x.2, %w.2), kind=kLoop, calls=%stacked
+}
+";
+        let line = "((f32[24,16,64], s32[], f32[16,32], f32[32,64]), f32[24,16,64], u32[]) \
+                    async-start(%p0, %p1, %p2, %p3), calls=%ahead";
+        let operands = ["f32[24,16,64]{2,1,0}", "s32[]", "f32[16,32]{1,0}", "f32[32,64]{1,0}"];
+        let found = one(fused, &operands, line);
+        assert_eq!((found.matmul_flops, found.traffic), (product, 4 * (1 + 16 * 32 + 32 * 64 + 16 * 64)));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What can go wrong between the engine and a plugin, with the plugin's path and API version in every
 //! message.
 
+use super::said::{Again, advice};
 use std::fmt;
 use std::path::PathBuf;
 
@@ -127,6 +128,23 @@ impl Error {
             _ => None,
         }
     }
+
+    /// What to do about it, where the plugin's words are known.
+    pub fn remedy(&self) -> Option<String> {
+        self.advice().map(|(_, remedy)| remedy)
+    }
+
+    /// Whether another process has the device, so that trying again may help.
+    pub fn is_busy(&self) -> bool {
+        self.advice().is_some_and(|(again, _)| again == Again::MayHelp)
+    }
+
+    fn advice(&self) -> Option<(Again, String)> {
+        match self {
+            Error::Call { function, code, message, .. } => advice(function, *code, message),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Error {
@@ -175,10 +193,10 @@ impl fmt::Display for Error {
                     version.0,
                     version.1
                 )?;
-                if message.contains("libtpu_lockfile") || message.contains("libtpu multi-process lockfile") {
-                    f.write_str("; another process uses the TPU: stop it, or delete /tmp/libtpu_lockfile if none is alive")?;
+                match self.remedy() {
+                    Some(remedy) => write!(f, "; {remedy}"),
+                    None => Ok(()),
                 }
-                Ok(())
             }
             Error::Unsupported { path, what } => write!(f, "{what} [plugin {}]", path.display()),
             Error::Arguments(what) => f.write_str(what),

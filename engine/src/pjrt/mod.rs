@@ -38,6 +38,7 @@ mod handle;
 mod loaded;
 mod options;
 mod plugin;
+mod said;
 mod text;
 mod topology;
 mod value;

@@ -2,6 +2,7 @@
 
 use super::error::{Code, Error, Result};
 use super::value::{self, Value};
+use fetch::devices;
 use pjrt_sys as sys;
 use std::any::TypeId;
 use std::collections::BTreeMap;
@@ -77,6 +78,7 @@ impl Plugin {
         if loaded.is_empty() {
             prepare_environment();
         }
+        open_cuda_libraries(path)?;
         // SAFETY: the initialisers of a library run; the user chose it, and it carries the marks of one for
         // this machine.
         let library = unsafe { libloading::Library::new(path) }.map_err(|error| failed(error.to_string()))?;
@@ -224,6 +226,36 @@ impl fmt::Debug for Plugin {
     }
 }
 
+/// The libraries of CUDA that lie beside a plugin as pip lays them out, each after those that it needs. Some of them look for
+/// one another where a system's package would put them, and all find those that are open already.
+const CUDA_LIBRARIES: [&str; 12] = [
+    "cu13/lib/libcudart.so.13",
+    "cu13/lib/libnvrtc.so.13",
+    "cu13/lib/libnvJitLink.so.13",
+    "cu13/lib/libcublasLt.so.13",
+    "cu13/lib/libcublas.so.13",
+    "cu13/lib/libcupti.so.13",
+    "cu13/lib/libcusparse.so.12",
+    "cu13/lib/libcusolver.so.12",
+    "cu13/lib/libcufft.so.12",
+    "nccl/lib/libnccl.so.2",
+    "nvshmem/lib/libnvshmem_host.so.3",
+    "cudnn/lib/libcudnn.so.9",
+];
+
+/// Opens, for all that is loaded later, the libraries that are there; a compiler alone needs none of them.
+fn open_cuda_libraries(plugin: &Path) -> Result<()> {
+    use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+    let Some(packages) = plugin.ancestors().nth(3) else { return Ok(()) };
+    let libraries = CUDA_LIBRARIES.iter().map(|library| packages.join("nvidia").join(library));
+    for path in libraries.filter(|path| path.is_file()) {
+        // SAFETY: the initialisers of the library run, as those of the plugin will that asks for it.
+        let library = unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) };
+        std::mem::forget(library.map_err(|error| Error::Open { path, reason: error.to_string() })?);
+    }
+    Ok(())
+}
+
 /// Opens a library and reads its ELF header: the dynamic loader's own message about a foreign one is hard to understand.
 fn opened(path: &Path) -> Result<fs::File> {
     let failed = |reason: String| Error::Open { path: path.to_path_buf(), reason };
@@ -259,14 +291,8 @@ fn opened(path: &Path) -> Result<fs::File> {
 /// lock that keeps other compilations away, and complains about names that only a TPU machine has. The log
 /// lines of XLA (with stack traces) repeat the errors that it returns.
 fn prepare_environment() {
-    let numbered = |folder: &str, prefix: &str| {
-        let mut names = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
-        names.any(|name| {
-            name.to_string_lossy().strip_prefix(prefix).is_some_and(|rest| rest.parse::<u32>().is_ok())
-        })
-    };
     let mut settings = vec![("TF_CPP_MIN_LOG_LEVEL", "3")];
-    if !numbered("/dev", "accel") && !numbered("/dev/vfio", "") {
+    if devices::tpus(Path::new("/")).is_empty() {
         settings.extend([
             ("TPU_SKIP_MDS_QUERY", "1"),
             ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),

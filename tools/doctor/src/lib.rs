@@ -1,7 +1,7 @@
 //! `doctor`: one screen that says what this machine has and what is missing, each problem with the command that mends it. The
 //! exit code is 0 if everything that is wanted works, else 1.
 //!
-//! It looks and tries, and changes nothing: no plugin is fetched. The sandbox's level is found by running
+//! It looks and tries, and changes nothing: no plugin is fetched unless `--fetch` asks for that and nothing else. The sandbox's level is found by running
 //! a program in it and seeing what it is refused. With the feature `trial` each plugin is loaded and used, in a process of its
 //! own, so that a plugin that hangs or crashes is a line on the screen. Without the feature, doctor builds without anything
 //! that may be missing here.
@@ -14,7 +14,8 @@ use clap::Parser;
 use eval_humaneval::judge::Judge;
 use eval_humaneval::python::Python;
 use eval_humaneval::sandbox::{self, Level, Limits};
-use fetch::platform::{Cached, Error, Platform};
+use fetch::devices;
+use fetch::platform::{Cached, Error, Platform, Purpose};
 use fetch::wheel::{self, cache_folder};
 use program::output;
 use std::env;
@@ -34,6 +35,12 @@ struct Arguments {
     /// Folder of the runs, whose disk is looked at
     #[arg(long, value_name = "DIR", default_value = "runs")]
     out: PathBuf,
+    /// Fetch all that the platforms need, of those named or else of cpu and of the devices here, and do nothing else
+    #[arg(long)]
+    fetch: bool,
+    /// The folder below which the system's files are looked at, for tests
+    #[arg(long, hide = true, default_value = "/")]
+    root: PathBuf,
     /// Free GiB wanted for the runs; `train --plan` says how many a run takes
     #[arg(long, value_name = "GIB", default_value_t = 1.0)]
     room: f64,
@@ -91,10 +98,12 @@ pub fn main() -> ExitCode {
     if let Some(code) = code {
         return code;
     }
-    let findings = examine(&program::arguments());
+    let arguments: Arguments = program::arguments();
+    let findings = if arguments.fetch { fetch(&arguments) } else { examine(&arguments) };
     let problems = findings.iter().filter(|finding| finding.state == State::Problem).count();
     let mut screen: String = findings.iter().map(|finding| format!("{finding}\n")).collect();
     screen += &match problems {
+        0 if arguments.fetch => "all of it is here\n".to_owned(),
         0 if cfg!(feature = "trial") => "all that is wanted works\n".to_owned(),
         0 => "all that is wanted is here; `cargo run -p doctor --features trial` also tries the plugins\n"
             .to_owned(),
@@ -106,16 +115,18 @@ pub fn main() -> ExitCode {
 }
 
 fn examine(arguments: &Arguments) -> Vec<Finding> {
-    let mut findings = vec![machine::summary()];
-    findings.extend(plugins(&arguments.platform));
-    findings.push(machine::tpu_lock());
+    let (wanted, mut findings) = wanted(arguments);
+    findings.insert(0, machine::summary(&arguments.root));
+    findings.extend(wanted.iter().map(|(platform, wanted)| plugin(platform, *wanted, &arguments.root)));
+    findings.extend(machine::tpu_environment(&arguments.root, |name| env::var(name).ok()));
+    findings.push(machine::tpu_lock(&arguments.root));
     findings.push(machine::python());
     findings.push(cache());
     findings.push(disk(
         "disk",
         "of the cache",
         cache_folder().ok().as_deref(),
-        CACHE_ROOM,
+        if devices::gpus(&arguments.root).is_empty() { CACHE_ROOM } else { CACHE_ROOM_FOR_CUDA },
         "set PYTHONLM_CACHE",
     ));
     findings.push(disk("disk", "of the runs", Some(&arguments.out), arguments.room, "give another --out"));
@@ -126,10 +137,37 @@ fn examine(arguments: &Arguments) -> Vec<Finding> {
 /// Free GiB of the cache's disk: the largest plugin packed and unpacked, and some executables.
 const CACHE_ROOM: f64 = 1.0;
 
-fn plugins(asked: &[String]) -> Vec<Finding> {
-    let mut wanted = vec![(Platform::Cpu, State::Problem)];
-    for (platform, files) in [(Platform::Tpu, machine::tpus()), (Platform::Cuda, machine::gpus())] {
-        wanted.push((platform, if files.is_empty() { State::Note } else { State::Problem }));
+/// With the libraries of CUDA.
+const CACHE_ROOM_FOR_CUDA: f64 = 6.0;
+
+/// Why a platform is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    /// It must work, now.
+    Now,
+    /// There is a device for it, so it must work once it is fetched.
+    ForDevice,
+    No,
+}
+
+impl Wanted {
+    /// What it means if a plugin does not work.
+    fn broken(self) -> State {
+        if self == Wanted::No { State::Note } else { State::Problem }
+    }
+
+    /// What it means if a plugin was not fetched yet.
+    fn absent(self) -> State {
+        if self == Wanted::Now { State::Problem } else { State::Note }
+    }
+}
+
+/// The platforms to look at, and what is wrong with those that were asked for.
+fn wanted(arguments: &Arguments) -> (Vec<(Platform, Wanted)>, Vec<Finding>) {
+    let (asked, root) = (&arguments.platform, &arguments.root);
+    let mut wanted = vec![(Platform::Cpu, Wanted::Now)];
+    for (platform, files) in [(Platform::Tpu, devices::tpus(root)), (Platform::Cuda, devices::gpus(root))] {
+        wanted.push((platform, if files.is_empty() { Wanted::No } else { Wanted::ForDevice }));
     }
     let mut findings = Vec::new();
     let given = env::var("PJRT_PLUGIN_PATH").ok().filter(|path| !path.is_empty());
@@ -140,7 +178,7 @@ fn plugins(asked: &[String]) -> Vec<Finding> {
         match named {
             Ok(platform) => {
                 wanted.retain(|(known, _)| *known != platform);
-                wanted.push((platform, State::Problem));
+                wanted.push((platform, Wanted::Now));
             }
             Err(error) => {
                 findings.push(Finding::bad(
@@ -152,17 +190,43 @@ fn plugins(asked: &[String]) -> Vec<Finding> {
             }
         }
     }
-    findings.extend(wanted.iter().map(|(platform, bad)| plugin(platform, *bad)));
+    (wanted, findings)
+}
+
+/// Fetches what the platforms need.
+fn fetch(arguments: &Arguments) -> Vec<Finding> {
+    let (mut wanted, mut findings) = wanted(arguments);
+    wanted.retain(|(platform, wanted)| match arguments.platform.is_empty() {
+        true => *wanted != Wanted::No,
+        false => arguments.platform.contains(&platform.to_string()),
+    });
+    findings.extend(wanted.iter().map(|(platform, _)| match platform.library(Purpose::Compute) {
+        Ok(library) => Finding::good(&subject(platform), library.display().to_string()),
+        Err(error) => {
+            let text = error.to_string();
+            let (what, remedy) = text.split_once('\n').unwrap_or((&text, "see what is wrong above"));
+            Finding::bad(State::Problem, &subject(platform), what, remedy)
+        }
+    }));
     findings
 }
 
-/// Looks at one plugin and tries it; `bad` is what a failure means.
-fn plugin(platform: &Platform, bad: State) -> Finding {
-    let subject = match platform {
+fn subject(platform: &Platform) -> String {
+    match platform {
         Platform::Path(_) => "plugin".to_owned(),
         named => named.to_string(),
+    }
+}
+
+/// Looks at one plugin and tries it.
+fn plugin(platform: &Platform, wanted: Wanted, root: &Path) -> Finding {
+    let subject = subject(platform);
+    let bad = wanted.broken();
+    let purpose = match platform {
+        Platform::Cuda if devices::gpus(root).is_empty() => Purpose::Compile,
+        _ => Purpose::Compute,
     };
-    let library = match platform.look() {
+    let library = match platform.look(purpose) {
         Ok(Cached::Ready(library)) => library,
         Ok(Cached::Packed(package)) => {
             return Finding::good(
@@ -178,12 +242,16 @@ fn plugin(platform: &Platform, bad: State) -> Finding {
                 format!("delete {}; the next use unpacks it again", library.display()),
             );
         }
-        Ok(Cached::Absent { by_hand, file, folder }) => {
+        Ok(Cached::Absent { wheels, by_hand, folder }) => {
+            let what = match wheels.len() {
+                1 => "the plugin is not here yet".to_owned(),
+                several => format!("{several} packages of the plugin are not here yet"),
+            };
             let remedy = format!(
-                "the first use fetches it; without a network run `{by_hand}` elsewhere and put {file} into {}",
+                "`cargo run -p doctor -- --platform {platform} --fetch` fetches it, and so does the first use; without a network run `{by_hand}` elsewhere and put what it fetches into {}",
                 folder.display()
             );
-            return Finding::bad(bad, &subject, "the plugin is not here yet", remedy);
+            return Finding::bad(wanted.absent(), &subject, what, remedy);
         }
         Err(Error::Fetch(wheel::Error::Hash { wheel, path, found })) => {
             return Finding::bad(
@@ -197,14 +265,14 @@ fn plugin(platform: &Platform, bad: State) -> Finding {
             return Finding::bad(bad, &subject, error.to_string(), "set PJRT_PLUGIN_PATH to a plugin");
         }
     };
-    try_plugin(platform, &subject, &library, bad)
+    try_plugin(platform, &subject, &library, bad, root)
 }
 
 #[cfg(feature = "trial")]
 use trial::try_plugin;
 
 #[cfg(not(feature = "trial"))]
-fn try_plugin(_: &Platform, subject: &str, library: &Path, bad: State) -> Finding {
+fn try_plugin(_: &Platform, subject: &str, library: &Path, bad: State, _: &Path) -> Finding {
     match library.metadata() {
         Ok(data) => Finding::good(subject, format!("{}, {} MiB", library.display(), data.len() >> 20)),
         Err(error) => {

@@ -1,8 +1,10 @@
 //! Trying a plugin in a process of its own: this program, started anew with a mark as its first argument.
 
-use crate::{Finding, State, machine};
+use crate::{Finding, State};
+use engine::gpu::Gpu;
 use engine::pjrt::{Arg, Client, CompileOptions, Error, Plugin, Topology, Value};
 use engine::{CallFrame, Host, HostCall, HostFunction, Program, Type};
+use fetch::devices;
 use fetch::platform::Platform;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
@@ -17,10 +19,15 @@ use std::time::{Duration, Instant};
 enum Way {
     /// Computing on its first device.
     Run,
-    /// Compiling for devices that are not there.
-    CompileFor(String),
-    /// Loading.
-    Load,
+    /// Compiling for a device that is not here.
+    CompileFor(Absent),
+}
+
+/// A device that is not here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Absent {
+    V6e,
+    H100,
 }
 
 /// What a plugin could do, and what it said about itself.
@@ -67,10 +74,16 @@ struct Failure {
 }
 
 /// Tries a plugin; `bad` is what a failure means.
-pub(crate) fn try_plugin(platform: &Platform, subject: &str, library: &Path, bad: State) -> Finding {
+pub(crate) fn try_plugin(
+    platform: &Platform,
+    subject: &str,
+    library: &Path,
+    bad: State,
+    root: &Path,
+) -> Finding {
     let way = match platform {
-        Platform::Tpu if machine::tpus().is_empty() => Way::CompileFor("v6e:1x1".to_owned()),
-        Platform::Cuda if machine::gpus().is_empty() => Way::Load,
+        Platform::Tpu if devices::tpus(root).is_empty() => Way::CompileFor(Absent::V6e),
+        Platform::Cuda if devices::gpus(root).is_empty() => Way::CompileFor(Absent::H100),
         Platform::Cpu | Platform::Cuda | Platform::Tpu | Platform::Path(_) => Way::Run,
     };
     match run(library, &way) {
@@ -95,8 +108,7 @@ fn usable(subject: &str, library: &Path, way: &Way, report: &Report, bad: State)
     let kinds: Vec<String> = devices.iter().map(Device::to_string).collect();
     what += &match way {
         Way::Run => format!("; computes on {}", kinds.join(", ")),
-        Way::CompileFor(topology) => format!("; no TPU here, compiles for {topology} ({})", kinds.join(", ")),
-        Way::Load => "; loads, but no NVIDIA GPU is here".to_owned(),
+        Way::CompileFor(_) => format!("; no such device is here, compiles for {}", kinds.join(", ")),
     };
     what += &format!("; {}", library.display());
     match stablehlo {
@@ -176,6 +188,9 @@ pub(crate) fn become_child(arguments: &[OsString]) -> Option<ExitCode> {
 /// The engine's messages end in what to do, after a semicolon, unless they are the plugin's own words.
 fn failure(error: &Error) -> Failure {
     let text = error.to_string();
+    if let Some(remedy) = error.remedy() {
+        return Failure { what: text.replace(&format!("; {remedy}"), ""), remedy };
+    }
     match (error, text.rsplit_once("; ")) {
         (Error::Call { .. } | Error::Unsupported { .. } | Error::Arguments(_), _) | (_, None) => {
             let remedy = "see that the device is there and that no other process uses it";
@@ -199,9 +214,11 @@ fn attempt(library: &Path, way: &Way) -> Result<Report, Error> {
         g.output("y", x + x);
     });
     match way {
-        Way::Load => {}
-        Way::CompileFor(name) => {
-            let topology = Topology::new(&plugin, name, &[])?;
+        Way::CompileFor(device) => {
+            let topology = match device {
+                Absent::V6e => Topology::new(&plugin, "v6e:1x1", &[])?,
+                Absent::H100 => Gpu::H100.topology(&plugin)?,
+            };
             for device in topology.devices()? {
                 let memory = match device.attributes.get("device_memory_bytes_limit") {
                     Some(Value::Int(bytes)) => Some(*bytes),

@@ -136,10 +136,7 @@ impl Dump {
         let by_op = work.uses().into_iter().filter(|(_, uses)| uses.flops > 0.0);
         let mut dump = Dump {
             program: name.to_owned(),
-            platform: match place {
-                Place::Here(platform) => platform.to_string(),
-                Place::Topology(topology) => format!("tpu:{topology}"),
-            },
+            platform: place.to_string(),
             stage: if made.is_some() { "optimized" } else { "stablehlo" }.to_owned(),
             ops: BTreeMap::new(),
             ops_by_type: BTreeMap::new(),

@@ -3,7 +3,7 @@
 //! | `--stage` | needs | text is |
 //! |---|---|---|
 //! | `stablehlo` | nothing | what the plugin gets: names of parameters, the author's line after each operation |
-//! | `optimized` | the plugin; for a TPU program no TPU | what the plugin made of it, from its own dump |
+//! | `optimized` | the plugin; for a TPU, an H100 or an H200 no such device | what the plugin made of it, from its own dump |
 //!
 //! `--format json` is the [`Dump`] of the stage: operations, floating point operations, largest values, custom calls,
 //! and after the compiler its memory, cost and cycles. `--format cycles` is a table of the cycles of a step for a v6e, by
@@ -47,7 +47,7 @@ struct Arguments {
     /// step, loss, prefill, decode, or kernel:NAME for one kernel as the step calls it
     #[arg(long, value_name = "NAME", default_value = "step")]
     program: String,
-    /// Where it would run: cpu, cuda, tpu:v6e:1x1 or another topology, or the path of a plugin
+    /// Where it would run: cpu, cuda, cuda:h100, cuda:h200, tpu:v6e:1x1 or another topology, or the path of a plugin
     #[arg(long, value_name = "PLACE", default_value = "cpu")]
     platform: Place,
     /// Before or after the compiler
