@@ -350,7 +350,7 @@ fn checkpoints_of_a_run() {
     let args = ["--problems", "problems.jsonl", "--run", &run, "--samples", "3", "--temperature", "0.8"];
     let args = [&args[..], &["--max-new-tokens", "12", "--k", "1,3", "--seed", "5"]].concat();
     let said = bench.succeed(&args);
-    says(&said, &["step         2", "step         4", "best", "eval_summary.json"]);
+    says(&said, &["step_00000002.jsonl  ", "step_00000004.jsonl  ", "  best\n", "eval_summary.json"]);
     let folder = training.path("run/eval_problems");
     let summary: Value =
         serde_json::from_slice(&fs::read(folder.join("eval_summary.json")).unwrap()).unwrap();

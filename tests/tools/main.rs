@@ -10,6 +10,7 @@ mod judging;
 mod notebook;
 mod output;
 mod see;
+mod summary;
 
 /// Every program by its package, and where the tests have it.
 const PROGRAMS: [(&str, &str); 7] = [

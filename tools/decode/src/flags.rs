@@ -14,6 +14,14 @@ pub struct SamplingFlags {
     /// Draw only from the most probable tokens that together reach this probability
     #[arg(long, value_name = "X", default_value_t = 0.95, allow_negative_numbers = true)]
     pub top_p: f64,
+    /// The rest.
+    #[command(flatten)]
+    pub draw: DrawFlags,
+}
+
+/// What has one value even where temperature and top-p are tried in several.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct DrawFlags {
     /// Draw only from this many most probable tokens; 0 is all
     #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
     pub top_k: usize,
@@ -53,7 +61,7 @@ impl DeviceFlags {
 impl SamplingFlags {
     /// What the flags ask for.
     pub fn sampling(&self) -> Sampling {
-        let SamplingFlags { temperature, top_p, top_k, .. } = *self;
+        let SamplingFlags { temperature, top_p, draw: DrawFlags { top_k, .. } } = *self;
         if temperature == 0.0 { Sampling::Greedy } else { Sampling::Random { temperature, top_k, top_p } }
     }
 

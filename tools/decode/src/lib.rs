@@ -9,7 +9,7 @@ mod scorer;
 mod text;
 
 pub use checkpoint::find_checkpoint;
-pub use flags::{DeviceFlags, SamplingFlags};
+pub use flags::{DeviceFlags, DrawFlags, SamplingFlags};
 pub use generator::{Batch, Generator, News, Prefilled, key};
 pub use options::{Completion, Finish, Options, Piece, Prompt, Sampling, Speculation, Statistics};
 pub use scorer::{Scorer, Scores};

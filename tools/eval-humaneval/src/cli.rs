@@ -3,7 +3,7 @@
 use crate::problems::StopStyle;
 use crate::sandbox::{Level, Limits};
 use clap::{ArgGroup, Args, Parser, value_parser};
-use decode::{DeviceFlags, SamplingFlags};
+use decode::{DeviceFlags, DrawFlags, SamplingFlags};
 use std::path::PathBuf;
 
 /// Generate completions of HumanEval or MBPP problems, run them against their tests in a sandbox, and estimate pass@k.
@@ -23,6 +23,10 @@ pub(crate) struct Arguments {
     /// Judge the problems' own solutions, cut at the stop strings: all must pass
     #[arg(long, group = "what")]
     pub(crate) canonical: bool,
+    /// Tabulate results that are there: files of this program, HumanEval's `_results.jsonl`, EvalPlus's `eval_results.json`,
+    /// what BigCode's harness and lm-eval write
+    #[arg(long, value_name = "FILE", num_args = 1.., group = "what", conflicts_with_all = ["problems", "first"])]
+    pub(crate) summarize: Vec<PathBuf>,
 
     /// Leave out up to N lines of --samples-file that hold no completion, and name them
     #[arg(long, value_name = "N", default_value_t = 0, requires = "samples_file")]
@@ -37,7 +41,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "K,..", value_delimiter = ',', value_parser = value_parser!(u64).range(1..))]
     pub(crate) k: Vec<u64>,
     /// Results, one line a completion; an interrupted evaluation goes on with them. The score is beside them, in
-    /// *.summary.json. With --run: a folder
+    /// *.summary.json and *.summary.csv. With --run: a folder. With --summarize: a .csv for the table
     #[arg(long, value_name = "F.jsonl")]
     pub(crate) out: Option<PathBuf>,
 
@@ -54,8 +58,27 @@ pub(crate) struct Generation {
     /// Completions of each problem
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u64).range(1..))]
     pub(crate) samples: u64,
+    /// Divides the logits before drawing; 0 always takes the most probable token. Several are evaluated one after the
+    /// other, each with each --top-p
+    #[arg(
+        long,
+        value_name = "X,..",
+        value_delimiter = ',',
+        default_value = "0",
+        allow_negative_numbers = true
+    )]
+    temperature: Vec<f64>,
+    /// Draw only from the most probable tokens that together reach this probability
+    #[arg(
+        long,
+        value_name = "X,..",
+        value_delimiter = ',',
+        default_value = "0.95",
+        allow_negative_numbers = true
+    )]
+    top_p: Vec<f64>,
     #[command(flatten)]
-    pub(crate) sampling: SamplingFlags,
+    draw: DrawFlags,
     /// Tokens of a completion; default: 512, or what the longest problem leaves of the model's context
     #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
     pub(crate) max_new_tokens: Option<u64>,
@@ -67,6 +90,22 @@ pub(crate) struct Generation {
     pub(crate) rows: u64,
     #[command(flatten)]
     pub(crate) device: DeviceFlags,
+}
+
+impl Generation {
+    /// Every temperature with every top-p; of those that draw alike, as all with temperature 0, the first.
+    pub(crate) fn sweep(&self) -> Vec<SamplingFlags> {
+        let mut sweep: Vec<SamplingFlags> = Vec::new();
+        for &temperature in &self.temperature {
+            for &top_p in &self.top_p {
+                let flags = SamplingFlags { temperature, top_p, draw: self.draw };
+                if sweep.iter().all(|other| other.sampling() != flags.sampling()) {
+                    sweep.push(flags);
+                }
+            }
+        }
+        sweep
+    }
 }
 
 /// How completions are judged.

@@ -1,6 +1,6 @@
 //! pass@k: the probability that at least one of k completions passes, estimated without bias from n of them.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Completions of one problem.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -12,7 +12,7 @@ pub struct Tally {
 }
 
 /// An estimate over the problems of a benchmark.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
     /// k.
     pub k: u64,
@@ -21,6 +21,11 @@ pub struct Estimate {
     /// Standard error of that mean, if the problems are a random sample: their standard deviation over the square root of their
     /// number. None for a single problem.
     pub standard_error: Option<f64>,
+}
+
+/// The k that are usual, of those that `fewest` completions of every problem suffice for.
+pub fn usual(fewest: u64) -> Vec<u64> {
+    [1, 10, 100].into_iter().filter(|k| *k <= fewest).collect()
 }
 
 /// Estimate of pass@k of one problem: 1 - C(n-c, k) / C(n, k), as a product that does not overflow. None if there are

@@ -3,7 +3,7 @@
 //!
 //! The way of a completion: [`problems`] (the prompt; nothing is stripped from it) -> [`generate`] or [`samples`] (the
 //! [`code`] alone of each given text) -> [`judge`] (the solution in one process, its tests in another one) -> [`results`] (a
-//! line of JSON) -> [`estimate`].
+//! line of JSON) -> [`estimate`] -> [`summary`]. Results that other programs wrote begin at [`harnesses`].
 //!
 //! **Invariant:** a program has passed only if its tests ran to their end, where it cannot touch them; the results say where
 //! that was not so.
@@ -26,6 +26,8 @@ pub mod estimate;
 #[cfg(feature = "command")]
 pub mod generate;
 #[cfg(feature = "command")]
+pub mod harnesses;
+#[cfg(feature = "command")]
 pub mod json;
 pub mod judge;
 pub mod problem;
@@ -39,6 +41,8 @@ mod run;
 #[cfg(feature = "command")]
 pub mod samples;
 pub mod sandbox;
+#[cfg(feature = "command")]
+pub mod summary;
 
 #[cfg(feature = "command")]
 pub use run::main;

@@ -123,7 +123,7 @@ const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 ///
 /// # Errors
 /// If one of them is not a JSON object.
-fn objects(text: &str) -> Result<Vec<(String, Map<String, Value>)>> {
+pub(crate) fn objects(text: &str) -> Result<Vec<(String, Map<String, Value>)>> {
     if text.trim_start().starts_with('[') {
         let list: Vec<Map<String, Value>> =
             parse(text).and_then(serde_json::from_value).context("a list of JSON objects was wanted")?;

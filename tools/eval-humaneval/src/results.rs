@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use train::atomic::{RealDisk, write_file};
 
 /// Names of the fields that are added to a line.
-const SETTINGS: &str = "settings";
-const PASSED: &str = "passed";
+pub(crate) const SETTINGS: &str = "settings";
+pub(crate) const PASSED: &str = "passed";
 const REASON: &str = "reason";
 const TESTS: &str = "tests";
 

@@ -1,8 +1,9 @@
 //! From the command line to the score.
 
-use crate::cli::{Arguments, Generation};
-use crate::estimate::{Estimate, estimate};
+use crate::cli::Arguments;
+use crate::estimate::{Estimate, estimate, usual};
 use crate::generate::{HandOver, Prompts};
+use crate::harnesses;
 use crate::judge::{Judge, judge_all};
 use crate::problem::Problem;
 use crate::problems::{Format, Problems, StopStyle, cut};
@@ -10,19 +11,19 @@ use crate::python::{FLAGS, HASH_SEED, ONE_THREAD, Python};
 use crate::results::{Key, Results};
 use crate::samples;
 use crate::sandbox::{self, Limits};
+use crate::summary::{self, Evaluated};
 use anyhow::{Context, Result, bail};
-use decode::{Decoder, Options, Sampling, Speculation, find_checkpoint};
+use decode::{Decoder, Options, Sampling, SamplingFlags, Speculation, find_checkpoint};
 use indicatif::{ProgressBar, ProgressStyle};
 use program::{esay, exit_code, say, with_large_pages};
 use serde_json::{Map, Value, json};
 use std::collections::HashSet;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
-use train::atomic::{RealDisk, write_file};
 use train::checkpoint::{State, files, steps, weight_files};
 use train::run_folder::CHECKPOINTS;
 
@@ -37,6 +38,9 @@ pub fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<ExitCode> {
+    if !arguments.summarize.is_empty() {
+        return tabulate(&arguments.summarize, &arguments.k, arguments.out.as_deref());
+    }
     let evaluation = Evaluation::new(arguments)?;
     if let Some(path) = &arguments.samples_file {
         evaluation.given(path)
@@ -49,9 +53,31 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
 }
 
+/// Prints the scores in files of results.
+fn tabulate(paths: &[PathBuf], k: &[u64], out: Option<&Path>) -> Result<ExitCode> {
+    if let Some(out) = out.filter(|out| out.extension().is_none_or(|extension| extension != "csv")) {
+        bail!(
+            "--out is {}, but with --summarize it is the table: give a name that ends in .csv",
+            out.display()
+        );
+    }
+    let mut evaluated = Vec::new();
+    for path in paths {
+        evaluated.extend(harnesses::read(path, k)?);
+    }
+    say!("{}", summary::table(&evaluated, None).trim_end());
+    if let Some(out) = out {
+        summary::write_csv(out, &evaluated)?;
+        say!("summary   {}", out.display());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 /// What every way of evaluating has in common.
 struct Evaluation<'a> {
     arguments: &'a Arguments,
+    /// The ways of drawing, at least one.
+    sweep: Vec<SamplingFlags>,
     problems: Problems,
     stop_style: StopStyle,
     stop: &'static [&'static str],
@@ -79,8 +105,9 @@ impl<'a> Evaluation<'a> {
                 problems.name
             )
         };
+        let sweep = arguments.generation.sweep();
         if arguments.checkpoint.is_some() || arguments.run.is_some() {
-            check_generation(&arguments.generation, &arguments.k)?;
+            check_generation(&sweep, arguments.generation.samples, &arguments.k)?;
         }
         let judging = &arguments.judging;
         let python = Python::find(judging.python.as_deref())?;
@@ -91,7 +118,7 @@ impl<'a> Evaluation<'a> {
             Some(workers) => usize::try_from(workers)?,
             None => thread::available_parallelism().map_or(1, usize::from),
         };
-        Ok(Evaluation { arguments, problems, stop_style, stop, python, judge, workers })
+        Ok(Evaluation { arguments, sweep, problems, stop_style, stop, python, judge, workers })
     }
 
     /// Judges the completions of a file.
@@ -125,9 +152,8 @@ impl<'a> Evaluation<'a> {
         if given.cleaned > 0 {
             say!("cleaned   {} completions of Markdown and tokens that end a text", given.cleaned);
         }
-        let estimates = self.report(&results, &k);
-        let evaluated = Evaluated { step: None, tokens_seen: None, results: name_of(&out), estimates };
-        summarise(&out.with_extension(SUMMARY_EXTENSION), &[evaluated], &[], &settings)?;
+        let evaluated = Evaluated { results: name_of(&out), ..self.report(&results, &k) };
+        summary::write(&out.with_extension(SUMMARY_EXTENSION), &[evaluated], &[], &settings)?;
         say!("results   {}", out.display());
         Ok(ExitCode::SUCCESS)
     }
@@ -173,15 +199,16 @@ impl<'a> Evaluation<'a> {
             Some(out) => out.clone(),
             None => PathBuf::from(format!("{}_{}.jsonl", self.benchmark(), name_of(path))),
         };
-        let mut decoder = self.decoder(path)?;
-        let estimates = self.generated(&mut decoder, path, &out)?;
-        let state = state(path);
-        let (step, tokens_seen) =
-            (state.as_ref().map(|state| state.progress.step), state.map(|state| state.progress.tokens_seen));
-        let evaluated = Evaluated { step, tokens_seen, results: name_of(&out), estimates };
-        let settings = self.settings_of_checkpoints();
-        summarise(&out.with_extension(SUMMARY_EXTENSION), &[evaluated], &[], &settings)?;
-        say!("results   {}", out.display());
+        let step = state(path).map(|state| state.progress.step);
+        let evaluated = self.swept(&mut self.decoder(path)?, path, step, &out)?;
+        let summary = out.with_extension(SUMMARY_EXTENSION);
+        summary::write(&summary, &evaluated, &[], &self.common_settings())?;
+        if let [one] = &evaluated[..] {
+            say!("results   {}", out.with_file_name(&one.results).display());
+        } else {
+            say!("{}", summary::table(&evaluated, summary::best(&evaluated)).trim_end());
+            say!("summary   {}", summary.display());
+        }
         Ok(ExitCode::SUCCESS)
     }
 
@@ -195,16 +222,15 @@ impl<'a> Evaluation<'a> {
         let out =
             self.arguments.out.clone().unwrap_or_else(|| run.join(format!("eval_{}", self.benchmark())));
         fs::create_dir_all(&out).with_context(|| format!("creating {}", out.display()))?;
-        let settings = self.settings_of_checkpoints();
+        let settings = self.common_settings();
         let (mut evaluated, mut refused) = (Vec::new(), Vec::new());
+        let count = found.len();
         for (step, path) in found {
             say!("checkpoint {}", path.display());
             match self.decoder(&path) {
                 Ok(mut decoder) => {
-                    let results = format!("{}.jsonl", name_of(&path));
-                    let estimates = self.generated(&mut decoder, &path, &out.join(&results))?;
-                    let tokens_seen = state(&path).map(|state| state.progress.tokens_seen);
-                    evaluated.push(Evaluated { step: Some(step), tokens_seen, results, estimates });
+                    let results = out.join(format!("{}.jsonl", name_of(&path)));
+                    evaluated.extend(self.swept(&mut decoder, &path, Some(step), &results)?);
                 }
                 // A damaged one does not keep the others from being evaluated.
                 Err(error) => {
@@ -212,46 +238,76 @@ impl<'a> Evaluation<'a> {
                     refused.push(json!({ "step": step, "reason": format!("{error:#}") }));
                 }
             }
-            summarise(&out.join(SUMMARY), &evaluated, &refused, &settings)?;
+            summary::write(&out.join(SUMMARY), &evaluated, &refused, &settings)?;
         }
-        let Some(best) = best(&evaluated) else {
+        if evaluated.is_empty() {
             bail!("none of the checkpoints of {} could be evaluated", run.display())
-        };
-        for one in &evaluated {
-            let mark = if one.step == best.step { "  best" } else { "" };
-            let scores: Vec<String> = one.estimates.iter().map(shown).collect();
-            say!("step {:>9}  {}{mark}", one.step.unwrap_or_default(), scores.join("  "));
         }
+        say!("{}", summary::table(&evaluated, summary::best(&evaluated)).trim_end());
         say!("summary   {}", out.join(SUMMARY).display());
         if refused.is_empty() {
             return Ok(ExitCode::SUCCESS);
         }
-        bail!("{} of {} checkpoints could not be evaluated", refused.len(), refused.len() + evaluated.len())
+        bail!("{} of {count} checkpoints could not be evaluated", refused.len())
     }
 
-    /// Generates and judges what is missing of a checkpoint's results.
-    fn generated(&self, decoder: &mut Decoder, checkpoint: &Path, out: &Path) -> Result<Vec<Estimate>> {
+    /// Evaluates a checkpoint with each way of drawing, whose results lie beside `out`, or in it if there is one way.
+    fn swept(
+        &self,
+        decoder: &mut Decoder,
+        path: &Path,
+        step: Option<u64>,
+        out: &Path,
+    ) -> Result<Vec<Evaluated>> {
+        let weights = weights_blake3(path)?;
+        let tokens_seen = state(path).map(|state| state.progress.tokens_seen);
+        let mut evaluated = Vec::new();
+        for drawing in &self.sweep {
+            let out = match &self.sweep[..] {
+                [_] => out.to_owned(),
+                _ => beside(out, drawing),
+            };
+            if self.sweep.len() > 1 {
+                say!("drawing   {}", out.display());
+            }
+            let of_checkpoint = [("checkpoint", name_of(path)), ("weights_blake3", weights.clone())];
+            evaluated.push(Evaluated {
+                step,
+                tokens_seen,
+                results: name_of(&out),
+                checkpoint: Some(name_of(path)),
+                temperature: Some(drawing.temperature),
+                top_p: (drawing.temperature > 0.0).then_some(drawing.top_p),
+                ..self.generated(decoder, drawing, of_checkpoint, &out)?
+            });
+        }
+        Ok(evaluated)
+    }
+
+    /// Generates and judges what is missing of results.
+    fn generated(
+        &self,
+        decoder: &mut Decoder,
+        drawing: &SamplingFlags,
+        of_checkpoint: [(&str, String); 2],
+        out: &Path,
+    ) -> Result<Evaluated> {
         let generation = &self.arguments.generation;
         let samples = usize::try_from(generation.samples)?;
         let wanted = generation.max_new_tokens.map(usize::try_from).transpose()?;
         let prompts = Prompts::new(decoder, &self.problems, wanted)?;
         let options = Options {
-            sampling: generation.sampling.sampling(),
-            seed: generation.sampling.seed,
+            sampling: drawing.sampling(),
+            seed: drawing.draw.seed,
             samples,
             max_new_tokens: prompts.max_new_tokens,
             stop: self.stop.iter().map(|string| (*string).to_owned()).collect(),
-            speculation: speculation(generation),
+            speculation: speculation(drawing),
             rows: usize::try_from(generation.rows)?,
         };
-        let mut settings = self.settings_of_checkpoints();
-        for (name, value) in [
-            ("max_new_tokens", json!(options.max_new_tokens)),
-            ("checkpoint", json!(name_of(checkpoint))),
-            ("weights_blake3", json!(weights_blake3(checkpoint)?)),
-        ] {
-            settings.insert(name.to_owned(), value);
-        }
+        let mut settings = self.settings_of_checkpoints(drawing);
+        settings.insert("max_new_tokens".to_owned(), options.max_new_tokens.into());
+        settings.extend(of_checkpoint.map(|(name, value)| (name.to_owned(), value.into())));
         let results = Results::open(out, settings, &self.problems)?;
         let total = samples * self.problems.list.len();
         let mut statistics = None;
@@ -313,7 +369,7 @@ impl<'a> Evaluation<'a> {
     }
 
     /// Prints the score.
-    fn report(&self, results: &Results, k: &[u64]) -> Vec<Estimate> {
+    fn report(&self, results: &Results, k: &[u64]) -> Evaluated {
         say!("judged    {} completions, {} passed", results.judged(), results.passed());
         let together: Vec<Key> = results.together().collect();
         if !together.is_empty() {
@@ -335,7 +391,7 @@ impl<'a> Evaluation<'a> {
         let tallies = results.tallies(self.problems.list.len());
         let estimates: Vec<Estimate> = k.iter().filter_map(|k| estimate(&tallies, *k)).collect();
         for one in &estimates {
-            say!("{}", shown(one));
+            say!("pass@{:<4} {}", one.k, summary::shown(one));
         }
         if let Some(empty) = tallies.iter().position(|tally| tally.samples == 0) {
             let without = tallies.iter().filter(|tally| tally.samples == 0).count();
@@ -345,7 +401,13 @@ impl<'a> Evaluation<'a> {
                 self.problems.list[empty].id
             );
         }
-        estimates
+        Evaluated {
+            estimates,
+            benchmark: self.problems.name.clone(),
+            samples: tallies.iter().map(|tally| tally.samples).min(),
+            problems: Some(tallies.len() as u64),
+            ..Evaluated::default()
+        }
     }
 
     /// The k to estimate for, with so many completions of each problem.
@@ -358,7 +420,7 @@ impl<'a> Evaluation<'a> {
             );
         }
         if self.arguments.k.is_empty() {
-            return Ok([1, 10, 100].into_iter().filter(|k| *k <= fewest).collect());
+            return Ok(usual(fewest));
         }
         Ok(self.arguments.k.clone())
     }
@@ -388,22 +450,30 @@ impl<'a> Evaluation<'a> {
     }
 
     /// Those that hold for every checkpoint.
-    fn settings_of_checkpoints(&self) -> Map<String, Value> {
+    fn settings_of_checkpoints(&self, drawing: &SamplingFlags) -> Map<String, Value> {
         let generation = &self.arguments.generation;
         let mut settings = self.settings("checkpoint");
         settings.extend(self.stop_settings());
         settings.extend(object(json!({
             "samples": generation.samples,
-            "temperature": generation.sampling.temperature,
-            "top_p": generation.sampling.top_p,
-            "top_k": generation.sampling.top_k,
-            "seed": generation.sampling.seed,
+            "temperature": drawing.temperature,
+            "top_p": drawing.top_p,
+            "top_k": drawing.draw.top_k,
+            "seed": drawing.draw.seed,
             "rows": generation.rows,
-            "speculative": format!("{:?}", speculation(generation)).to_lowercase(),
+            "speculative": format!("{:?}", speculation(drawing)).to_lowercase(),
             "platform": generation.device.platform,
             "kernels": generation.device.form(),
         })));
         settings
+    }
+
+    /// Those that all results of a summary share.
+    fn common_settings(&self) -> Map<String, Value> {
+        let all: Vec<_> = self.sweep.iter().map(|drawing| self.settings_of_checkpoints(drawing)).collect();
+        let mut common = all[0].clone();
+        common.retain(|name, value| all.iter().all(|settings| settings.get(name) == Some(value)));
+        common
     }
 
     /// A short name for files.
@@ -420,66 +490,32 @@ const SUMMARY: &str = "eval_summary.json";
 /// What takes the place of `jsonl` in the name of any other summary, which lies beside the results.
 const SUMMARY_EXTENSION: &str = "summary.json";
 
-/// What was evaluated: a checkpoint or a file of completions.
-struct Evaluated {
-    /// None for a file, and for published models, which do not say.
-    step: Option<u64>,
-    tokens_seen: Option<u64>,
-    results: String,
-    estimates: Vec<Estimate>,
-}
-
-impl Evaluated {
-    fn to_json(&self) -> Value {
-        let Evaluated { step, tokens_seen, results, estimates } = self;
-        json!({ "step": step, "tokens_seen": tokens_seen, "results": results, "estimates": estimates })
+/// The place of the results of one way of drawing among several: `out_t0.2_p0.95.jsonl` for `out.jsonl`.
+fn beside(out: &Path, drawing: &SamplingFlags) -> PathBuf {
+    let part = |part: Option<&OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
+    let mut name = format!("{}_t{}", part(out.file_stem()), drawing.temperature);
+    if drawing.temperature > 0.0 {
+        name += &format!("_p{}", drawing.top_p);
     }
-
-    /// The score by which checkpoints are compared: that of the first k.
-    fn score(&self) -> f64 {
-        self.estimates.first().map_or(0.0, |estimate| estimate.pass_at_k)
+    if let Some(extension) = out.extension() {
+        name += &format!(".{}", part(Some(extension)));
     }
-}
-
-/// The checkpoint with the highest score, the newest one among equals.
-fn best(evaluated: &[Evaluated]) -> Option<&Evaluated> {
-    evaluated.iter().max_by(|a, b| a.score().total_cmp(&b.score()))
-}
-
-/// Writes the score for programs to read.
-fn summarise(
-    path: &Path,
-    evaluated: &[Evaluated],
-    refused: &[Value],
-    settings: &Map<String, Value>,
-) -> Result<()> {
-    let summary = json!({
-        "best": best(evaluated).map(Evaluated::to_json),
-        "evaluated": evaluated.iter().map(Evaluated::to_json).collect::<Vec<_>>(),
-        "refused": refused,
-        "settings": settings,
-    });
-    write_file(&RealDisk, path, |file| {
-        serde_json::to_writer_pretty(&mut *file, &summary)?;
-        file.write_all(b"\n")
-    })?;
-    Ok(())
+    out.with_file_name(name)
 }
 
 /// Whether drafts are used may be measured for greedy completions, which do not change by it. Random ones must follow from the
 /// seed alone.
-fn speculation(generation: &Generation) -> Speculation {
-    match generation.sampling.sampling() {
+fn speculation(drawing: &SamplingFlags) -> Speculation {
+    match drawing.sampling() {
         Sampling::Greedy => Speculation::Auto,
         Sampling::Random { .. } => Speculation::Off,
     }
 }
 
 /// Refuses what can be refused before a checkpoint is loaded.
-fn check_generation(generation: &Generation, k: &[u64]) -> Result<()> {
-    let samples = generation.samples;
-    generation.sampling.check()?;
-    if samples > 1 && generation.sampling.sampling() == Sampling::Greedy {
+fn check_generation(sweep: &[SamplingFlags], samples: u64, k: &[u64]) -> Result<()> {
+    sweep.iter().try_for_each(SamplingFlags::check)?;
+    if samples > 1 && sweep.iter().any(|drawing| drawing.sampling() == Sampling::Greedy) {
         bail!(
             "--samples is {samples}, but with --temperature 0 all completions of a problem are equal: give --temperature (0.2 is usual for pass@1, 0.8 for pass@10 and pass@100), or --samples 1"
         );
@@ -512,11 +548,6 @@ fn state(checkpoint: &Path) -> Option<State> {
 fn canonical(problem: &Problem) -> Result<&str> {
     let solution = problem.canonical.as_deref();
     solution.with_context(|| format!("{} has no solution of its own, which --canonical judges", problem.id))
-}
-
-fn shown(estimate: &Estimate) -> String {
-    let error = estimate.standard_error.map_or(String::new(), |error| format!(" ± {:.2}", 100.0 * error));
-    format!("pass@{:<4} {:6.2}{error} %", estimate.k, 100.0 * estimate.pass_at_k)
 }
 
 fn name_of(path: &Path) -> String {

@@ -102,7 +102,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     );
     let options = Options {
         sampling: arguments.sampling.sampling(),
-        seed: arguments.sampling.seed,
+        seed: arguments.sampling.draw.seed,
         samples: candidates,
         max_new_tokens: new_tokens,
         stop,
