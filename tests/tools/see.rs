@@ -32,6 +32,10 @@ fn finding<'a>(screen: &'a str, mark: &str, subject: &str) -> (&'a str, &'a str)
 
 #[test]
 fn a_healthy_machine_has_no_problem() {
+    // What is only packed yet is not tried.
+    for platform in [Platform::Cpu, Platform::Tpu, Platform::Cuda] {
+        platform.library(Purpose::Compile).unwrap();
+    }
     let (screen, healthy) = doctor(&["--platform", "tpu"], &[]);
     println!("{screen}");
     assert!(healthy, "{screen}");
@@ -39,6 +43,8 @@ fn a_healthy_machine_has_no_problem() {
     assert!(cpu.contains("PJRT API 0.81") && cpu.contains("computes on 4 x cpu"), "{cpu}");
     let (tpu, _) = finding(&screen, "ok", "tpu");
     assert!(tpu.contains("TPU v6 lite"), "{tpu}");
+    let (cuda, _) = finding(&screen, "ok", "cuda");
+    assert!(cuda.contains("compiles for 1 x NVIDIA H100 80GB HBM3 of 79.1 GiB"), "{cuda}");
     for subject in ["machine", "python3", "cache"] {
         finding(&screen, "ok", subject);
     }
@@ -81,7 +87,7 @@ fn a_missing_plugin_is_a_problem_only_if_it_is_wanted() {
     assert!(!healthy);
     let (line, remedy) = finding(&screen, "PROBLEM", "cpu");
     assert!(line.contains("not here yet") && remedy.contains("pip download"), "{screen}");
-    assert!(remedy.contains("xla_cpu_pjrt-0.0.1") && remedy.contains("wheels"), "{remedy}");
+    assert!(remedy.contains("xla-cpu-pjrt==0.0.1") && remedy.contains("wheels"), "{remedy}");
     // Looking leaves no trace.
     assert_eq!(fs::read_dir(empty.path()).unwrap().count(), 0);
     finding(&screen, "note", "tpu");

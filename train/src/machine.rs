@@ -211,3 +211,32 @@ fn report_program(device: &Device, step: &Compiled, preparation: &Preparation) -
     );
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Override, resolve};
+    use model::Preset;
+
+    /// What is said is taken from the command line, and a step then keeps less.
+    #[test]
+    fn settings_that_are_advised_take_less() {
+        let mut set = vec!["remat=selective".to_owned(), "batch.micro=6".to_owned()];
+        let mut before = u64::MAX;
+        for wanted in ["remat=lean", "remat=full", "batch.micro=3", "batch.micro=1", "batch.seq=64"] {
+            let overrides: Vec<Override> = set.iter().map(|text| Override::parse(text).unwrap()).collect();
+            let run = resolve(Preset::Tiny, None, &overrides).unwrap().run;
+            let keeps = run.kept(None).bytes;
+            assert!(keeps < before, "{set:?}: {keeps}, before {before}");
+            before = keeps;
+            let advice = smaller_step(&run);
+            let pasted = advice.split('`').nth(1).unwrap().split("--set ").skip(1);
+            set.extend(pasted.map(|text| text.trim().to_owned()));
+            assert!(advice.contains(&format!("--set {wanted}")), "{advice}");
+            assert_eq!(
+                run.batch.rows(),
+                6 * resolve(Preset::Tiny, None, &[]).unwrap().run.batch.accumulation
+            );
+        }
+    }
+}
