@@ -1,4 +1,5 @@
-//! [`Gpu`]: NVIDIA GPUs that need not be here, and what XLA's compiler must be told of them where there is no driver to ask.
+//! [`Gpu`]: NVIDIA GPUs that need not be here, and what XLA's compiler must be told of them where there is no driver to
+//! ask.
 
 use crate::pjrt::{Plugin, Result, Topology};
 use std::fmt;
@@ -56,7 +57,8 @@ impl Gpu {
         Topology::new(plugin, "", &options)
     }
 
-    /// The text of XLA's `GpuTargetConfigProto`. Both are the same chip with other memory; bytes are what the driver leaves.
+    /// The text of XLA's `GpuTargetConfigProto`. Both are the same chip with other memory, of which this is what the
+    /// driver leaves: of an H100 as it says, of an H200 the 139.8 GiB that frameworks report.
     fn target(self) -> String {
         let (name, memory, bandwidth) = match self {
             Gpu::H100 => ("NVIDIA H100 80GB HBM3", 84_942_979_072u64, 3_352_320_000_000u64),

@@ -1,5 +1,5 @@
-//! The packages of XLA's plugin for NVIDIA GPUs: of CUDA 13, for drivers from 580 on. Unpacked below one folder, as pip lays
-//! them out, they are found by the plugin from where it lies itself.
+//! The packages of XLA's plugin for NVIDIA GPUs: of CUDA 13, for drivers from 580 on. Unpacked below one folder, as pip
+//! lays them out, they are found by the plugin from where it lies itself.
 
 use crate::wheel::Wheel;
 

@@ -36,8 +36,8 @@ pub const V6E: [(&str, Option<&str>); 7] = [
     ("TPU_SKIP_MDS_QUERY", Some("1")),
 ];
 
-/// Why libtpu may wait for a minute on a machine, if it may: it asks a metadata server for what the environment does not say.
-/// `is_set` says whether the environment has a variable.
+/// Why libtpu may wait for a minute on a machine, if it may: it asks a metadata server for what the environment does not
+/// say. `is_set` says whether the environment has a variable.
 pub fn metadata_query(root: &Path, is_set: impl Fn(&str) -> bool) -> Option<&'static str> {
     let asks = root.join("dev/vfio").is_dir() && !tpus(root).is_empty() && !is_set("TPU_SKIP_MDS_QUERY");
     asks.then_some(

@@ -39,7 +39,7 @@ const SAID: [(Sign, Again, &str); 5] = [
     (
         Sign::Words(&["Failed to get global TPU topology"]),
         Again::IsVain,
-        "libtpu finds no TPU on this machine: `cargo run -p doctor` lists the devices and what the environment lacks",
+        "libtpu finds no TPU: `cargo run -p doctor` says whether a device file is here and what the environment lacks",
     ),
     (
         Sign::Kind("PJRT_Client_Create", Code::DeadlineExceeded),
@@ -70,17 +70,20 @@ mod tests {
         // As libtpu 0.0.52 writes them.
         let cases = [
             (
-                "The TPU is already in use by process with pid 4321. Not attempting to load libtpu.so in this process.",
+                "The TPU is already in use by process with pid 4321. Not attempting to load libtpu.so in this \
+                 process.",
                 Again::MayHelp,
                 "kill 4321",
             ),
             (
-                "TPU initialization failed: open(/dev/vfio/0): Device or resource busy: Device or resource busy; Couldn't open iommu group /dev/vfio/0",
+                "TPU initialization failed: open(/dev/vfio/0): Device or resource busy: Device or resource \
+                 busy; Couldn't open iommu group /dev/vfio/0",
                 Again::MayHelp,
                 "cargo run -p doctor",
             ),
             (
-                "Internal error when accessing libtpu multi-process lockfile. Run \"$ sudo rm /tmp/libtpu_lockfile\".",
+                "Internal error when accessing libtpu multi-process lockfile. Run \"$ sudo rm \
+                 /tmp/libtpu_lockfile\".",
                 Again::MayHelp,
                 "rm /tmp/libtpu_lockfile",
             ),
