@@ -9,6 +9,7 @@ mod humaneval;
 mod judging;
 mod notebook;
 mod output;
+mod readme;
 mod see;
 mod summary;
 
