@@ -40,8 +40,13 @@ fn mistakes_are_named_with_their_remedy() {
         (set(&["data.shuffle=yes"]), "`data.shuffle` wants true or false, got yes (--set)"),
         (
             set(&["data.packing=best"]),
-            "unknown variant `best`, expected one of `best-fit`, `sequential`, `none`",
+            "`data.packing`: unknown variant `best`, expected one of `best-fit`, `sequential`, `none` (--set)",
         ),
+        (
+            set(&["kernels=wat"]),
+            "`kernels`: unknown variant `wat`, expected one of `reference`, `portable`, `native`, `auto` (--set)",
+        ),
+        (set(&["model.rope_scaling.rope_type=yarn"]), "run configuration: missing field `factor`"),
         (set(&["data.fim_rate=1.5"]), "`data.fim_rate` is 1.5, but must be in [0, 1] (--set)"),
         (
             set(&["batch.seq=4096"]),

@@ -3,7 +3,7 @@
 use crate::checkpoint::{architecture, candidates};
 use crate::config::{MOST_STEPS, Override, Resolved, RunConfigError, Source, resolve_over};
 use crate::run_folder::CHECKPOINTS;
-use clap::Parser;
+use clap::{Args, Parser};
 use model::Preset;
 use program::quoted;
 use std::convert::Infallible;
@@ -15,15 +15,9 @@ use std::str::FromStr;
 #[derive(Clone, Debug, Parser)]
 #[command(name = "train", version)]
 pub struct Cli {
-    /// Start from a preset: tiny, bench, small or 1b.
-    #[arg(long, value_name = "P", conflicts_with = "config")]
-    pub preset: Option<Preset>,
-    /// Read a TOML file of configuration keys; its own `preset` key names what it starts from.
-    #[arg(long, value_name = "F.toml")]
-    pub config: Option<PathBuf>,
-    /// Set one configuration key; may be repeated, the last one counts.
-    #[arg(long = "set", value_name = "A.B=C")]
-    pub set: Vec<String>,
+    /// The configuration.
+    #[command(flatten)]
+    pub layers: ConfigFlags,
     /// Folder of prepared data; default: the Python standard library of this machine.
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
@@ -75,6 +69,20 @@ pub struct Cli {
     pub keys: bool,
 }
 
+/// The layers of a configuration: each is laid over the ones before.
+#[derive(Clone, Debug, Args)]
+pub struct ConfigFlags {
+    /// Start from a preset: tiny, bench, small or 1b [default: tiny]
+    #[arg(long, value_name = "P", conflicts_with = "config")]
+    pub preset: Option<Preset>,
+    /// Read a TOML file of configuration keys; its own `preset` key names what it starts from.
+    #[arg(long, value_name = "F.toml")]
+    pub config: Option<PathBuf>,
+    /// Set one configuration key; may be repeated, the last one counts.
+    #[arg(long = "set", value_name = "A.B=C")]
+    pub set: Vec<String>,
+}
+
 /// Which checkpoint a run goes on from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Resume {
@@ -115,26 +123,17 @@ impl Cli {
     /// # Errors
     /// If a file cannot be read, or a key or a value is refused.
     pub fn resolve(&self) -> Result<Resolved, RunConfigError> {
-        let mut overrides = Vec::new();
-        for text in &self.set {
-            overrides.push(Override::parse(text)?);
-        }
         let flags = [
             ("--data", "data.path", self.data.as_ref().map(|path| path.display().to_string())),
             ("--steps", "steps", self.steps.map(|steps| steps.to_string())),
             ("--platform", "platform", self.platform.clone()),
         ];
-        for (flag, key, value) in flags {
-            if let Some(value) = value {
-                overrides.push(Override { key: key.into(), value, source: Source::Flag(flag) });
-            }
-        }
-        let given = self.init.as_deref().filter(|_| self.preset.is_none());
+        let given = self.init.as_deref().filter(|_| self.layers.preset.is_none());
         // If the weights that the run began with are gone by now, its own checkpoints have the architecture.
         let known = |path: &Path| architecture(path).or_else(|gone| self.own_architecture().ok_or(gone));
         let found = given.map(known).transpose().map_err(|error| RunConfigError::Init(error.into()))?;
         let weights = given.zip(found.as_ref().and_then(Option::as_ref));
-        Cli::layered(self.preset, weights, self.config.as_deref(), &overrides)
+        self.layers.resolve_over(weights, flags)
     }
 
     /// The architecture of the newest good checkpoint in the run's own folder.
@@ -148,9 +147,7 @@ impl Cli {
     pub fn command(&self) -> String {
         // Every field by name: a new flag must say how it is written.
         let Cli {
-            preset,
-            config,
-            set,
+            layers: ConfigFlags { preset, config, set },
             data,
             out,
             init,
@@ -204,30 +201,36 @@ impl Cli {
         words.extend(switches.into_iter().filter(|(_, on)| *on).map(|(flag, _)| flag.to_owned()));
         words.join(" ")
     }
+}
 
-    /// The configuration that a preset (`tiny` if there is none), a file and overrides give together.
+impl ConfigFlags {
+    /// The configuration that these and further flags give together; a flag is its name, its key and its value, if it is
+    /// given.
     ///
     /// # Errors
     /// As [`Cli::resolve`].
-    pub fn configuration(
-        preset: Option<Preset>,
-        file: Option<&Path>,
-        overrides: &[Override],
+    pub fn resolve<const N: usize>(
+        &self,
+        flags: [(&'static str, &str, Option<String>); N],
     ) -> Result<Resolved, RunConfigError> {
-        Cli::layered(preset, None, file, overrides)
+        self.resolve_over(None, flags)
     }
 
-    fn layered(
-        preset: Option<Preset>,
+    fn resolve_over<const N: usize>(
+        &self,
         weights: Option<(&Path, &model::Config)>,
-        file: Option<&Path>,
-        overrides: &[Override],
+        flags: [(&'static str, &str, Option<String>); N],
     ) -> Result<Resolved, RunConfigError> {
-        let read = |path: &Path| {
-            std::fs::read_to_string(path)
-                .map_err(|error| RunConfigError::Read { path: path.to_owned(), error })
+        let mut overrides: Vec<Override> =
+            self.set.iter().map(|text| Override::parse(text)).collect::<Result<_, _>>()?;
+        overrides.extend(flags.into_iter().filter_map(|(flag, key, value)| {
+            Some(Override { key: key.into(), value: value?, source: Source::Flag(flag) })
+        }));
+        let read = |path: &PathBuf| {
+            std::fs::read_to_string(path).map_err(|error| RunConfigError::Read { path: path.clone(), error })
         };
-        let text = file.map(read).transpose()?;
-        resolve_over(preset.unwrap_or(Preset::Tiny), weights, file.zip(text.as_deref()), overrides)
+        let text = self.config.as_ref().map(read).transpose()?;
+        let file = self.config.as_deref().zip(text.as_deref());
+        resolve_over(self.preset.unwrap_or(Preset::Tiny), weights, file, &overrides)
     }
 }

@@ -104,9 +104,12 @@ pub enum RunConfigError {
     /// A value out of its range.
     #[error("`{key}` is {found}, but must be {wanted} ({source_of})")]
     Value { key: String, found: String, wanted: String, source_of: Source },
-    /// A value that is no choice of the key, or a table that misses a key.
+    /// A value that is no choice of the key.
+    #[error("`{key}`: {wanted} ({source_of})")]
+    Choice { key: &'static str, wanted: String, source_of: Source },
+    /// A table that misses a key.
     #[error("run configuration: {0}")]
-    Choice(String),
+    Incomplete(String),
     /// The architecture is impossible, or the preset unknown.
     #[error("{0}; set it as model.<field>")]
     Model(model::ConfigError),
@@ -193,11 +196,29 @@ pub(crate) fn resolve_over(
         insert(&mut table, path, value.clone());
     }
     let run =
-        RunConfig::deserialize(table).map_err(|error| RunConfigError::Choice(error.message().into()))?;
+        RunConfig::deserialize(table).map_err(|error| not_a_choice(preset, &values, error.message()))?;
     let sources = values.into_iter().map(|(path, (_, source))| (path, source)).collect();
     let resolved = Resolved { run, sources };
     resolved.validate()?;
     Ok(resolved)
+}
+
+/// The error about the value that is alone enough for the message of all together.
+fn not_a_choice(
+    preset: Preset,
+    values: &BTreeMap<&'static str, (Value, Source)>,
+    message: &str,
+) -> RunConfigError {
+    let refused = |path: &str, value: &Value| {
+        let mut table = Table::try_from(presets::run(preset)).expect("a run configuration is a table");
+        insert(&mut table, path, value.clone());
+        RunConfig::deserialize(table).is_err_and(|error| error.message() == message)
+    };
+    let Some((key, (_, source))) = values.iter().find(|(path, (value, _))| refused(path, value)) else {
+        return RunConfigError::Incomplete(message.into());
+    };
+    let auto = if find(key).is_some_and(|key| key.open == Open::Yes) { ", `auto`" } else { "" };
+    RunConfigError::Choice { key, wanted: format!("{message}{auto}"), source_of: source.clone() }
 }
 
 impl Resolved {

@@ -476,7 +476,7 @@ fn elsewhere(cli: &Cli, run: &RunConfig, resume: Resume) -> Cli {
 fn set_other_mirror(cli: &mut Cli, run: &RunConfig) {
     if let Some(mirror) = &run.checkpoint.mirror {
         let mirror = toml::Value::from(unused(mirror).display().to_string());
-        cli.set.push(format!("checkpoint.mirror={mirror}"));
+        cli.layers.set.push(format!("checkpoint.mirror={mirror}"));
     }
 }
 

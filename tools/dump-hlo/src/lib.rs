@@ -22,28 +22,20 @@ pub use dump::Dump;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
 use engine::Locations;
-use model::Preset;
 use program::{arguments, exit_code, output};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use train::atomic::{RealDisk, write_file};
-use train::cli::Cli;
+use train::cli::ConfigFlags;
 use train::compiler::{Compiler, Place};
-use train::config::{Override, RunConfig, Source};
+use train::config::RunConfig;
 
 /// Look at a program: its text, its figures, what changed, or a picture of it.
 #[derive(Parser)]
 #[command(name = "dump-hlo", version)]
 struct Arguments {
-    /// Start from a preset: tiny, bench, small or 1b [default: tiny]
-    #[arg(long, value_name = "P", conflicts_with = "config")]
-    preset: Option<Preset>,
-    /// Read a run's TOML file
-    #[arg(long, value_name = "F.toml")]
-    config: Option<PathBuf>,
-    /// Set one configuration key; may be repeated
-    #[arg(long = "set", value_name = "A.B=C")]
-    set: Vec<String>,
+    #[command(flatten)]
+    layers: ConfigFlags,
     /// step, loss, prefill, decode, or kernel:NAME for one kernel as the step calls it
     #[arg(long, value_name = "NAME", default_value = "step")]
     program: String,
@@ -160,22 +152,12 @@ fn saved(format: Format, dump: &Dump, earlier: Option<&Dump>) -> Result<String> 
 }
 
 fn configuration(arguments: &Arguments) -> Result<RunConfig> {
-    let mut overrides = Vec::new();
-    for text in &arguments.set {
-        overrides.push(Override::parse(text)?);
-    }
-    let flags =
-        [("--micro-batch", "batch.micro", arguments.micro_batch), ("--seq", "batch.seq", arguments.seq)];
-    for (flag, key, value) in flags {
-        if let Some(value) = value {
-            overrides.push(Override {
-                key: key.into(),
-                value: value.to_string(),
-                source: Source::Flag(flag),
-            });
-        }
-    }
-    Ok(Cli::configuration(arguments.preset, arguments.config.as_deref(), &overrides)?.run)
+    let number = |value: Option<usize>| value.map(|value| value.to_string());
+    let flags = [
+        ("--micro-batch", "batch.micro", number(arguments.micro_batch)),
+        ("--seq", "batch.seq", number(arguments.seq)),
+    ];
+    Ok(arguments.layers.resolve(flags)?.run)
 }
 
 fn read(path: &Path) -> Result<Dump> {
