@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::process::Command;
 
-/// Cargo's own flag, which running text names for the programs that it builds.
+/// A flag of cargo, which the text of README names beside flags of the programs.
 const CARGO_FLAG: &str = "--features";
 
 /// Flags in a text: `--name`, not within a word.

@@ -21,7 +21,7 @@ fn canonical_solutions_pass() {
     }
 }
 
-/// No function of HumanEval is right by doing nothing.
+/// No function of HumanEval passes its tests if it does nothing.
 #[test]
 fn empty_functions_fail() {
     let bench = Bench::new();
@@ -343,7 +343,7 @@ fn checkpoints_of_a_run() {
     let (mut first, mut second) = (problem(), problem());
     first["prompt"] = "def f(x):\n".into();
     second["task_id"] = "Test/1".into();
-    // What a model of four steps can do: nothing is needed but an end.
+    // What a model can do after four steps: any text that ends passes.
     second["test"] = "def check(candidate):\n    pass\n".into();
     second["prompt"] = "def f(x):\n    pass\n#".into();
     bench.write("problems.jsonl", &[first, second]);

@@ -359,7 +359,7 @@ fn a_level_that_is_not_there_is_refused() {
     assert!(!bench.path("out.jsonl").exists());
 }
 
-/// Wrong solutions that were written to pass: what they do works if the tests are in their interpreter.
+/// Wrong solutions that try to pass by a trick. The tricks work only where the tests run in the same interpreter.
 #[test]
 fn fakes_fail() {
     let bench = Bench::new();

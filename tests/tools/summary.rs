@@ -15,7 +15,7 @@ fn a_sweep_is_its_evaluations() {
     training.succeed("run", &["--steps", "4", "--set", "checkpoint.every=2"]);
     let run = training.path("run").display().to_string();
     let checkpoint = format!("{run}/checkpoints/step_00000004");
-    // What a model of four steps can do half of the time: not to write an opening bracket.
+    // What a model can do after four steps: any text passes that leaves the program valid Python.
     let mut one = problem();
     one["prompt"] = "def f(x):\n    pass\n#".into();
     one["test"] = "def check(candidate):\n    pass\n".into();
