@@ -512,7 +512,7 @@ impl<'u> Play<'u> {
         if let Resume::From(path) = &instead.resume {
             instead.resume = Resume::From(moved(path));
         }
-        instead.set.iter_mut().for_each(|set| *set = set.replace(&here, &there));
+        instead.layers.set.iter_mut().for_each(|set| *set = set.replace(&here, &there));
         // Begun here, it is known by the names of here.
         for (path, bytes) in files(copy.folder.path()) {
             if let Ok(text) = String::from_utf8(bytes)
