@@ -245,6 +245,8 @@ fn every_field_is_a_known_key_and_every_key_a_field() {
     run.schedule.warmup_steps = Some(1);
     run.checkpoint.every_minutes = Some(1.0);
     run.checkpoint.keep_every = Some(1);
+    run.data.long_rows = Some(train::data::LongRows::Cut);
+    run.validation.patience = Some(1);
     let mut fields = BTreeSet::new();
     walk("", &serde_json::to_value(&run).unwrap(), &mut fields);
     let keys: BTreeSet<String> = KEYS.iter().map(|key| key.path.to_string()).collect();

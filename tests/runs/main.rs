@@ -3,6 +3,7 @@
 
 mod config;
 mod crash;
+mod early;
 mod hostile;
 mod logs;
 mod mirror;

@@ -49,8 +49,12 @@ fn padding_is_no_token_and_epochs_count_rows() {
         (&40.into(), &40.into(), &240.into())
     );
     assert_eq!(plan["padding"], 1.0 - 6.0 / 32.0);
+    let parameters = plan["parameters"]["total"].as_f64().unwrap();
+    let seen = plan["tokens_per_parameter"].as_f64().unwrap() * parameters;
+    assert!((seen - 4.0 * 240.0).abs() < 1e-6, "{seen}");
 
     let said = bench.succeed("run", &args);
+    assert!(said.contains("tokens   960 in the whole run, 0."), "{said}");
     assert!(said.contains("40 documents, 240 tokens an epoch in 40 rows of 32, 81.2 % padding"), "{said}");
     assert!(said.contains("| 81 % padding"), "{said}");
     let records = trained(&bench, "run");
@@ -106,4 +110,134 @@ fn rows_of_the_next_step_are_shown_and_nothing_is_written() {
     assert_eq!(targets(&next), seen(3) - seen(2));
     let after = files(&bench.path("run"));
     assert!(after.iter().all(|(path, bytes)| before.get(path) == Some(bytes)));
+}
+
+/// Rows of so many tokens each, with the labels that other programs write.
+fn write_rows(path: &std::path::Path, lengths: &[usize], columns: &[&str]) {
+    let mut ids = ListBuilder::new(Int32Builder::new());
+    let mut labels = ListBuilder::new(Int32Builder::new());
+    for (row, length) in lengths.iter().enumerate() {
+        let row: Vec<i32> = (0..*length).map(|at| 20 + ((row * 7 + at) % 280) as i32).collect();
+        ids.values().append_slice(&row);
+        ids.append(true);
+        labels.values().append_slice(&[&row[1..], &[-100]].concat());
+        labels.append(true);
+    }
+    let all = [("input_ids", Arc::new(ids.finish()) as ArrayRef), ("labels", Arc::new(labels.finish()))];
+    let batch =
+        RecordBatch::try_from_iter(all.into_iter().filter(|(name, _)| columns.contains(name))).unwrap();
+    let file = fs::File::create(path).unwrap();
+    let mut writer = ArrowWriter::try_new(file, batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+}
+
+/// A folder as other programs leave it trains by what the messages say to add, each pasted.
+#[test]
+fn a_folder_of_another_program_trains() {
+    let bench = bench();
+    for inner in ["train", "tokenizer"] {
+        fs::create_dir_all(bench.path("preprocessed_data").join(inner)).unwrap();
+    }
+    fs::copy(bench.path("data/tokenizer.json"), bench.path("preprocessed_data/tokenizer/tokenizer.json"))
+        .unwrap();
+    // 20 rows fit; of 20 of 70 tokens each 38 are too many, in two more parts.
+    let lengths: Vec<usize> = (0..40).map(|row| if row % 2 == 0 { 30 } else { 70 }).collect();
+    for part in 0..2 {
+        let path = bench.path(&format!("preprocessed_data/train/part-{part}.parquet"));
+        write_rows(&path, &lengths[20 * part..][..20], &["input_ids", "labels"]);
+    }
+    let mut args = vec!["--data", "preprocessed_data", "--steps", "12", "--set", "checkpoint.every=4"];
+    args.extend(["--set", "data.validation_fraction=0.05"]);
+    let mut missing = Vec::new();
+    for out in ["first", "second"] {
+        let output = bench.run(
+            out,
+            &[&args[..], &missing.iter().map(|s: &String| s.as_str()).collect::<Vec<_>>()].concat(),
+        );
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{message}");
+        let advice = message.split("add --set ").nth(1).unwrap().split([',', ' ']).next().unwrap();
+        missing.extend(["--set".to_owned(), advice.to_owned()]);
+    }
+    assert_eq!(missing, ["--set", "data.packing=none", "--set", "data.long_rows=split"]);
+    args.extend(["--set", "data.packing=none"]);
+    let with = |rule: &'static str| [&args[..], &["--set", rule]].concat();
+
+    let split = with("data.long_rows=split");
+    let said = bench.succeed("whole", &split);
+    // 38 rows are trained on, 19 of them long.
+    for part in [
+        "long     19 of 38 rows (50.0 %) are longer than 32 tokens and split into 57: no token is left out",
+        "in 76 rows of 32",
+        "tokenizer preprocessed_data/tokenizer/tokenizer.json",
+        "fim      data.fim_rate = 0.5 does nothing",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let dry = bench.succeed("dry", &[&split[..], &["--dry-run"]].concat());
+    assert!(dry.contains("fim      data.fim_rate = 0.5 does nothing"), "{dry}");
+    let shown = bench.succeed("dry", &[&split[..], &["--show-rows", "4"]].concat());
+    assert!(shown.contains("row 3: ") && shown.contains("32 tokens in 1 pieces, 31 targets"), "{shown}");
+
+    // Killed, and gone on with from the folder of the shards.
+    bench.succeed("killed", &split);
+    for step in [8, 12] {
+        fs::remove_dir_all(bench.path(&format!("killed/checkpoints/step_{step:08}"))).unwrap();
+    }
+    let mut inner = split.clone();
+    inner[1] = "preprocessed_data/train";
+    bench.succeed("killed", &inner);
+    assert!(bench.checkpoint("killed", 12) == bench.checkpoint("whole", 12));
+
+    // 24 steps of 4 rows are two epochs and more.
+    let mut longer = with("data.long_rows=cut");
+    longer[3] = "24";
+    let said = bench.succeed("cut", &longer);
+    let lost =
+        "19 of 38 rows (50.0 %) are longer than 32 tokens and cut: 722 of 1,900 tokens (38.0 %) are left out";
+    assert!(said.contains(&format!("long     {lost}")), "{said}");
+    assert!(said.contains(&format!("long     in a whole epoch, {lost}")), "{said}");
+    assert_eq!(bench.state("cut", 24)["data"]["rows"], 96);
+    assert_eq!(bench.state("cut", 24)["data"]["epoch"], 2);
+
+    // Another rule is another course, and begins the block again.
+    let mut other = with("data.long_rows=cut");
+    other[3] = "16";
+    let message = bench.fail("whole", &other);
+    assert!(message.contains("data.long_rows was \"split\", is \"cut\""), "{message}");
+    let said = bench.paste(message.rsplit_once("such as ").unwrap().1);
+    assert!(said.contains("are seen once more, none is left out"), "{said}");
+}
+
+/// What was refused and never met can be allowed: the same rows come, from the very same place.
+#[test]
+fn long_rows_can_be_allowed_when_a_run_goes_on() {
+    let bench = bench();
+    fs::create_dir(bench.path("short")).unwrap();
+    fs::copy(bench.path("data/tokenizer.json"), bench.path("short/tokenizer.json")).unwrap();
+    write_rows(&bench.path("short/a.parquet"), &[30; 60], &["input_ids", "labels"]);
+    let mut args = vec!["--data", "short", "--set", "checkpoint.every=4", "--set", "data.packing=none"];
+    args.extend(["--set", "schedule.kind=constant"]);
+    bench.succeed("whole", &[&args[..], &["--steps", "8"]].concat());
+    bench.succeed("run", &[&args[..], &["--steps", "4"]].concat());
+    let said =
+        bench.succeed("run", &[&args[..], &["--steps", "8", "--set", "data.long_rows=split"]].concat());
+    assert!(said.contains("settings data.long_rows was auto, is \"split\"\n"), "{said}");
+    assert!(!said.contains("once more"), "{said}");
+    assert!(bench.checkpoint("run", 8) == bench.checkpoint("whole", 8));
+}
+
+/// Rows that are full have no room for the marks: FIM does nothing, and that is said.
+#[test]
+fn fim_that_finds_no_room_says_so() {
+    let bench = bench();
+    fs::create_dir(bench.path("full")).unwrap();
+    fs::copy(bench.path("data/tokenizer.json"), bench.path("full/tokenizer.json")).unwrap();
+    write_rows(&bench.path("full/a.parquet"), &[32; 40], &["input_ids"]);
+    let mut args = vec!["--data", "full", "--steps", "2", "--set", "data.packing=none"];
+    args.extend(["--set", "data.fim_rate=1", "--set", "data.validation_fraction=0"]);
+    let said = bench.succeed("run", &args);
+    let line = "fim      no piece is rearranged (data.fim_rate = 1; counted in the first 1280 tokens); ";
+    assert!(said.contains(line), "{said}");
 }

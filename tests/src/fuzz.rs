@@ -294,6 +294,7 @@ fn row_options(packing: Packing) -> RowOptions {
     RowOptions {
         seq: 8,
         packing,
+        long_rows: packing.long_rows(),
         order: Order::Shuffled,
         fim_rate: 0.0,
         fim_spm_rate: 0.0,

@@ -484,7 +484,7 @@ fn another_config_is_refused_by_field() {
 fn retention_keeps_the_newest_the_multiples_and_the_newest_ends_of_epochs() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
-    let retention = Retention { keep_last: 2, keep_epochs: 2, keep_every: Some(4) };
+    let retention = Retention { keep_last: 2, keep_epochs: 2, keep_best: 0, keep_every: Some(4) };
     let mut saver = Saver::new(store(RealDisk, root).unwrap(), retention, None);
     for step in 1..=9 {
         let mut snapshot = snapshot(step);
@@ -514,7 +514,7 @@ fn the_newest_one_before_the_decay_is_kept() {
             snapshot.state.phase = Phase::Decay;
         }
         store.save(&snapshot).unwrap();
-        store.prune(Retention { keep_last: 2, keep_epochs: 2, keep_every: None }, &[]).unwrap();
+        store.prune(Retention { keep_last: 2, keep_epochs: 2, keep_best: 0, keep_every: None }, &[]).unwrap();
     }
     let kept: Vec<u64> =
         train::checkpoint::steps(folder.path()).unwrap().into_iter().map(|(step, _)| step).collect();
@@ -531,7 +531,7 @@ fn a_damaged_newest_one_does_not_cost_the_older_good_one() {
     store.save(&snapshot(1)).unwrap();
     fs::remove_file(store.save(&snapshot(2)).unwrap().path.join(files::MODEL)).unwrap();
     assert_eq!(
-        store.prune(Retention { keep_last: 1, keep_epochs: 2, keep_every: None }, &[]).unwrap(),
+        store.prune(Retention { keep_last: 1, keep_epochs: 2, keep_best: 0, keep_every: None }, &[]).unwrap(),
         Vec::<std::path::PathBuf>::new()
     );
     assert_loads_as(root, 1);
@@ -541,7 +541,7 @@ fn a_damaged_newest_one_does_not_cost_the_older_good_one() {
 fn a_failed_background_write_is_heard_at_the_next_call() {
     let folder = tempfile::tempdir().unwrap();
     let disk = FaultyDisk::new(Fault::Once(10));
-    let retention = Retention { keep_last: 2, keep_epochs: 2, keep_every: None };
+    let retention = Retention { keep_last: 2, keep_epochs: 2, keep_best: 0, keep_every: None };
     let mut saver = Saver::new(store(disk, folder.path()).unwrap(), retention, None);
     assert_eq!(saver.save(snapshot(1)).unwrap(), None);
     let error = saver.save(snapshot(2)).unwrap_err().to_string();
@@ -589,7 +589,10 @@ fn going_back_passes_over_damage_and_bad_steps_and_sets_newer_ones_aside() {
     fs::write(root.join("step_00000003").join(files::MODEL), "damaged").unwrap();
     // One that was taken among bad steps does not push a sound one out.
     assert_eq!(
-        store.prune(Retention { keep_last: 2, keep_epochs: 2, keep_every: None }, &[]).unwrap().len(),
+        store
+            .prune(Retention { keep_last: 2, keep_epochs: 2, keep_best: 0, keep_every: None }, &[])
+            .unwrap()
+            .len(),
         0
     );
     let now = Progress { step: 9, ..Progress::default() };
@@ -615,7 +618,7 @@ fn one_that_was_written_for_a_stop_takes_no_other_ones_place() {
         let mut snapshot = snapshot(step);
         snapshot.state.keep = keep;
         store.save(&snapshot).unwrap();
-        store.prune(Retention { keep_last: 2, keep_epochs: 2, keep_every: None }, &[]).unwrap();
+        store.prune(Retention { keep_last: 2, keep_epochs: 2, keep_best: 0, keep_every: None }, &[]).unwrap();
     };
     let now = Progress { step: 99, ..Progress::default() };
     let newest = || sound(folder.path(), u64::MAX, &now).unwrap().unwrap().state().progress.step;
@@ -644,12 +647,14 @@ fn what_a_run_turned_back_from_is_older_and_goes() {
         save(step, turns);
     }
     assert_eq!(latest_good(folder.path()).unwrap().good.unwrap().state().progress.step, 2);
-    let removed = store.prune(Retention { keep_last: 9, keep_epochs: 2, keep_every: None }, &[]).unwrap();
+    let removed =
+        store.prune(Retention { keep_last: 9, keep_epochs: 2, keep_best: 0, keep_every: None }, &[]).unwrap();
     assert_eq!(removed, [3, 4].map(|step| folder.path().join(format!("step_{step:08}"))));
     // If the run later goes back further, the checkpoints between are no part of it either.
     save(3, &[2]);
     save(1, &[2, 1]);
-    let removed = store.prune(Retention { keep_last: 9, keep_epochs: 2, keep_every: None }, &[]).unwrap();
+    let removed =
+        store.prune(Retention { keep_last: 9, keep_epochs: 2, keep_best: 0, keep_every: None }, &[]).unwrap();
     assert_eq!(removed, [2, 3].map(|step| folder.path().join(format!("step_{step:08}"))));
 }
 

@@ -83,6 +83,7 @@ fn rows(packing: Packing, order: Order, fim_rate: f64) -> RowOptions {
     RowOptions {
         seq: 16,
         packing,
+        long_rows: packing.long_rows(),
         order,
         fim_rate,
         fim_spm_rate: 0.1,
@@ -363,7 +364,7 @@ fn every_document_is_seen_once_an_epoch() {
             found.sort_unstable();
             assert_eq!(found, wanted);
             assert_eq!(ends, documents.len(), "every document is ended once");
-            let size = dataset.epoch_size(&options);
+            let size = dataset.epoch_size(&options).expect("rows");
             assert_eq!((size.documents, size.tokens), (Some(400), (wanted.len() + ends) as u64));
             assert!(
                 (rows.len() as u64..rows.len() as u64 + 20).contains(&size.rows),
@@ -455,7 +456,7 @@ fn rows_with_labels_are_training_rows() {
     assert_eq!(batch.segments, [0, 0, 0, 1, PADDING, 0, 0, 0, 0, PADDING]);
     let short = RowOptions { seq: 4, ..rows(Packing::None, Order::Files, 0.0) };
     let row = Loader::start(dataset, short, Position::default()).and_then(|mut l| l.next_batch(1, 1));
-    assert!(message(row).contains("batch.seq = 5"));
+    assert!(message(row).contains("--set batch.seq=5"));
 }
 
 // Validation.
@@ -485,7 +486,7 @@ fn the_last_rows_are_held_out_where_there_is_no_validation_split() {
     let documents = unique_documents(dir.path());
     let dataset = Arc::new(Dataset::open(dir.path(), VOCABULARY, 0.05).expect("open"));
     let options = rows(Packing::Sequential, Order::Files, 0.0);
-    assert_eq!(dataset.epoch_size(&options).documents, Some(380));
+    assert_eq!(dataset.epoch_size(&options).expect("rows").documents, Some(380));
     let held = dataset.validation(&options, 1, 1, 1000).expect("rows");
     let mut found: Vec<i32> = held
         .iter()

@@ -6,6 +6,7 @@ mod courses;
 mod data;
 mod decide;
 mod fuzzed;
+mod long;
 mod mirror;
 mod rows;
 mod step;

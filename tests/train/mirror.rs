@@ -15,7 +15,7 @@ use train::checkpoint::{
 };
 use train::config::MirrorDisk;
 
-const KEPT: Retention = Retention { keep_last: 2, keep_epochs: 2, keep_every: None };
+const KEPT: Retention = Retention { keep_last: 2, keep_epochs: 2, keep_best: 0, keep_every: None };
 
 /// Long enough for any copy here.
 const PATIENCE: Duration = Duration::from_secs(60);

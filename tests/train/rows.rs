@@ -114,6 +114,7 @@ fn rearranged_pieces_are_whole_in_their_row() {
         let options = RowOptions {
             seq,
             packing,
+            long_rows: packing.long_rows(),
             order,
             fim_rate,
             fim_spm_rate,
@@ -180,6 +181,7 @@ fn small(packing: Packing, seed: u64) -> RowOptions {
     RowOptions {
         seq: 16,
         packing,
+        long_rows: packing.long_rows(),
         order: Order::Shuffled,
         fim_rate: 0.0,
         fim_spm_rate: 0.0,
@@ -285,7 +287,7 @@ fn a_corpus_shorter_than_a_row_is_a_padded_row_an_epoch() {
     assert!(!dataset.has_validation(), "the only document is trained on");
     for packing in [Packing::BestFit, Packing::Sequential, Packing::None] {
         let options = small(packing, 1);
-        let size = dataset.epoch_size(&options);
+        let size = dataset.epoch_size(&options).expect("rows");
         assert_eq!(size.rows, 1, "{packing:?}");
         let mut loader = Loader::start(dataset.clone(), options, Position::default()).expect("start");
         // A step of three rows sees the corpus three times.

@@ -2,6 +2,7 @@
 
 use crate::checkpoint::Era;
 use crate::config::{self, Key, OnChange, Open, RunConfig};
+use crate::data::LongRows;
 use crate::identity::Identity;
 use crate::scaling::schedule_of;
 use crate::schedule::Schedule;
@@ -79,13 +80,19 @@ fn kind(key: &str, old: &RunConfig, new: &RunConfig, identity: &Identity, step: 
             .is_some_and(|(old, new)| (0..step).all(|at| old.learning_rate(at) == new.learning_rate(at)))
     };
     let same_rows = || old.batch.rows() == new.batch.rows();
+    let long_rows = |run: &RunConfig| run.data.rows(run.batch.seq, run.seed).long_rows;
+    let was_refused = || long_rows(old) == LongRows::Refuse || long_rows(old) == long_rows(new);
     // A key that this version of the program does not know may have decided the weights.
     let on_change = config::find(key).map_or(OnChange::Course, Key::on_change);
     match on_change {
         OnChange::Harmless => Kind::Harmless,
         OnChange::HarmlessAtSameRates if same_rates() => Kind::Harmless,
         OnChange::HarmlessWithSameRows if same_rows() => Kind::Harmless,
-        OnChange::HarmlessAtSameRates | OnChange::HarmlessWithSameRows | OnChange::Course => Kind::Course,
+        OnChange::HarmlessIfRefused if was_refused() => Kind::Harmless,
+        OnChange::HarmlessAtSameRates
+        | OnChange::HarmlessWithSameRows
+        | OnChange::HarmlessIfRefused
+        | OnChange::Course => Kind::Course,
         OnChange::Impossible | OnChange::OfModel => Kind::Impossible,
     }
 }
@@ -144,6 +151,8 @@ mod tests {
                 None,
                 &[("checkpoint.every", Kind::Harmless), ("log.every", Kind::Harmless)],
             ),
+            (&["data.long_rows=split"], 1, None, &[("data.long_rows", Kind::Harmless)]),
+            (&["data.long_rows=cut"], 1, None, &[("data.long_rows", Kind::Course)]),
             (&["data.fim_rate=0.3"], 1, None, &[("data.fim_rate", Kind::Impossible)]),
             (&["seed=77"], 1, None, &[("seed", Kind::Impossible)]),
             (&["model.hidden_size=512"], 1, None, &[("model.hidden_size", Kind::Impossible)]),

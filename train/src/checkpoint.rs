@@ -19,7 +19,7 @@ pub(crate) use mirror::Drive;
 pub use mirror::{Copied, CopyProgress, Copying, Mirror, PATIENCE, RECORDS, fetch_records};
 pub use params::{read_params, write_params};
 pub use reader::Reader;
-pub use retention::{Retention, most_at_once};
+pub use retention::{Retention, best, most_at_once};
 pub use saver::Saver;
 pub use store::{
     Candidate, Latest, Saved, Store, architecture, candidates, checkpoint_bytes, first_good, latest_before,
@@ -30,6 +30,7 @@ pub use tensors::{TensorFile, write_tensors};
 use crate::data::Position;
 use crate::identity::Identity;
 use crate::lock::LockError;
+use crate::metrics::Validation;
 use crate::schedule::Phase;
 use crate::watch::Watch;
 use engine::{Host, Type};
@@ -119,6 +120,36 @@ pub struct Progress {
     /// How often it went back since it last got further than that.
     #[serde(default)]
     pub rollbacks: u64,
+    /// What evaluations of held-out rows told.
+    #[serde(default)]
+    pub evaluations: Evaluations,
+}
+
+/// What evaluations of held-out rows told, those every `validation.every` steps and that of the last step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Evaluations {
+    /// The newest one.
+    pub last: Option<Validation>,
+    /// The newest one that was lower than the one before it here, by `validation.min_delta`.
+    pub best: Option<Validation>,
+    /// How many came after that.
+    pub without_improvement: u64,
+}
+
+impl Evaluations {
+    /// Counts an evaluation, once. A loss that is no number is not lower than any.
+    pub(crate) fn count(&mut self, new: Validation, min_delta: f64) {
+        if self.last.is_some_and(|last| last.step == new.step) {
+            return;
+        }
+        self.last = Some(new);
+        let lower = self.best.is_none_or(|best| new.loss < best.loss - min_delta) && new.loss.is_finite();
+        if lower {
+            (self.best, self.without_improvement) = (Some(new), 0);
+        } else {
+            self.without_improvement += 1;
+        }
+    }
 }
 
 impl Progress {
@@ -244,7 +275,7 @@ pub enum CheckpointError {
     #[error("no room for a checkpoint in {path}: it takes {needed_mib} MiB and a fifth more to be safe, {available_mib} MiB are free; free some, lower checkpoint.keep_last, or give another folder", path = path.display())]
     NoRoom { path: PathBuf, needed_mib: u64, available_mib: u64 },
     /// Too little room for all that a run keeps, found before its first step.
-    #[error("no room for the checkpoints of this run in {path}: it keeps up to {count} of {each_mib} MiB at once, of which {there} are there, and {available_mib} MiB are free; free some, lower checkpoint.keep_last or checkpoint.keep_epochs, raise checkpoint.keep_every, or give another folder", path = path.display())]
+    #[error("no room for the checkpoints of this run in {path}: it keeps up to {count} of {each_mib} MiB at once, of which {there} are there, and {available_mib} MiB are free; free some, lower checkpoint.keep_last, checkpoint.keep_epochs or checkpoint.keep_best, raise checkpoint.keep_every, or give another folder", path = path.display())]
     NoRoomForAll { path: PathBuf, count: u64, each_mib: u64, there: u64, available_mib: u64 },
     /// The drive of the mirror is not mounted.
     #[error("checkpoint.mirror is {path}, but {parent} {reason}: mount the drive, or make the folder yourself with mkdir -p {make}", path = path.display(), parent = parent.display())]

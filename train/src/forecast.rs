@@ -11,6 +11,7 @@ use crate::config::{BatchShape, RunConfig};
 use crate::data::EpochSize;
 use crate::metrics::peak::{bandwidth, peak_flops};
 use crate::numbers::{group, size};
+use crate::scaling::tokens_a_parameter;
 use crate::step::{Kept, optimizer_tensors, step_of};
 use anyhow::{Result, ensure};
 use engine::Form;
@@ -55,6 +56,8 @@ pub struct Forecast {
     pub speed: Option<Speed>,
     /// Optimiser steps of the run.
     pub steps: u64,
+    /// Tokens of the whole run, repetitions counted, for each parameter.
+    pub tokens_per_parameter: f64,
     /// Tokens of one epoch, without padding.
     pub epoch_tokens: u64,
     /// Rows of one epoch.
@@ -233,6 +236,7 @@ impl Forecast {
             },
             speed,
             steps,
+            tokens_per_parameter: epoch.tokens_in(steps * run.batch.rows() as u64) / counts.total() as f64,
             epoch_tokens: epoch.tokens,
             epoch_rows: epoch.rows,
             padding: epoch.padding(),
@@ -488,8 +492,16 @@ fn basis(compiler: &Compiler, place: &Place, run: &RunConfig, epoch: EpochSize) 
         all.push(of("platform, device", Assumed, "no TPU is here: one v6e chip, tpu:v6e:1x1"));
     }
     all.push(match epoch.documents {
-        Some(_) => of("steps, epoch_tokens, epoch_rows, padding", Derived, "from the shards' footers"),
-        None => of("steps, epoch_tokens, epoch_rows, padding", Assumed, "--tokens in rows without padding"),
+        Some(_) => of(
+            "steps, tokens_per_parameter, epoch_tokens, epoch_rows, padding",
+            Derived,
+            "from the shards' footers",
+        ),
+        None => of(
+            "steps, tokens_per_parameter, epoch_tokens, epoch_rows, padding",
+            Assumed,
+            "--tokens in rows without padding",
+        ),
     });
     all.push(match (place, compiler.target()) {
         (Place::Here(_), Target::Cpu) => of("device_memory", Measured, "all memory of this machine"),
@@ -610,6 +622,8 @@ impl fmt::Display for Forecast {
             group(self.epoch_tokens),
             100.0 * self.padding
         )?;
+        let seen = self.tokens_per_parameter * total as f64;
+        writeln!(f, "tokens       {}", tokens_a_parameter(seen, total as u64))?;
         let of = self.device_memory.map_or(String::new(), |bytes| format!(" with {}", size(bytes)));
         writeln!(f, "device       {} ({}){of}", self.device, self.platform)?;
         match (&self.memory, &self.refused) {

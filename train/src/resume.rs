@@ -179,7 +179,7 @@ impl Beginning {
             }
         }
         self.refuse(cli, run, &changed, goes_on)?;
-        if changed.iter().any(|change| change.key == "batch.seq") {
+        if changed.iter().any(|change| ["batch.seq", "data.long_rows"].contains(&&*change.key)) {
             self.begin_block_again(look, scene, &era);
         }
         if changed.iter().any(|change| change.kind == Kind::Course) {
@@ -228,7 +228,8 @@ impl Beginning {
         Ok(())
     }
 
-    /// For rows of another length: the checkpoint's position may lie within one of the new rows, so its block is begun again.
+    /// For rows of another length, or long rows that are cut or split otherwise: the checkpoint's position may lie
+    /// within one of the new rows, so its block is begun again.
     fn begin_block_again(&mut self, look: Look, scene: &Scene, era: &Era) {
         let run = &scene.resolved.run;
         let Some(old) = run.with_settings(&era.settings) else { return };
@@ -238,13 +239,17 @@ impl Beginning {
         else {
             return;
         };
+        self.progress.data = position;
+        // Long rows were refused, and are not any more: there was none.
+        if rows == 0 && old.batch.seq == run.batch.seq {
+            return;
+        }
         look.say(format_args!(
             "data     rows of {} tokens from here on; the block at hand is begun again: {} rows of {} tokens are seen once more, none is left out",
             run.batch.seq,
             group(rows),
             old.batch.seq
         ));
-        self.progress.data = position;
     }
 
     /// A branch's decay begins where the branch does.
@@ -529,6 +534,13 @@ pub(crate) fn going_on(cli: &Cli) -> (String, Cli) {
     }
     let next = Cli { resume: Resume::Auto, ..next };
     (format!("go on from there with\n    {}", next.command()), next)
+}
+
+/// What to type when a run ended early, to train it to its last step.
+pub(crate) fn unpatient(cli: &Cli) -> (String, Cli) {
+    let mut next = Cli { resume: Resume::Auto, branch_decay: None, accept_changes: false, ..cli.clone() };
+    next.set.push("validation.patience=auto".into());
+    (format!("train to the last step with\n    {}", next.command()), next)
 }
 
 /// What to type when all steps are done, to train for twice as many. Weights after the decay are no beginning for that: a new run

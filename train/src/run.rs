@@ -14,16 +14,14 @@ use crate::checkpoint::{
 };
 use crate::cli::Cli;
 use crate::config::{Resolved, RunConfig, keys_as_markdown};
-use crate::data::{
-    DataError, Dataset, EpochSize, Loader, PrepareProgress, TOKENIZER_FILE, prepare_standard_library,
-};
+use crate::data::{DataError, Dataset, EpochSize, Loader, PrepareProgress, prepare_standard_library};
 use crate::disks::remote;
 use crate::forecast::Forecast;
 use crate::machine::{Accelerator, Machine};
 use crate::metrics::{Held, Look, LossSums, Recorder};
 use crate::numbers::group;
 use crate::replay::{self, replay};
-use crate::resume::{Beginning, claim, going_on, load, longer};
+use crate::resume::{Beginning, claim, going_on, load, longer, unpatient};
 use crate::run_folder::CHECKPOINTS;
 use crate::scaling::{Facts, plan};
 use crate::scene::{Scene, open_data};
@@ -37,7 +35,7 @@ use model::counts::ParamCounts;
 use model::params::specs;
 use program::{arguments, esay, exit_code, output, say, with_large_pages};
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -231,7 +229,7 @@ fn prepare<'w, M: Machine>(
     Folders { store, mirror }: Folders,
 ) -> Result<Session<'w, M>> {
     let run = scene.resolved.run.clone();
-    let tokenizer = tokenizer_bytes(&scene.folder)?;
+    let tokenizer = tokenizer_bytes(&scene.dataset)?;
     let optimizer = optimizer_tensors(&specs(&run.model), run.optimizer.first_moment.dtype());
     let length = tokenizer.as_ref().map_or(0, |bytes| bytes.len() as u64);
     let most = most_at_once(&run, scene.plan.steps, scene.size.rows);
@@ -239,6 +237,7 @@ fn prepare<'w, M: Machine>(
     claim(&cli.out, world, &beginning, &scene.resolved)?;
     let mine = beginning.from.as_ref().filter(|(path, _)| path.starts_with(store.root()));
     let saver = Saver::new(store, Retention::of(&run.checkpoint), mirror);
+    let begun = mine.map(|(_, keep)| (beginning.progress.step, *keep));
     if let Some((path, keep)) = mine {
         saver.catch_up(path, *keep);
     }
@@ -262,7 +261,7 @@ fn prepare<'w, M: Machine>(
         losses: LossSums::default(),
         held: Held::default(),
         unsaved: false,
-        begun: None,
+        begun,
         progress,
     })
 }
@@ -301,13 +300,27 @@ fn last_words<M: Machine>(
     }
     look.say(format_args!("plot             {}", plot.display()));
     look.say(format_args!("checkpoints      {}", session.saver.store().root().display()));
+    if let Some((path, best)) = checkpoint::best(session.saver.store().root())? {
+        look.say(format_args!(
+            "best checkpoint  {}: validation loss {:.4} at step {}, the lowest of those that are kept",
+            path.display(),
+            best.loss,
+            best.step
+        ));
+    }
     if let Some(tokenizer) = about.dataset.tokenizer()
         && let Some(text) = session.machine.sample(tokenizer)?
     {
         let text: String = text.lines().map(|line| format!("    {line}\n")).collect();
         look.say(format_args!("sample\n{text}"));
     }
-    let (words, next) = longer(cli, about)?;
+    let (words, next) = match session.ended_early() {
+        Some(said) => {
+            look.say(format_args!("{said}"));
+            unpatient(cli)
+        }
+        None => longer(cli, about)?,
+    };
     look.say(format_args!("next: {words}"));
     Ok(next)
 }
@@ -320,7 +333,10 @@ fn forecast(cli: &Cli, mut resolved: Resolved) -> Result<Outcome> {
         None => {
             let folder = data_folder(run, &Stop::manual())?;
             let dataset = open_data(&folder, run).map_err(|error| anyhow!("{error:#}; or give --tokens"))?;
-            dataset.epoch_size(&run.data.rows(run.batch.seq, run.seed))
+            if let Some(said) = dataset.without_fim(&run.data.rows(run.batch.seq, run.seed)) {
+                esay!("{said}");
+            }
+            dataset.epoch_size(&run.data.rows(run.batch.seq, run.seed))?
         }
     };
     let parameters = ParamCounts::of(&run.model).total() as u64;
@@ -356,11 +372,9 @@ fn data_folder(run: &RunConfig, stop: &Stop) -> Result<PathBuf> {
     Ok(folder)
 }
 
-fn tokenizer_bytes(folder: &Path) -> Result<Option<Arc<[u8]>>> {
-    let path = folder.join(TOKENIZER_FILE);
-    match std::fs::read(&path) {
-        Ok(bytes) => Ok(Some(bytes.into())),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
-    }
+fn tokenizer_bytes(dataset: &Dataset) -> Result<Option<Arc<[u8]>>> {
+    let Some(tokenizer) = dataset.tokenizer() else { return Ok(None) };
+    let path = tokenizer.path();
+    let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    Ok(Some(bytes.into()))
 }

@@ -2,6 +2,7 @@
 
 use crate::config::{MOST_STEPS, Resolved, RunConfig, RunConfigError, ScheduleKind, Source};
 use crate::data::EpochSize;
+use crate::numbers::group;
 use crate::schedule::{Decay, Schedule};
 use std::fmt;
 
@@ -40,6 +41,16 @@ pub struct Plan {
 /// implementation's rule. A heuristic: sweep around it before a long run.
 pub fn learning_rate(parameters: u64) -> f64 {
     (3e-4 * (1.5e9 / parameters as f64).sqrt()).clamp(1e-4, 1e-3)
+}
+
+/// What a run sees, for comparison with other runs: tokens, repetitions counted, and how many that is for each
+/// parameter.
+pub fn tokens_a_parameter(tokens: f64, parameters: u64) -> String {
+    format!(
+        "{} in the whole run, {:.1} a parameter; about 20 are compute-optimal (Hoffmann et al. 2022)",
+        group(tokens as u64),
+        tokens / parameters as f64
+    )
 }
 
 /// Chooses every value that was left automatic, writes it into the configuration, and lays out the schedule.
@@ -199,7 +210,7 @@ mod tests {
     fn epochs_are_counted_by_rows() {
         let mut resolved = resolve(Preset::OneB, None, &[]).unwrap();
         resolved.run.batch = crate::config::BatchShape { accumulation: 1, micro: 5, seq: 1024 };
-        let epoch = EpochSize { documents: Some(395), tokens: 395 * 46, rows: 395, seq: 1024 };
+        let epoch = EpochSize { documents: Some(395), tokens: 395 * 46, rows: 395, seq: 1024, lengths: None };
         assert_eq!(plan(&mut resolved, Facts { parameters: 1, epoch }).unwrap().steps, 4 * 395 / 5);
         let said = epoch.to_string();
         assert_eq!(said, "395 documents, 18,170 tokens an epoch in 395 rows of 1024, 95.5 % padding");
@@ -246,6 +257,13 @@ mod tests {
                 "{rates:?}"
             );
         }
+    }
+
+    #[test]
+    fn tokens_are_compared_with_parameters() {
+        let epoch = EpochSize { documents: None, tokens: 24_000, rows: 25, seq: 1024, lengths: None };
+        let said = tokens_a_parameter(epoch.tokens_in(100), 1000);
+        assert!(said.starts_with("96,000 in the whole run, 96.0 a parameter;"), "{said}");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::data::{Dataset, EpochSize, RowOptions};
 use crate::disks::remote;
 use crate::metrics::Look;
 use crate::numbers::group;
-use crate::scaling::{Facts, Plan, plan};
+use crate::scaling::{Facts, Plan, plan, tokens_a_parameter};
 use crate::signals::Stop;
 use anyhow::{Context, Result};
 use model::counts::ParamCounts;
@@ -46,7 +46,7 @@ impl Scene {
     pub(crate) fn of(mut resolved: Resolved, folder: PathBuf) -> Result<Scene> {
         let run = &resolved.run;
         let dataset = Arc::new(open_data(&folder, run)?);
-        let size = dataset.epoch_size(&run.data.rows(run.batch.seq, run.seed));
+        let size = dataset.epoch_size(&run.data.rows(run.batch.seq, run.seed))?;
         let parameters = ParamCounts::of(&run.model).total() as u64;
         let plan = plan(&mut resolved, Facts { parameters, epoch: size })?;
         Ok(Scene { resolved, folder, dataset, plan, size, parameters })
@@ -72,8 +72,23 @@ impl Scene {
                 "data     lies on {kind}: every row is read from there, and training ends if it goes away; copy it to a local disk"
             ));
         }
+        if let Some(lengths) = size.lengths.filter(|lengths| lengths.long > 0) {
+            let of = match size.documents {
+                Some(all) if lengths.rows < all => format!("; counted in a sample of {} rows", group(all)),
+                _ => String::new(),
+            };
+            look.say(format_args!("long     {}{of}", lengths.said(&self.rows())));
+        }
+        if let Some(tokenizer) = self.dataset.tokenizer()
+            && tokenizer.path().parent() != Some(&*self.folder)
+        {
+            look.say(format_args!("data     tokenizer {}", tokenizer.path().display()));
+        }
         for note in self.dataset.tokenizer().iter().flat_map(|tokenizer| tokenizer.notes()) {
             look.say(format_args!("data     tokenizer.json: {note}"));
+        }
+        if let Some(said) = self.dataset.without_fim(&self.rows()) {
+            look.say(format_args!("{said}"));
         }
         look.say(format_args!(
             "batch    {} x {} rows of {} = {} tokens a step, {} steps",
@@ -83,6 +98,8 @@ impl Scene {
             group(run.batch.tokens()),
             group(self.plan.steps)
         ));
+        let tokens = size.tokens_in(self.plan.steps * run.batch.rows() as u64);
+        look.say(format_args!("tokens   {}", tokens_a_parameter(tokens, self.parameters)));
         for decision in &self.plan.decisions {
             look.say(format_args!("chosen   {decision}"));
         }

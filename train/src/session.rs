@@ -2,7 +2,8 @@
 //! it counts is [`Progress`], and that is in every checkpoint.
 
 use crate::checkpoint::{
-    self, CheckpointError, Copied, Era, FORMAT, Keep, Progress, Reader, Saved, Saver, Snapshot, State,
+    self, CheckpointError, Copied, Era, Evaluations, FORMAT, Keep, Progress, Reader, Saved, Saver, Snapshot,
+    State,
 };
 use crate::clock::Clock;
 use crate::config::RunConfig;
@@ -44,7 +45,7 @@ pub(crate) struct Session<'w, M: Machine> {
     pub(crate) held: Held,
     /// Whether steps were launched since the state was loaded or saved.
     pub(crate) unsaved: bool,
-    /// The step of the last checkpoint that was begun, and how long it is to be kept.
+    /// The step of the last checkpoint that was begun, or that the run was started from, and how long it is to be kept.
     pub(crate) begun: Option<(u64, Keep)>,
 }
 
@@ -118,7 +119,7 @@ impl<M: Machine> Session<'_, M> {
     ) -> Result<Outcome> {
         let rows = self.about.run.batch.rows();
         let mut saved_at = Instant::now();
-        while self.progress.step < self.about.plan.steps {
+        while self.progress.step < self.about.plan.steps && !self.has_stalled() {
             // Before anything else, and without the step in flight: where a run goes back to must not depend on when it
             // was stopped.
             if self.must_go_back() {
@@ -152,23 +153,56 @@ impl<M: Machine> Session<'_, M> {
             }
 
             let due = self.due(&batch, saved_at);
-            let evaluates = self.progress.step.is_multiple_of(self.about.run.validation.every)
-                && self.progress.step < self.about.plan.steps;
+            let evaluates = self.counts_evaluation();
             if due.is_some() || evaluates {
                 self.read(in_flight.take(), recorder, speed)?;
                 speed.clock.pause(Instant::now());
-                if let Some(keep) = due {
-                    self.save(keep, recorder)?;
-                    saved_at = Instant::now();
-                }
+                // First, so that the checkpoint of this step knows its loss.
                 if evaluates {
                     self.validate(recorder)?;
+                }
+                if let Some(keep) = due.or(self.has_stalled().then_some(Keep::Rolling)) {
+                    self.save(keep, recorder)?;
+                    saved_at = Instant::now();
                 }
                 speed.clock.go_on(Instant::now());
             }
         }
+        // A stop left the last evaluation out, and with it the last checkpoint.
+        if self.has_stalled() && self.begun == Some((self.progress.step, Keep::Stop)) {
+            self.save(Keep::Rolling, recorder)?;
+        }
         self.report(recorder, |saver| saver.finish())?;
         Ok(Outcome::Finished)
+    }
+
+    /// Whether so many evaluations in a row were no lower that the run ends.
+    pub(crate) fn has_stalled(&self) -> bool {
+        let without = self.progress.evaluations.without_improvement;
+        self.about.run.validation.patience.is_some_and(|patience| without >= patience)
+    }
+
+    /// Why the run ended before its last step; none if it did not.
+    pub(crate) fn ended_early(&self) -> Option<String> {
+        let (step, steps) = (self.progress.step, self.about.plan.steps);
+        let Evaluations { best, without_improvement, .. } = self.progress.evaluations;
+        let best = best.map_or("any".into(), |best| format!("{:.4}, that of step {}", best.loss, best.step));
+        let least = match self.about.run.validation.min_delta {
+            0.0 => String::new(),
+            least => format!(" by {least} nats"),
+        };
+        (self.has_stalled() && step < steps).then(|| {
+            format!(
+                "ended early      at step {step} of {steps}: {without_improvement} evaluations in a row were not lower{least} than {best} (validation.patience)"
+            )
+        })
+    }
+
+    /// Whether an evaluation at this step is one of those that are counted: where others, as where a run is started
+    /// again, are made is no part of its course.
+    fn counts_evaluation(&self) -> bool {
+        let step = self.progress.step;
+        step.is_multiple_of(self.about.run.validation.every) || step == self.about.plan.steps
     }
 
     /// Whether so many steps in a row were bad that there is no sense in another one; behind the last there is none.
@@ -423,12 +457,22 @@ impl<M: Machine> Session<'_, M> {
     /// Loss of the held-out rows at this step. It is recorded once: a run that is started again takes the earlier record.
     pub(crate) fn validate(&mut self, recorder: &mut Recorder) -> Result<Option<f64>> {
         let step = self.progress.step;
-        if let Some(known) = recorder.validations().iter().find(|known| known.step == step) {
-            return Ok(Some(known.loss));
+        let known = recorder.validations().iter().find(|known| known.step == step).copied();
+        let validation = match known {
+            Some(known) => known,
+            None => {
+                let Some((loss, mtp_loss)) = self.machine.validate(&self.world.stop)? else {
+                    return Ok(None);
+                };
+                let validation = metrics::Validation { step, loss, mtp_loss };
+                recorder.validation(validation);
+                validation
+            }
+        };
+        if self.counts_evaluation() {
+            self.progress.evaluations.count(validation, self.about.run.validation.min_delta);
         }
-        let Some((loss, mtp_loss)) = self.machine.validate(&self.world.stop)? else { return Ok(None) };
-        recorder.validation(metrics::Validation { step, loss, mtp_loss });
-        Ok(Some(loss))
+        Ok(Some(validation.loss))
     }
 
     /// The loss before training: the first that was recorded, or else measured now. Also makes up for an evaluation that a stop
@@ -468,6 +512,7 @@ impl Progress {
             watch,
             step: to.step,
             tokens_seen: to.tokens_seen,
+            evaluations: to.evaluations,
         }
     }
 }

@@ -54,6 +54,9 @@ pub enum OnChange {
     HarmlessAtSameRates,
     /// Harmless while a step has as many rows as before, else another course.
     HarmlessWithSameRows,
+    /// Harmless if rows that are too long were refused before, so that there was none, or the same becomes of them;
+    /// else another course.
+    HarmlessIfRefused,
     /// From then on the weights differ from those of either run from its start: this wants `--accept-changes`.
     Course,
     /// The run cannot go on from the checkpoint: its tensors or its place in the data mean something else.

@@ -18,7 +18,7 @@ pub(super) fn run(preset: Preset) -> RunConfig {
             optimizer: Optimizer { learning_rate: Some(4e-3), first_moment: Compute::F32, ..large.optimizer },
             schedule: ScheduleConfig { decay_fraction: 0.3, ..large.schedule },
             checkpoint: Checkpoints { every: 500, every_minutes: None, keep_last: 2, ..large.checkpoint },
-            validation: Validation { every: 250, batches: 48 },
+            validation: Validation { every: 250, batches: 48, ..large.validation },
             log: Log { every: 50 },
             ..large
         },

@@ -56,6 +56,7 @@ impl OnChange {
             OnChange::Harmless => "taken",
             OnChange::HarmlessAtSameRates => "taken at the same rates so far, or `--accept-changes`",
             OnChange::HarmlessWithSameRows => "taken with as many rows a step, or `--accept-changes`",
+            OnChange::HarmlessIfRefused => "taken where it was refuse, or `--accept-changes`",
             OnChange::Course => "`--accept-changes`",
             OnChange::Impossible => "wants a new run",
             OnChange::OfModel => unreachable!("what the model says was looked up"),

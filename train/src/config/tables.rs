@@ -3,7 +3,7 @@
 
 use super::declare::{Closed, table};
 use super::{Key, Kind, OnChange, Open};
-use crate::data::{Order, Packing, RowOptions};
+use crate::data::{LongRows, Order, Packing, RowOptions};
 use crate::schedule::Curve;
 use engine::{Form, Type};
 use model::{Compute, Preset, Remat};
@@ -150,6 +150,9 @@ table! {
         fim_spm: f64 = 0.1, SHARE, Impossible;
         /// How documents become rows: best-fit, sequential or none
         packing: Packing = Packing::BestFit, TEXT, Impossible;
+        /// What becomes of a row or document longer than batch.seq: split, cut or refuse; auto: refuse with packing
+        /// none, else split
+        long_rows: Option<LongRows> = None, TEXT, HarmlessIfRefused;
         /// Part of the files that is held out
         validation_fraction: f64 = 0.01, PROPER, Impossible;
         /// Passes over the training split
@@ -224,6 +227,9 @@ table! {
         /// Newest ends of epochs that are kept beside them, for evaluations to compare
         // All of the epochs of 1b; of a small data set, whose epochs are short, no more than fit on a disk.
         keep_epochs: usize = 4, THINGS_OR_NONE, Harmless;
+        /// Checkpoints with the lowest validation loss that are kept beside them: of each evaluation the first one at
+        /// or after it
+        keep_best: usize = 0, THINGS_OR_NONE, Harmless;
         /// Checkpoints of steps that are a multiple of this are kept for ever; auto: none
         keep_every: Option<u64> = None, STEPS, Harmless;
         /// Folder that each one is copied to, such as a mounted drive; auto: none
@@ -255,12 +261,16 @@ table! {
 
 table! {
     /// When the held-out split is evaluated.
-    #[derive(Clone, Copy, Eq)]
+    #[derive(Clone, Copy)]
     pub struct Validation in "validation." {
         /// Steps between two evaluations
         every: u64 = 1000, STEPS, Harmless;
         /// Micro-batches of an evaluation, or fewer if the split has fewer; 0 turns evaluation off
         batches: u64 = 64, THINGS_OR_NONE, Harmless;
+        /// Evaluations in a row without a lower loss after which the run ends early; auto: it never does
+        patience: Option<u64> = None, THINGS, Harmless;
+        /// Nats by which a loss must be lower than the lowest before to count as lower
+        min_delta: f64 = 0.0, NOT_NEGATIVE, Harmless;
     }
 }
 
@@ -340,6 +350,7 @@ impl Data {
         RowOptions {
             seq,
             packing: self.packing,
+            long_rows: self.long_rows.unwrap_or(self.packing.long_rows()),
             order: self.shuffle,
             fim_rate: self.fim_rate,
             fim_spm_rate: self.fim_spm,

@@ -37,8 +37,30 @@ pub enum Packing {
     BestFit,
     /// Documents follow each other and are split wherever a row ends.
     Sequential,
-    /// Every Parquet row is one training row as it stands.
+    /// Every Parquet row is one training row as it stands, if it is not too long ([`LongRows`]).
     None,
+}
+
+/// What becomes of a row of the files, or a document, that is longer than a training row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LongRows {
+    /// Several training rows.
+    Split,
+    /// Its beginning is one training row, the rest is left out.
+    Cut,
+    /// An error.
+    Refuse,
+}
+
+impl Packing {
+    /// What becomes of long rows if nobody says it.
+    pub fn long_rows(self) -> LongRows {
+        match self {
+            Self::BestFit | Self::Sequential => LongRows::Split,
+            Self::None => LongRows::Refuse,
+        }
+    }
 }
 
 /// Everything that decides which rows are made, and in which order.
@@ -48,6 +70,8 @@ pub struct RowOptions {
     pub seq: usize,
     /// How documents become rows.
     pub packing: Packing,
+    /// What becomes of those that are longer.
+    pub long_rows: LongRows,
     /// Their order.
     pub order: Order,
     /// The share of pieces that are rearranged for fill-in-the-middle. A piece is the part of a document that lies in one row.

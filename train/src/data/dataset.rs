@@ -1,15 +1,17 @@
 //! An open data folder: its shards, cut into chunks of bounded size, and its tokenizer.
 //!
-//! A folder is either one that `prepare-data` wrote (then `dataset.json` says what must be there) or any folder with Parquet
-//! files that have a list column `input_ids`. Files whose names begin with `validation` are the validation split; if there
-//! is none, the last rows of the training split are held out.
+//! A folder is either one that `prepare-data` wrote (then `dataset.json` says what must be there) or any folder with
+//! Parquet files that have a list column `input_ids`, in it or in its `train/` ([`super::folder`]). Files whose names
+//! begin with
+//! `validation`, or those in `validation/` or `val/` beside `train/`, are the validation split; if there is none, the last
+//! rows of the training split are held out.
 
-use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::error::{DataError, Result};
+use super::folder::{self, Parts};
 use super::manifest::{self, DATASET_FILE, DatasetInfo, PROGRESS_FILE, TOKENIZER_FILE};
 use super::shard::{ReadError, Rows, Shard};
 use super::tokenizer::{END_OF_TEXT, FIM_PAD, Tokenizer};
@@ -100,12 +102,16 @@ impl Dataset {
         if let Some(info) = &info {
             check_format(folder, info, vocabulary)?;
         }
+        let parts = match &info {
+            Some(info) => described(folder, info),
+            None => folder::parts(folder)?,
+        };
         // First: if there are no shards, a missing tokenizer is not what to complain of.
-        let (train_shards, validation_shards) = open_shards(folder, info.as_ref())?;
+        let (train_shards, validation_shards) = open_shards(&parts, info.as_ref())?;
         if train_shards.is_empty() {
             return Err(DataError::NoRows { path: folder.to_owned(), split: Part::Train.name() });
         }
-        let tokenizer = open_tokenizer(folder, info.as_ref())?;
+        let tokenizer = open_tokenizer(parts.tokenizer, info.as_ref())?;
         let found = Found { folder, info: info.as_ref(), tokenizer: tokenizer.as_ref(), vocabulary };
         let (said, pad) = found.special_ids(end_of_text)?;
         let other = end_of_text.filter(|_| info.is_none()).map(|_| said);
@@ -241,11 +247,18 @@ fn check_format(folder: &Path, info: &DatasetInfo, vocabulary: usize) -> Result<
     Ok(())
 }
 
-fn open_tokenizer(folder: &Path, info: Option<&DatasetInfo>) -> Result<Option<Tokenizer>> {
-    let path = folder.join(TOKENIZER_FILE);
-    if info.is_none() && !path.exists() {
-        return Ok(None);
+/// The parts of a prepared folder.
+fn described(folder: &Path, info: &DatasetInfo) -> Parts {
+    let paths = |split: &manifest::Split| split.shards.iter().map(|s| folder.join(&s.file)).collect();
+    Parts {
+        train: paths(&info.train),
+        validation: paths(&info.validation),
+        tokenizer: Some(folder.join(TOKENIZER_FILE)),
     }
+}
+
+fn open_tokenizer(path: Option<PathBuf>, info: Option<&DatasetInfo>) -> Result<Option<Tokenizer>> {
+    let Some(path) = path else { return Ok(None) };
     let tokenizer = Tokenizer::open(&path)?;
     match info {
         Some(info) if info.recipe.tokenizer_blake3 != tokenizer.hash() => Err(DataError::TokenizerMismatch {
@@ -314,26 +327,13 @@ impl Found<'_> {
 }
 
 /// The training and validation shards, each in order.
-fn open_shards(folder: &Path, info: Option<&DatasetInfo>) -> Result<(Vec<Shard>, Vec<Shard>)> {
-    if let Some(info) = info {
-        let open = |split: &manifest::Split| -> Result<Vec<Shard>> {
-            split.shards.iter().map(|s| Shard::open(&folder.join(&s.file), Some(s))).collect()
-        };
-        return Ok((open(&info.train)?, open(&info.validation)?));
-    }
-    let entries = fs::read_dir(folder).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
-    let mut names: Vec<_> = entries
-        .map_err(|e| DataError::io("list", folder, e))?
-        .into_iter()
-        .filter_map(|e| e.file_name().into_string().ok())
-        .filter(|name| name.ends_with(".parquet"))
-        .collect();
-    names.sort();
-    let (validation, train): (Vec<_>, Vec<_>) = names.into_iter().partition(|n| n.starts_with("validation"));
-    let open = |names: Vec<String>| -> Result<Vec<Shard>> {
-        names.iter().map(|name| Shard::open(&folder.join(name), None)).collect()
+fn open_shards(parts: &Parts, info: Option<&DatasetInfo>) -> Result<(Vec<Shard>, Vec<Shard>)> {
+    let open = |paths: &[PathBuf], split: Option<&manifest::Split>| -> Result<Vec<Shard>> {
+        let described = |at: usize| split.map(|split| &split.shards[at]);
+        paths.iter().enumerate().map(|(at, path)| Shard::open(path, described(at))).collect()
     };
-    Ok((open(train)?, open(validation)?))
+    let (train, validation) = (info.map(|info| &info.train), info.map(|info| &info.validation));
+    Ok((open(&parts.train, train)?, open(&parts.validation, validation)?))
 }
 
 fn chunks(shards: &[Shard], first_shard: usize) -> Vec<Chunk> {

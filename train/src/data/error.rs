@@ -192,6 +192,13 @@ pub enum DataError {
         /// What to do.
         remedy: String,
     },
+    /// A folder of a tokenizer in another form.
+    #[error(
+        "{folder} holds no tokenizer.json; write one there with `python3 -c \"from transformers import AutoTokenizer as A; \
+         A.from_pretrained({quoted}).save_pretrained({quoted})\"`, or move that folder away",
+        folder = .0.display(), quoted = format!("'{}'", .0.display())
+    )]
+    OtherTokenizer(PathBuf),
     /// `data.end_of_text` is not the token that ends the documents.
     #[error(
         "the documents in {path} end with `{wanted}`, as its dataset.json says, and not with data.end_of_text, `{found}`: leave \
@@ -209,19 +216,22 @@ pub enum DataError {
     #[error("FIM (data.fim_rate > 0) needs a tokenizer.json in {0}; copy it there or set data.fim_rate = 0")]
     FimNeedsTokenizer(PathBuf),
     /// Complete training rows cannot be packed again.
-    #[error("{0} holds complete training rows (it has a column `labels`): set data.packing = \"none\"")]
+    #[error(
+        "{0} holds complete training rows (it has a column `labels`): add --set data.packing=none, or in a file set \
+         data.packing = \"none\""
+    )]
     CompleteRows(PathBuf),
     /// A row that is longer than the training rows.
     #[error(
-        "row {row} of the {split} split has {found} tokens, batch.seq is {seq}: with data.packing = \"none\" every row must \
-         fit; set batch.seq = {found} or choose data.packing = \"best-fit\""
+        "row {row} of the {split} split has {found} tokens, batch.seq is {seq}: add --set data.long_rows=split to make several \
+         rows of such a one, --set data.long_rows=cut to leave out what is too much, or --set batch.seq={found}"
     )]
     RowLength {
         /// Which split.
         split: &'static str,
         /// The row, counted over all shards of the split.
         row: u64,
-        /// Its length.
+        /// Its length, with the end of the document where documents are packed.
         found: usize,
         /// The length of training rows.
         seq: usize,

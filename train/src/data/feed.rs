@@ -17,10 +17,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use super::config::{Order, Packing, RowOptions};
+use super::config::{LongRows, Order, Packing, RowOptions};
 use super::dataset::{Chunk, Dataset, Part};
 use super::error::{DataError, Result};
 use super::fim::{Fim, Marks, Piece, PieceId};
+use super::lengths::{RowLengths, lengths, parts};
 use super::pack::{self, Document, PackedRows, Tally};
 use super::parallel::{cores, in_parallel};
 use super::position::Position;
@@ -58,6 +59,9 @@ pub(super) struct Feed {
     said_fim: bool,
     /// Rows made since the epoch began, if this feed began it.
     rows_of_epoch: Option<usize>,
+    /// The first epoch that this feed makes whole, whose rows of the files it counts: those of each epoch.
+    counted: u64,
+    lengths: RowLengths,
 }
 
 /// A window in memory.
@@ -115,6 +119,8 @@ impl Feed {
             notes: None,
             said_fim: false,
             rows_of_epoch: (position.window == 0 && position.block == 0).then_some(0),
+            counted: position.epoch + u64::from(position.window > 0 || position.block > 0),
+            lengths: RowLengths::default(),
         };
         feed.windows = feed.windows_of_epoch();
         Ok(feed)
@@ -150,6 +156,9 @@ impl Feed {
                 Some(range) => self.make(&window, range.clone())?,
                 None => PackedRows::default(),
             };
+            if self.position.epoch == self.counted {
+                self.lengths += rows.lengths;
+            }
             if index + 1 < window.blocks.len() {
                 self.position.block += 1;
                 self.open = Some(window);
@@ -160,8 +169,8 @@ impl Feed {
             self.position.rows += count;
             self.rows_of_epoch = self.rows_of_epoch.map(|n| n + rows.ids.len());
             if count > 0 {
-                if !std::mem::replace(&mut self.said_fim, true) && self.options.fim_rate > 0.0 {
-                    self.say(self.said_of_fim(rows.tally));
+                if !std::mem::replace(&mut self.said_fim, true) && self.marks.is_some() {
+                    self.say(said_of_fim(rows.tally, self.options.fim_rate));
                 }
                 return Ok(RowBlock { rows, start, next: self.position });
             }
@@ -181,11 +190,19 @@ impl Feed {
                 split: self.part.name(),
             });
         }
+        if self.position.epoch == self.counted && self.lengths.long > 0 && self.says_lengths() {
+            self.say(format!("long     in a whole epoch, {}", self.lengths.said(&self.options)));
+        }
         self.position.window = 0;
         self.position.epoch += 1;
         self.rows_of_epoch = None;
         self.windows = self.windows_of_epoch();
         Ok(())
+    }
+
+    /// Whether a setting decides what becomes of long rows; that packing splits documents needs no words.
+    fn says_lengths(&self) -> bool {
+        self.options.packing == Packing::None || self.options.long_rows == LongRows::Cut
     }
 
     fn windows_of_epoch(&self) -> Vec<Vec<usize>> {
@@ -275,6 +292,8 @@ impl Feed {
             Packing::Sequential => pack::sequential(self.documents(window, rows, fim)?, seq, pad, fim)?,
             Packing::BestFit => pack::best_fit(self.documents(window, rows, fim)?, seq, pad, fim)?,
         };
+        packed.lengths =
+            lengths(&window.rows, rows.iter().copied(), &self.options, self.dataset.end_of_text());
         if self.options.packing == Packing::BestFit && self.options.order == Order::Shuffled {
             // Best fit takes long documents early; batches should not drift from long to short ones.
             packed = self.shuffle_rows(&packed);
@@ -287,38 +306,59 @@ impl Feed {
         let mut packed = PackedRows::default();
         for &index in rows {
             let (range, row, split) = (window.rows.range(index), window.numbers[index], self.part.name());
-            if range.len() > seq {
-                return Err(DataError::RowLength { split, row, found: range.len(), seq });
+            self.check_length(row, range.len())?;
+            let segments = self
+                .dataset
+                .segments(&window.rows, index)
+                .map_err(|reason| DataError::RowColumns { split, row, reason })?;
+            let parts = parts(&segments, &self.options);
+            packed.lengths += RowLengths::of_row(&segments, &parts, seq);
+            let mut documents = 0;
+            for part in parts {
+                let end = packed.ids.len() + seq;
+                let ids = &window.rows.ids[range.clone()][part.clone()];
+                if let Some(fim) = fim {
+                    documents = self.rearrange(row, documents, ids, fim, &mut packed)?;
+                } else {
+                    let first = segments[part.start].max(0);
+                    packed.ids.extend_from_slice(ids);
+                    // Counted from 0 in each row; padding stays what it is.
+                    packed.segments.extend(segments[part].iter().map(|&s| if s < 0 { s } else { s - first }));
+                }
+                packed.ids.resize(end, self.dataset.pad());
+                packed.segments.resize(end, pack::PADDING);
             }
-            let end = packed.ids.len() + seq;
-            if let Some(fim) = fim {
-                self.rearrange(row, &window.rows.ids[range], fim, &mut packed)?;
-            } else {
-                let column = |c: &'_ Option<Vec<i32>>| c.as_ref().map(|c| c[range.clone()].to_vec());
-                let (segments, labels) = (column(&window.rows.segments), column(&window.rows.labels));
-                let ids = &window.rows.ids[range.clone()];
-                let end_of_text = self.dataset.end_of_text();
-                let segments = pack::whole_row(ids, segments.as_deref(), labels.as_deref(), end_of_text)
-                    .map_err(|reason| DataError::RowColumns { split, row, reason })?;
-                packed.ids.extend_from_slice(ids);
-                packed.segments.extend(segments);
-            }
-            packed.ids.resize(end, self.dataset.pad());
-            packed.segments.resize(end, pack::PADDING);
         }
         Ok(packed)
     }
 
-    /// One Parquet row as a training row. Its documents are rearranged where chance says so and the row has room for the marks.
-    fn rearrange(&self, row: u64, ids: &[i32], fim: &Fim, packed: &mut PackedRows) -> Result<()> {
+    /// Refuses a row or document that is too long, if long ones are refused.
+    fn check_length(&self, row: u64, found: usize) -> Result<()> {
+        let (split, seq) = (self.part.name(), self.options.seq);
+        match self.options.long_rows {
+            LongRows::Refuse if found > seq => Err(DataError::RowLength { split, row, found, seq }),
+            _ => Ok(()),
+        }
+    }
+
+    /// A Parquet row, or a part of one, as a training row. Its documents, of which the parts before had `number`, are
+    /// rearranged where chance says so and the row has room for the marks. Returns how many the row has by now.
+    fn rearrange(
+        &self,
+        row: u64,
+        mut number: u64,
+        ids: &[i32],
+        fim: &Fim,
+        packed: &mut PackedRows,
+    ) -> Result<u64> {
         let end_of_text = self.dataset.end_of_text();
         let mut spare = self.options.seq - ids.len();
-        for (number, document) in ids.split_inclusive(|id| *id == end_of_text).enumerate() {
+        for (segment, document) in ids.split_inclusive(|id| *id == end_of_text).enumerate() {
             let text = document.strip_suffix(&[end_of_text]).unwrap_or(document);
             let room = document.len() + spare;
             let piece = match text.is_empty() {
                 true => Piece::Plain,
-                false => fim.piece(text, PieceId { document: row, piece: number as u64 }, room)?,
+                false => fim.piece(text, PieceId { document: row, piece: number }, room)?,
             };
             let tally = &mut packed.tally;
             let ids = match &piece {
@@ -341,9 +381,10 @@ impl Feed {
             tally.pieces += 1;
             tally.tokens += ids.len() as u64;
             packed.ids.extend_from_slice(ids);
-            packed.segments.resize(packed.ids.len(), number as i32);
+            packed.segments.resize(packed.ids.len(), segment as i32);
+            number += 1;
         }
-        Ok(())
+        Ok(number)
     }
 
     /// The documents of a block. Those that fit a row are rearranged already, where chance says so.
@@ -352,37 +393,12 @@ impl Feed {
         let one = |&index: &usize| -> Result<Document> {
             let ids = &window.rows.ids[window.rows.range(index)];
             let ids = ids.strip_suffix(&[end]).unwrap_or(ids);
-            Document::new(window.numbers[index], ids, end, self.options.seq, fim)
+            let RowOptions { seq, long_rows, .. } = self.options;
+            self.check_length(window.numbers[index], ids.len() + 1)?;
+            Document::new(window.numbers[index], ids, end, seq, long_rows, fim)
         };
         let threads = if fim.is_some() { cores() } else { 1 };
         in_parallel(rows, threads, one).into_iter().collect()
-    }
-
-    /// What FIM does with the rows, by what it did with those of a block.
-    fn said_of_fim(&self, tally: Tally) -> String {
-        let rate = self.options.fim_rate;
-        if self.marks.is_none() {
-            let path = self.dataset.rows_of_training().unwrap_or(self.dataset.folder());
-            return format!(
-                "fim      data.fim_rate = {rate} does nothing: with data.packing = \"none\" rows that bring their segments or \
-                 labels ({}) stand as they are",
-                path.display()
-            );
-        }
-        let percent = |part: u64, all: u64| 100.0 * part as f64 / all.max(1) as f64;
-        let mut said = format!(
-            "fim      {:.1} % of the pieces ({:.1} % of the tokens) are rearranged, each whole in one row (data.fim_rate = \
-             {rate}; counted in the first {} tokens)",
-            percent(tally.rearranged, tally.pieces),
-            percent(tally.rearranged_tokens, tally.tokens),
-            tally.tokens
-        );
-        for (count, why) in [(tally.no_room, "have no room for the marks"), (tally.not_text, "are no text")] {
-            if count > 0 {
-                said += &format!("; {:.1} % {why}", percent(count, tally.pieces));
-            }
-        }
-        said
     }
 
     fn shuffle_rows(&self, packed: &PackedRows) -> PackedRows {
@@ -392,8 +408,29 @@ impl Feed {
         self.stream(Purpose::Rows).shuffle(&mut order, |row| block | row as u64);
         let gather =
             |column: &[i32]| order.iter().flat_map(|&row| &column[row * seq..][..seq]).copied().collect();
-        PackedRows { ids: gather(&packed.ids), segments: gather(&packed.segments), tally: packed.tally }
+        PackedRows { ids: gather(&packed.ids), segments: gather(&packed.segments), ..*packed }
     }
+}
+
+/// What FIM does with the rows, by what it did with those of a block.
+fn said_of_fim(tally: Tally, rate: f64) -> String {
+    let percent = |part: u64, all: u64| 100.0 * part as f64 / all.max(1) as f64;
+    let counted = format!("data.fim_rate = {rate}; counted in the first {} tokens", tally.tokens);
+    let reasons = [(tally.no_room, "have no room for the marks"), (tally.not_text, "are no text")];
+    let reasons: Vec<String> = reasons
+        .iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, why)| format!("; {:.1} % {why}", percent(*count, tally.pieces)))
+        .collect();
+    if tally.rearranged == 0 && !reasons.is_empty() {
+        return format!("fim      no piece is rearranged ({counted}){}", reasons.concat());
+    }
+    format!(
+        "fim      {:.1} % of the pieces ({:.1} % of the tokens) are rearranged, each whole in one row ({counted}){}",
+        percent(tally.rearranged, tally.pieces),
+        percent(tally.rearranged_tokens, tally.tokens),
+        reasons.concat()
+    )
 }
 
 fn join(all: &mut Rows, rows: Rows) {
@@ -411,22 +448,38 @@ fn join(all: &mut Rows, rows: Rows) {
 }
 
 impl Dataset {
-    /// Where a run goes on that now makes rows of another length than those of the settings `old`: at the begin of the block
-    /// that the position lies in, because blocks hold the same documents whatever the rows' length. Also how many rows, of the
-    /// old length, are thereby seen again. None if the settings differ in more than the length, or it is no position of `old`.
+    /// Why FIM does nothing though it is asked for; none if it does, or is not.
+    pub fn without_fim(&self, options: &RowOptions) -> Option<String> {
+        let path =
+            self.rows_of_training().filter(|_| options.fim_rate > 0.0 && !rearranges(self, options))?;
+        Some(format!(
+            "fim      data.fim_rate = {} does nothing: with data.packing = \"none\" rows that bring their segments or labels \
+             ({}) stand as they are",
+            options.fim_rate,
+            path.display()
+        ))
+    }
+
+    /// Where a run goes on that now makes rows of another length than those of the settings `old`, or other ones of
+    /// those that are too long: at the begin of the block that the position lies in, because blocks hold the same
+    /// documents whatever the rows are. Also how many rows, of the old ones, are thereby seen again: none if all that
+    /// changed is that long ones are not refused any more. None if nothing of this changed, the settings differ in more
+    /// than that, or it is no position of `old`.
     pub fn in_other_rows(
         &self,
         position: Position,
         old: &RowOptions,
         new: &RowOptions,
     ) -> Option<(Position, u64)> {
-        let alike =
-            RowOptions { seq: new.seq, ..old.clone() } == *new && old.block_tokens() == new.block_tokens();
-        if !alike || position.mark != mark(self, Part::Train, old) {
+        let alike = RowOptions { seq: new.seq, long_rows: new.long_rows, ..old.clone() } == *new
+            && old.block_tokens() == new.block_tokens();
+        if !alike || old == new || position.mark != mark(self, Part::Train, old) {
             return None;
         }
-        let rows = position.rows.saturating_sub(position.row);
-        Some((Position { mark: mark(self, Part::Train, new), row: 0, rows, ..position }, position.row))
+        let again = if old.long_rows == LongRows::Refuse && old.seq == new.seq { 0 } else { position.row };
+        let row = position.row - again;
+        let rows = position.rows.saturating_sub(again);
+        Some((Position { mark: mark(self, Part::Train, new), row, rows, ..position }, again))
     }
 }
 
@@ -453,7 +506,9 @@ fn mark(dataset: &Dataset, part: Part, options: &RowOptions) -> u64 {
         options.fim_rate.to_bits(),
         options.fim_spm_rate.to_bits(),
     ];
-    for number in numbers {
+    // What it is if nobody says it was so before there was a choice.
+    let long_rows = (options.long_rows != options.packing.long_rows()).then_some(options.long_rows as u64);
+    for number in numbers.into_iter().chain(long_rows) {
         hasher.update(&number.to_le_bytes());
     }
     // Never 0, which marks the start.

@@ -32,7 +32,7 @@ impl Marks {
     pub(super) fn of(tokenizer: &Tokenizer) -> Result<Self> {
         let id = |token: &str| {
             tokenizer.find_special(token).ok_or_else(|| DataError::NoSpecial {
-                path: "tokenizer.json".into(),
+                path: tokenizer.path().to_owned(),
                 token: token.to_owned(),
                 purpose: "marks a part of a document for FIM",
                 remedy: "use a tokenizer.json that has it, or set data.fim_rate = 0".to_owned(),
@@ -211,6 +211,7 @@ mod tests {
         let options = RowOptions {
             seq: 64,
             packing: Packing::BestFit,
+            long_rows: Packing::BestFit.long_rows(),
             order: Order::Shuffled,
             fim_rate: rate,
             fim_spm_rate: 0.1,

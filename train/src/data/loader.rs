@@ -16,6 +16,7 @@ use super::config::{Order, Packing, RowOptions};
 use super::dataset::{Dataset, Part};
 use super::error::{DataError, Result};
 use super::feed::{Feed, RowBlock};
+use super::lengths::RowLengths;
 use super::pack::PADDING;
 use super::position::Position;
 
@@ -61,17 +62,24 @@ pub struct EpochSize {
     /// Training tokens. Exact without FIM, if no document ends in an end-of-text token already. With FIM each rearranged piece
     /// has four marks and a few tokens at its cuts more, which are estimated from above.
     pub tokens: u64,
-    /// Rows. Exact with [`Packing::None`]; otherwise up to one row a block too many, because the number of blocks depends on
-    /// the shuffle.
+    /// Rows. With [`Packing::None`] exact, or of more than 2^25 tokens whose long rows are split, estimated; otherwise
+    /// up to one row a block too many, because the number of blocks depends on the shuffle.
     pub rows: u64,
     /// Places in a row.
     pub seq: usize,
+    /// What becomes of rows that are longer, if a setting decides it: counted in a sample, or in all if there are few.
+    pub lengths: Option<RowLengths>,
 }
 
 impl EpochSize {
     /// The size of data that are not here: so many tokens, in rows without padding.
     pub fn assumed(tokens: u64, seq: usize) -> Self {
-        Self { documents: None, tokens, rows: tokens.div_ceil(seq as u64), seq }
+        Self { documents: None, tokens, rows: tokens.div_ceil(seq as u64), seq, lengths: None }
+    }
+
+    /// Tokens in so many rows like its own.
+    pub fn tokens_in(&self, rows: u64) -> f64 {
+        rows as f64 * self.seq as f64 * (1.0 - self.padding())
     }
 
     /// Part of the places in its rows that holds no token.
@@ -244,27 +252,31 @@ impl Loader {
 }
 
 impl Dataset {
-    /// How much one epoch of training holds, from the footers alone.
-    pub fn epoch_size(&self, options: &RowOptions) -> EpochSize {
+    /// How much one epoch of training holds, from the footers, and from a sample of the rows where long ones are cut or
+    /// split.
+    ///
+    /// # Errors
+    /// If a row of the sample does not fit the model.
+    pub fn epoch_size(&self, options: &RowOptions) -> Result<EpochSize> {
         let chunks = self.chunks(Part::Train);
         let documents: u64 = chunks.iter().map(|c| c.len()).sum();
         let stored: u64 = chunks.iter().map(|c| c.tokens).sum();
+        let (seq, lengths) = (options.seq, self.row_lengths(options)?);
         if options.packing == Packing::None {
-            return EpochSize {
-                documents: Some(documents),
-                tokens: stored,
-                rows: documents,
-                seq: options.seq,
-            };
+            let of_epoch = lengths.map(|lengths| lengths.of_epoch(documents, stored));
+            let (rows, tokens) = of_epoch.unwrap_or((documents, stored));
+            return Ok(EpochSize { documents: Some(documents), tokens, rows, seq, lengths });
         }
-        let pieces = documents + stored / options.seq as u64;
+        let pieces = documents + stored / seq as u64;
         let marks = 6.0 * options.fim_rate * pieces as f64;
-        let tokens = stored + documents + marks as u64;
+        let ended = stored + documents;
+        let (_, kept) = lengths.map_or((documents, ended), |all| all.of_epoch(documents, ended));
+        let tokens = kept + marks as u64;
         // Two neighbouring windows together hold more tokens than one may.
         let windows = 2 * tokens / options.window_tokens + 1;
         let blocks = tokens / options.block_tokens() + windows;
-        let rows = tokens / options.seq as u64 + blocks;
-        EpochSize { documents: Some(documents), tokens, rows, seq: options.seq }
+        let rows = tokens / seq as u64 + blocks;
+        Ok(EpochSize { documents: Some(documents), tokens, rows, seq, lengths })
     }
 
     /// Rows of the validation split without FIM: up to `batches` batches, the last one filled with padding, of documents drawn
@@ -293,10 +305,11 @@ impl Dataset {
             window_tokens: VALIDATION_TOKENS,
             ..options.clone()
         };
-        let mut feed = Feed::new(self.clone(), Part::Validation, options, Position::default())?;
+        let mut feed = Feed::new(self.clone(), Part::Validation, options.clone(), Position::default())?;
         let notes = feed.notes();
         let size = shape.rows() * shape.seq;
         let (mut ids, mut segments) = (Vec::new(), Vec::new());
+        let mut lengths = RowLengths::default();
         while ids.len() < batches * size {
             let block = match feed.next_block() {
                 Ok(block) => block,
@@ -304,6 +317,7 @@ impl Dataset {
                 Err(DataError::NoRows { .. }) => break,
                 Err(error) => return Err(error),
             };
+            lengths += block.rows.lengths;
             ids.extend(block.rows.ids);
             segments.extend(block.rows.segments);
             if block.next.epoch > 0 {
@@ -311,6 +325,9 @@ impl Dataset {
             }
         }
         notes.try_iter().for_each(|said| esay!("warning: validation: {said}"));
+        if lengths.lost > 0 {
+            esay!("warning: validation: {}", lengths.said(&options));
+        }
         let length = ids.len().next_multiple_of(size).min(batches * size);
         ids.resize(length, self.pad());
         segments.resize(length, PADDING);

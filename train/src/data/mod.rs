@@ -10,6 +10,8 @@ mod dataset;
 mod error;
 mod feed;
 mod fim;
+mod folder;
+mod lengths;
 mod loader;
 mod manifest;
 mod pack;
@@ -27,9 +29,10 @@ mod words;
 
 pub use bad::{BAD_LINES_FILE, BadLines};
 pub use bigram::Bigram;
-pub use config::{Order, Packing, RowOptions};
+pub use config::{LongRows, Order, Packing, RowOptions};
 pub use dataset::Dataset;
 pub use error::{DataError, Result};
+pub use lengths::RowLengths;
 pub use loader::{Batch, EpochSize, Loader};
 pub use manifest::{
     DATASET_FILE, DatasetInfo, FORMAT, InputInfo, Recipe, ShardInfo, Skipped, Split, TOKENIZER_FILE,

@@ -11,8 +11,10 @@ use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::ops::AddAssign;
 
+use super::config::LongRows;
 use super::error::DataError;
 use super::fim::{Fim, MARKS, Piece, PieceId};
+use super::lengths::RowLengths;
 
 /// The segment of padding.
 pub const PADDING: i32 = -1;
@@ -23,6 +25,7 @@ pub(super) struct PackedRows {
     pub(super) ids: Vec<i32>,
     pub(super) segments: Vec<i32>,
     pub(super) tally: Tally,
+    pub(super) lengths: RowLengths,
 }
 
 /// What was done with the pieces of documents, counted.
@@ -57,8 +60,10 @@ impl AddAssign for Tally {
 pub(super) struct Document {
     /// Its number in the split.
     number: u64,
-    /// Its tokens, the end of the text last; none for an empty one.
+    /// Its tokens, the end of the text last, unless it was cut; none for an empty one.
     ids: Vec<i32>,
+    /// How many of them are before the end of the text.
+    text: usize,
     /// How many of them are in rows.
     at: usize,
     /// In how many pieces.
@@ -68,16 +73,21 @@ pub(super) struct Document {
 }
 
 impl Document {
-    /// A document of which nothing is in a row yet. ids: without the end of the text.
+    /// A document of which nothing is in a row yet. ids: without the end of the text, which a document that is cut to
+    /// one row does not get.
     pub(super) fn new(
         number: u64,
         ids: &[i32],
         end_of_text: i32,
         seq: usize,
+        long_rows: LongRows,
         fim: Option<&Fim>,
     ) -> Result<Self, DataError> {
         if ids.is_empty() {
-            return Ok(Self { number, ids: Vec::new(), at: 0, pieces: 0, whole: None });
+            return Ok(Self { number, ids: Vec::new(), text: 0, at: 0, pieces: 0, whole: None });
+        }
+        if long_rows == LongRows::Cut && ids.len() >= seq {
+            return Ok(Self { number, ids: ids[..seq].to_vec(), text: seq, at: 0, pieces: 0, whole: None });
         }
         let whole = match fim {
             Some(fim) if ids.len() + MARKS <= seq => {
@@ -88,7 +98,8 @@ impl Document {
             }
             _ => None,
         };
-        Ok(Self { number, ids: [ids, &[end_of_text]].concat(), at: 0, pieces: 0, whole })
+        let text = ids.len();
+        Ok(Self { number, ids: [ids, &[end_of_text]].concat(), text, at: 0, pieces: 0, whole })
     }
 
     /// Places that it takes in a row, while nothing of it is in one.
@@ -111,7 +122,7 @@ impl Document {
         self.pieces += 1;
         tally.pieces += 1;
         let start = self.at;
-        let text = &self.ids[start..self.ids.len() - 1];
+        let text = &self.ids[start..self.text];
         let piece = match (self.whole.take(), fim) {
             (Some(ids), _) if ids.len() <= room => Piece::Rearranged { ids, taken: text.len() },
             (_, Some(fim)) if !text.is_empty() => fim.piece(text, id, room)?,
@@ -322,7 +333,9 @@ mod tests {
         documents: &[Vec<i32>],
         seq: usize,
     ) -> PackedRows {
-        let document = |ids: &Vec<i32>| Document::new(0, &ids[..ids.len() - 1], EOS, seq, None).unwrap();
+        let document = |ids: &Vec<i32>| {
+            Document::new(0, &ids[..ids.len() - 1], EOS, seq, LongRows::Split, None).unwrap()
+        };
         // A document of nothing but its end counts as empty elsewhere.
         let document = |ids: &Vec<i32>| match ids.len() {
             1 => Document { ids: ids.clone(), ..document(ids) },

@@ -215,6 +215,11 @@ impl Tokenizer {
         &self.notes
     }
 
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The blake3 hash of the file, in hexadecimal.
     pub fn hash(&self) -> &str {
         &self.hash
