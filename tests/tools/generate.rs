@@ -247,6 +247,28 @@ fn the_newest_good_checkpoint_is_found() {
     fs::create_dir(here.join("latest")).unwrap();
     let (code, message) = write("latest");
     assert!(code == Some(1) && message.contains("give ./latest"), "{message}");
+    // The end of an epoch, and the lowest validation loss: of a run, or of the one that was written last.
+    let ends = train::checkpoint::steps(&bench().path("run/checkpoints")).unwrap();
+    let ends = ends.into_iter().filter_map(|(step, path)| match train::checkpoint::whole(&path)?.keep {
+        train::checkpoint::Keep::EpochEnd(epoch) => Some((epoch, step)),
+        _ => None,
+    });
+    let (epoch, step) = ends.last().unwrap();
+    copy("first", step);
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    copy("first", 100);
+    let end = format!("runs/first/checkpoints/step_{step:08}");
+    finds(&format!("runs/first@{epoch}"), &end);
+    finds(&epoch.to_string(), &end);
+    let report = finds("runs/first@best", "runs/first/checkpoints/step_00000100");
+    assert!(report.contains("validation loss "), "{report}");
+    finds("best", "runs/first/checkpoints/step_00000100");
+    finds("runs/first@latest", "runs/first/checkpoints/step_00000100");
+    let (code, message) = write("runs/first@999");
+    let there = format!("no checkpoint of the end of epoch 999; there are those of epochs: {epoch} (");
+    assert!(code == Some(1) && message.contains(&there), "{message}");
+    let (code, message) = write("runs/first/checkpoints/step_00000100@2");
+    assert!(code == Some(1) && message.contains("is a checkpoint and not a run's folder"), "{message}");
     fs::create_dir_all(here.join("runs/empty/checkpoints")).unwrap();
     let (code, message) = write("runs/empty");
     assert!(code == Some(1) && message.contains("runs/empty has no good checkpoint"), "{message}");

@@ -21,7 +21,9 @@ use std::process::ExitCode;
 #[derive(Parser)]
 #[command(version, mut_arg("temperature", |temperature| temperature.default_value("0.8")))]
 struct Arguments {
-    /// Folder of a checkpoint, or of a run for its newest good one; `latest` is the newest of all in runs/
+    /// Folder of a checkpoint, or of a run for its newest good one, RUN@best for the one with the lowest validation
+    /// loss, or RUN@4 for the end of epoch 4; `latest`, `best` or `4` alone are of the run in runs/ that was written
+    /// last
     #[arg(long, value_name = "DIR")]
     checkpoint: PathBuf,
     /// Text to continue

@@ -21,7 +21,9 @@ use train::device::Device;
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// Folder of a checkpoint, or of a run for its newest good one; `latest` is the newest of all in runs/
+    /// Folder of a checkpoint, or of a run for its newest good one, RUN@best for the one with the lowest validation
+    /// loss, or RUN@4 for the end of epoch 4; `latest`, `best` or `4` alone are of the run in runs/ that was written
+    /// last
     #[arg(long, value_name = "DIR")]
     checkpoint: PathBuf,
     /// File of lines {"ids": [..], "segments": [..]}; segments, one number for each id, tell documents apart and may be left out
