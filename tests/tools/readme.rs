@@ -53,6 +53,10 @@ const COMMANDS: &[(&str, Fate)] = &[
         "cargo run -p train -- --preset 1b --platform tpu:v6e:1x1 --tokens 24000000000 --plan",
         Not("it compiles a step several times, to find the largest micro-batch; `plan::` plans for the CPU"),
     ),
+    (
+        "cargo run -p train -- --preset 1b --platform cuda:h100 --tokens 24000000000 --plan",
+        Not("as the one before; `gpu::` compiles the step of `tiny`"),
+    ),
     ("cargo run -p dump-hlo -- --format svg --out step.svg", Run(&[])),
     (
         "cargo run -p dump-hlo -- --preset 1b --platform tpu:v6e:1x1 --stage optimized --format json --out after.json",
