@@ -4,14 +4,14 @@ use engine::hlo::Hlo;
 use engine::work::Work;
 use engine::{Form, Target};
 use model::{Preset, Remat, specs};
-use train::cli::Cli;
 use train::compiler::{Compiler, Place};
+use train::config::resolve;
 use train::metrics::peak::{bandwidth, peak_flops};
 use train::step::step_of;
 
 #[test]
 fn the_step_of_tiny_compiles_for_an_h100() {
-    let run = Cli::configuration(Some(Preset::Tiny), None, &[]).unwrap().run;
+    let run = resolve(Preset::Tiny, None, &[]).unwrap().run;
     let place: Place = "cuda:h100".parse().unwrap();
     let compiler = Compiler::open(&place).unwrap();
     assert_eq!((compiler.target(), place.target().unwrap()), (Target::Cuda, Target::Cuda));

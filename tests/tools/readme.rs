@@ -39,6 +39,10 @@ const COMMANDS: &[(&str, Fate)] = &[
         ]),
     ),
     (
+        "cargo run -p train -- --preset 1b --data data/other --set data.packing=none --set data.long_rows=split",
+        Elsewhere("runs/rows.rs", "a_folder_of_another_program_trains"),
+    ),
+    (
         "cargo run -p generate -- --checkpoint runs/mine --prompt 'def mean(values):'",
         Run(&["--max-new-tokens 8"]),
     ),

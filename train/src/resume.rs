@@ -539,7 +539,7 @@ pub(crate) fn going_on(cli: &Cli) -> (String, Cli) {
 /// What to type when a run ended early, to train it to its last step.
 pub(crate) fn unpatient(cli: &Cli) -> (String, Cli) {
     let mut next = Cli { resume: Resume::Auto, branch_decay: None, accept_changes: false, ..cli.clone() };
-    next.set.push("validation.patience=auto".into());
+    next.layers.set.push("validation.patience=auto".into());
     (format!("train to the last step with\n    {}", next.command()), next)
 }
 
