@@ -320,7 +320,7 @@ impl Feed {
                 if let Some(fim) = fim {
                     documents = self.rearrange(row, documents, ids, fim, &mut packed)?;
                 } else {
-                    let first = segments[part.start].max(0);
+                    let first = segments[part.clone()].first().map_or(0, |&first| first.max(0));
                     packed.ids.extend_from_slice(ids);
                     // Counted from 0 in each row; padding stays what it is.
                     packed.segments.extend(segments[part].iter().map(|&s| if s < 0 { s } else { s - first }));
