@@ -249,11 +249,11 @@ fn the_newest_good_checkpoint_is_found() {
     assert!(code == Some(1) && message.contains("give ./latest"), "{message}");
     // The end of an epoch, and the lowest validation loss: of a run, or of the one that was written last.
     let ends = train::checkpoint::steps(&bench().path("run/checkpoints")).unwrap();
-    let ends = ends.into_iter().filter_map(|(step, path)| match train::checkpoint::whole(&path)?.keep {
+    let mut ends = ends.into_iter().filter_map(|(step, path)| match train::checkpoint::whole(&path)?.keep {
         train::checkpoint::Keep::EpochEnd(epoch) => Some((epoch, step)),
         _ => None,
     });
-    let (epoch, step) = ends.last().unwrap();
+    let (epoch, step) = ends.next_back().unwrap();
     copy("first", step);
     std::thread::sleep(std::time::Duration::from_millis(20));
     copy("first", 100);
