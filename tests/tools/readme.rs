@@ -53,6 +53,7 @@ const COMMANDS: &[(&str, Fate)] = &[
     ("cargo bench -p decode", Not(BENCHMARK)),
     ("cargo run -p doctor", Run(&[])),
     ("cargo run -p doctor --features trial", Run(&[])),
+    ("cargo run -p doctor -- --platform tpu --fetch", Run(&[])),
     (
         "cargo run -p train -- --preset 1b --platform tpu:v6e:1x1 --tokens 24000000000 --plan",
         Not("it compiles a step several times, to find the largest micro-batch; `plan::` plans for the CPU"),
