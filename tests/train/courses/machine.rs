@@ -30,7 +30,7 @@ pub(super) struct Launch {
 #[derive(Clone, Debug)]
 pub(super) enum Event {
     /// Its state is another from here on: a checkpoint's, with what that says, or one of weights alone.
-    Loaded { state: u64, from: Option<(Progress, Vec<Era>)> },
+    Loaded { state: u64, from: Option<Box<(Progress, Vec<Era>)>> },
     /// A step.
     Launched(Launch),
     /// Its state goes into a checkpoint.
@@ -146,7 +146,7 @@ impl Machine for Hashed {
             }
         };
         self.state = state;
-        self.tell(Event::Loaded { state, from });
+        self.tell(Event::Loaded { state, from: from.map(Box::new) });
         Ok(())
     }
 

@@ -62,7 +62,8 @@ pub(super) fn relive(life: &Life, rows: &Rows, known: &mut Vec<At>, origins: &Or
                 let eras = Arc::new(vec![Era { from: 0, settings: run.settings() }]);
                 at = Some(At { state: *state, progress: Progress::default(), eras });
             }
-            Event::Loaded { state, from: Some((progress, eras)) } => {
+            Event::Loaded { state, from: Some(from) } => {
+                let (progress, eras) = &**from;
                 let same = |it: &&At| (it.state, &it.progress, &*it.eras) == (*state, progress, eras);
                 let from = known.iter().chain(origins.checkpoints).find(same);
                 let from = from.unwrap_or_else(|| {
