@@ -121,11 +121,10 @@ fn program(case: Case) -> (Program, Option<Form>) {
                 let q = rotate(q, ["cos", "sin"].map(|name| f.input(name, Type::f32([b, tokens, d / 2]))));
                 let keys = f.input("keys", bf16(vec![b * 4, d, slots]));
                 let values = f.input("values", bf16(vec![b * 4, slots, e / 2]));
-                let visible = f.input("visible", Type::new(DType::Bool, [b, slots]));
-                let slot = f.input("slot", Type::scalar(DType::I32));
+                let slot = f.input("slot", Type::i32([b]));
                 let lambda = f.input("lambda", Type::scalar(DType::F32));
                 let kernel = CachedAttention { norm: HeadNorm::Rms { eps: 1e-5 }, cap: 0.0, block };
-                f.output("y", f.kernel(kernel, &[q, keys, values, visible, slot, lambda])[0]);
+                f.output("y", f.kernel(kernel, &[q, keys, values, slot, lambda])[0]);
             });
             (program, if block.is_some() { Some(Form::Native) } else { Some(Form::Portable) })
         }

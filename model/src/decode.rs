@@ -1,10 +1,8 @@
 //! Decoding: programs over a key/value cache of fixed size.
 //!
 //! One function, `forward`, computes some new tokens of each row against the cache: a chunk of the prompt, one token,
-//! or a token and the draft after it. Slots of the cache are filled for all rows alike; prompts of different lengths
-//! end at the same slot and begin at different ones, and rows that reject a draft while another accepts it leave a hole.
-//! So a slot is not a position: each row says which slots it sees, and keys are turned by the row's own positions before
-//! they are written.
+//! or a token and the draft after it. Each row has a length of its own: its tokens fill its slots from the first one on, so
+//! a token's slot is its position, and what lies beyond the row's length is written over before it is seen.
 //!
 //! The programs, in the order in which they run:
 //!
@@ -25,7 +23,7 @@ use crate::rope::rope_tables;
 use engine::{Builder, DType, Host, Program, Tensor, Type};
 use kernels::{CachedBlock, HeadNorm, Sampling, normalized, project};
 
-/// Keys and values of all layers, and which slots each row sees. They lie exactly as the products read them: for another
+/// Keys and values of all layers. They lie exactly as the products read them: for another
 /// shape, even of the same bytes, XLA writes the update twice, once for the loop and once for the product, and copies the
 /// whole cache in between.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,8 +32,6 @@ pub struct Cache<T> {
     pub keys: Vec<T>,
     /// Of each layer, in two halves of a head's width: `[b*g*2, slots, e/2]`.
     pub values: Vec<T>,
-    /// `[b, slots]` bool: not before the row's prompt, and no rejected draft. Slots not yet filled are visible.
-    pub visible: T,
 }
 
 /// What programs are compiled for.
@@ -43,7 +39,7 @@ pub struct Cache<T> {
 pub struct Shape {
     /// Sequences side by side.
     pub rows: usize,
-    /// Slots of the cache: tokens of the longest prompt, padded to whole chunks, and of what is generated.
+    /// Slots of each row in the cache: for its tokens, and two more where there are drafts.
     pub slots: usize,
     /// How the weights' matrices lie.
     pub matrices: Matrices,
@@ -105,13 +101,12 @@ pub fn table_start(config: &Config, positions: usize) -> usize {
 }
 
 impl<T> Cache<T> {
-    /// Applies a function to every tensor with its name, in the order of every flat list: keys, values, visible.
+    /// Applies a function to every tensor with its name, in the order of every flat list: keys, values.
     pub fn map<U>(self, mut f: impl FnMut(&str, T) -> U) -> Cache<U> {
         let mut named = |what: &str, stack: Vec<T>| -> Vec<U> {
             (0..).zip(stack).map(|(l, leaf): (usize, T)| f(&format!("{what}.{l}"), leaf)).collect()
         };
-        let (keys, values) = (named("keys", self.keys), named("values", self.values));
-        Cache { keys, values, visible: f("visible", self.visible) }
+        Cache { keys: named("keys", self.keys), values: named("values", self.values) }
     }
 }
 
@@ -126,7 +121,6 @@ pub fn cache_types(config: &Config, shape: Shape) -> Cache<Type> {
     Cache {
         keys: vec![Type::new(dtype, [b * groups * maps, d, s]); config.num_hidden_layers],
         values: vec![Type::new(dtype, [b * groups * 2, s, width / 2]); config.num_hidden_layers],
-        visible: Type::new(DType::Bool, [b, s]),
     }
 }
 
@@ -135,9 +129,7 @@ pub fn cache_types(config: &Config, shape: Shape) -> Cache<Type> {
 struct Tokens<'f> {
     /// `[b, n]` i32.
     ids: Tensor<'f>,
-    /// `[b, n]` i32, in the row's own count.
-    positions: Tensor<'f>,
-    /// Slot of the first one, i32 scalar.
+    /// Slot of each row's first one, `[b]` i32.
     slot: Tensor<'f>,
 }
 
@@ -149,7 +141,8 @@ fn forward<'f>(
     tokens: Tokens<'f>,
 ) -> (Tensor<'f>, Cache<Tensor<'f>>) {
     let Model { weights, tables, start } = model;
-    let rows = tokens.positions + start.along(tokens.positions, &[0]); // [b, n]
+    let ty = tokens.ids.ty();
+    let rows = (tokens.slot + *start).along(tokens.ids, &[0]) + tokens.ids.builder().iota(ty, 1); // [b, n]
     let [cos, sin] = tables.map(|table| table.gather(rows)); // [b, n, d/2]
     let mut x = weights.embed.gather(tokens.ids); // [b, n, m]
     for (l, layer) in weights.layers.iter().enumerate() {
@@ -163,7 +156,7 @@ fn forward<'f>(
         let Layer { qkv, lambda, o, gate_up, down } = *layer;
         let (keys, values) = (&mut cache.keys[l], &mut cache.values[l]);
         let mut operands = vec![x, cos, sin, qkv, o, gate_up, down];
-        operands.extend([*keys, *values, cache.visible, tokens.slot]);
+        operands.extend([*keys, *values, tokens.slot]);
         operands.extend(lambda);
         let results = x.builder().kernel(kernel, &operands);
         (x, *keys, *values) = (results[0], results[1], results[2]);
@@ -209,20 +202,16 @@ impl<'f> Model<Tensor<'f>> {
 }
 
 /// A chunk of the prompts into the cache. Inputs: `weights.*`, `rope.cos`, `rope.sin`, `rope.start` `i32[rows]`, the cache
-/// (written over), `ids` and `positions` `i32[rows, chunk]`, `slot` i32: that of the chunk's first token. Outputs: the
-/// cache, and `hidden` `[rows, D]`, the state after the chunk's last token.
+/// (written over), `ids` `i32[rows, chunk]`, `slot` `i32[rows]`: that of each row's first token of the chunk. Outputs: the
+/// cache.
 pub fn prefill_program(config: &Config, shape: Shape, chunk: usize) -> Program {
     Program::build("prefill", |f| {
         let model = Model::inputs(f, config, shape);
         let cache = cache_types(config, shape).map(|name, ty| f.input(name, ty));
         let ids = f.input("ids", Type::i32([shape.rows, chunk]));
-        let positions = f.input("positions", Type::i32([shape.rows, chunk]));
-        let slot = f.input("slot", Type::scalar(DType::I32));
-        let tokens = Tokens { ids, positions, slot };
-        let (hidden, filled) = forward(config, &model, cache.clone(), tokens);
+        let slot = f.input("slot", Type::i32([shape.rows]));
+        let (_, filled) = forward(config, &model, cache.clone(), Tokens { ids, slot });
         output_over(f, filled, cache);
-        let last = hidden.slice_axis(1, chunk - 1, chunk);
-        f.output("hidden", last.reshape([shape.rows, config.hidden_size]));
     })
 }
 
@@ -233,13 +222,12 @@ fn output_over<'f>(f: &'f Builder<'f>, new: Cache<Tensor<'f>>, old: Cache<Tensor
     new.map(|name, tensor| f.output_over(name, tensor, inputs.next().expect("caches of one form")));
 }
 
-/// Rows of prompts to rows of samples. Inputs: the cache and `hidden` of `prompts` rows, `sources` `i32[rows]`, the prompt of
-/// each row. Outputs: the cache and `hidden` of `shape.rows` rows.
+/// Rows of prompts to rows of samples. Inputs: the cache of `prompts` rows, `sources` `i32[rows]`, the prompt of each row.
+/// Outputs: the cache of `shape.rows` rows.
 pub fn spread_program(config: &Config, prompts: usize, shape: Shape) -> Program {
     Program::build("spread", |f| {
         let prompt_shape = Shape { rows: prompts, ..shape };
         let cache = cache_types(config, prompt_shape).map(|name, ty| f.input(name, ty));
-        let hidden = f.input("hidden", Type::new(config.dtype.dtype(), [prompts, config.hidden_size]));
         let sources = f.input("sources", Type::i32([shape.rows]));
         cache.map(|name, tensor| {
             let shape = tensor.shape();
@@ -249,123 +237,115 @@ pub fn spread_program(config: &Config, prompts: usize, shape: Shape) -> Program 
             wanted[0] = shape[0] / prompts * spread.dim(0);
             f.output(name, spread.reshape(wanted));
         });
-        f.output("hidden", hidden.gather(sources));
     })
 }
 
-/// What the token loop carries from iteration to iteration and from call to call.
-#[derive(Clone, Debug, PartialEq)]
-pub struct State<T> {
-    /// Keys and values of all tokens up to the last drawn one, and of the draft.
-    pub cache: Cache<T>,
-    /// The state after the last drawn token, `[b, D]`.
-    pub hidden: T,
-    /// The state after the draft, `[b, D]`; anything if there is none.
-    pub draft_hidden: T,
-    /// The draft, `i32[b]`; -1 if there is none.
-    pub draft: T,
-    /// The position of the next token, `i32[b]`.
-    pub position: T,
-    /// The slot of the draft, which the next token takes if it is dropped; i32.
+/// How far each row is: `[b]` i32 each.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ends<T> {
+    /// The row's last token, whose keys and values are not in the cache yet.
+    pub token: T,
+    /// Its slot: all before it are filled.
     pub slot: T,
+    /// The token that the second head expects next; -1 if it was not asked.
+    pub draft: T,
+    /// Tokens that the row still wants. At 0 it stays as it is.
+    pub left: T,
+}
+
+impl<T> Ends<T> {
+    /// Applies a function to every member with its name, in the order of the program's inputs and outputs.
+    pub fn map<U>(self, mut f: impl FnMut(&str, T) -> U) -> Ends<U> {
+        Ends {
+            token: f("token", self.token),
+            slot: f("slot", self.slot),
+            draft: f("draft", self.draft),
+            left: f("left", self.left),
+        }
+    }
+}
+
+/// What one call returns: for each row its new tokens, their log-probabilities, and counts.
+#[derive(Clone)]
+struct Emitted<T> {
+    /// `i32[b, TOKENS]`.
+    tokens: T,
+    /// `f32[b, TOKENS]`.
+    log_probs: T,
+    /// `i32[b]`.
+    count: T,
+    /// Drafts that were judged, `i32[b]`.
+    drafted: T,
+    /// And found right, `i32[b]`.
+    accepted: T,
+}
+
+/// What the token loop carries from iteration to iteration.
+#[derive(Clone)]
+struct State<T> {
+    emitted: Emitted<T>,
+    ends: Ends<T>,
+    cache: Cache<T>,
 }
 
 impl<T> State<T> {
-    /// Applies a function to every tensor with its name, in the order of the program's inputs and outputs.
-    pub fn map<U>(self, mut f: impl FnMut(&str, T) -> U) -> State<U> {
-        State {
-            cache: self.cache.map(&mut f),
-            hidden: f("hidden", self.hidden),
-            draft_hidden: f("draft_hidden", self.draft_hidden),
-            draft: f("draft", self.draft),
-            position: f("position", self.position),
-            slot: f("slot", self.slot),
-        }
+    fn map<U>(self, mut f: impl FnMut(&str, T) -> U) -> State<U> {
+        let Emitted { tokens, log_probs, count, drafted, accepted } = self.emitted;
+        let emitted = Emitted {
+            tokens: f("tokens", tokens),
+            log_probs: f("log_probs", log_probs),
+            count: f("count", count),
+            drafted: f("drafted", drafted),
+            accepted: f("accepted", accepted),
+        };
+        State { emitted, ends: self.ends.map(&mut f), cache: self.cache.map(&mut f) }
     }
+}
 
-    fn leaves(self) -> Vec<T> {
+impl<'f> State<Tensor<'f>> {
+    fn leaves(self) -> Vec<Tensor<'f>> {
         let mut leaves = Vec::new();
         self.map(|_, leaf| leaves.push(leaf));
         leaves
     }
 
     /// A state of the same form from a flat list.
-    ///
-    /// # Panics
-    /// If the list is too short.
-    pub fn with_leaves<U>(self, leaves: &mut impl Iterator<Item = U>) -> State<U> {
-        self.map(|name, _| leaves.next().unwrap_or_else(|| panic!("no leaf left for `{name}`")))
+    fn with_leaves<'g>(&self, leaves: &[Tensor<'g>]) -> State<Tensor<'g>> {
+        let mut leaves = leaves.iter();
+        self.clone().map(|_, _| *leaves.next().expect("states of one form"))
     }
-}
 
-/// The types of the token loop's state.
-pub fn state_types(config: &Config, shape: Shape) -> State<Type> {
-    let row = Type::i32([shape.rows]);
-    let hidden = Type::new(config.dtype.dtype(), [shape.rows, config.hidden_size]);
-    State {
-        cache: cache_types(config, shape),
-        hidden: hidden.clone(),
-        draft_hidden: hidden,
-        draft: row.clone(),
-        position: row,
-        slot: Type::scalar(DType::I32),
-    }
-}
-
-/// What one call returns: for each row its new tokens, their log-probabilities, and counts.
-#[derive(Clone, Copy)]
-struct Emitted<'f> {
-    /// `i32[b, TOKENS]`.
-    tokens: Tensor<'f>,
-    /// `f32[b, TOKENS]`.
-    log_probs: Tensor<'f>,
-    /// `i32[b]`.
-    count: Tensor<'f>,
-    /// Tokens that the row still wants, `i32[b]`; 0 ends it.
-    left: Tensor<'f>,
-    /// Drafts that were judged, `i32[b]`.
-    drafted: Tensor<'f>,
-    /// And found right, `i32[b]`.
-    accepted: Tensor<'f>,
-}
-
-impl<'f> Emitted<'f> {
-    /// Appends one token to the rows `on` (`[b]` bool): it must be one that they want.
-    fn emit(&mut self, on: Tensor<'f>, token: Tensor<'f>, log_prob: Tensor<'f>, stops: Tensor<'f>) {
-        let column = on.builder().iota(self.tokens.ty(), 1);
-        let here = column.eq(self.count.along(column, &[0])) & on.along(column, &[0]);
-        self.tokens = here.select(token.along(column, &[0]), self.tokens);
-        self.log_probs = here.select(log_prob.along(column, &[0]), self.log_probs);
+    /// Appends one token to the rows `on` (`[b]` bool), which want it.
+    fn push(&mut self, on: Tensor<'f>, token: Tensor<'f>, log_prob: Tensor<'f>, stops: Tensor<'f>) {
+        let State { emitted, ends, .. } = self;
+        let column = on.builder().iota(emitted.tokens.ty(), 1);
+        let here = column.eq(emitted.count.along(column, &[0])) & on.along(column, &[0]);
+        emitted.tokens = here.select(token.along(column, &[0]), emitted.tokens);
+        emitted.log_probs = here.select(log_prob.along(column, &[0]), emitted.log_probs);
         let one = on.convert(DType::I32);
-        self.count = self.count + one;
-        let ends = on & stops.gather(token);
-        self.left = ends.select(self.left.zeros_like(), self.left - one);
-    }
-
-    fn leaves(self) -> [Tensor<'f>; 6] {
-        [self.tokens, self.log_probs, self.count, self.left, self.drafted, self.accepted]
-    }
-
-    fn from_leaves(leaves: &[Tensor<'f>]) -> Emitted<'f> {
-        let &[tokens, log_probs, count, left, drafted, accepted] = leaves else { panic!("six leaves") };
-        Emitted { tokens, log_probs, count, left, drafted, accepted }
+        emitted.count = emitted.count + one;
+        ends.token = on.select(token, ends.token);
+        ends.slot = ends.slot + one;
+        ends.left = (on & stops.gather(token)).select(ends.left.zeros_like(), ends.left - one);
     }
 }
 
-/// The token loop. Inputs: `weights.*`, `rope.cos`, `rope.sin`, `rope.start` `i32[b]`, the [`State`] (written over), `left`
-/// `i32[b]` (tokens that each row still wants, 0 for a finished one), `keys` `u32[b, 2]`, `temperature` f32, `top_k` i32,
-/// `top_p` f32, `stops` `bool[V]` (tokens that end a row), `passes` i32 (iterations at most: [`TOKENS`] without drafts, half
-/// of it with them). Outputs: the state, `tokens` `i32[b, TOKENS]`, `log_probs` f32 of the same shape, `count` `i32[b]`
-/// (how many of them), `left`, `drafted` and `accepted` `i32[b]`.
+/// The token loop. Inputs: `weights.*`, `rope.cos`, `rope.sin`, `rope.start` `i32[b]`, the cache (written over), the
+/// [`Ends`], `keys` `u32[b, 2]`, `temperature` f32, `top_k` i32, `top_p` f32, `stops` `bool[V]` (tokens that end a row),
+/// `passes` i32 (iterations at most: [`TOKENS`] without drafts, half of it with them). Outputs: `tokens` `i32[b, TOKENS]`,
+/// `log_probs` f32 of the same shape, `count` `i32[b]` (how many of them), `drafted` and `accepted` `i32[b]`, the ends, and
+/// the cache.
 ///
-/// An iteration draws the token after the last one. If a draft was there and is that very token, it draws the token
-/// after the draft too. So with drafts the same tokens come out as without them.
+/// An iteration computes the last token and draws the next one. If a draft was there and is that very token, it was computed
+/// too, and the token after it is drawn. So with drafts the same tokens come out as without them.
 pub fn tokens_program(config: &Config, shape: Shape, sampler: Sampler, drafts: Drafts) -> Program {
     Program::build("tokens", |f| {
         let model = Model::inputs(f, config, shape);
-        let state = state_types(config, shape).map(|name, ty| f.input(name, ty));
+        let cache = cache_types(config, shape).map(|name, ty| f.input(name, ty));
         let row = Type::i32([shape.rows]);
-        let left = f.input("left", row.clone());
+        let each = [(); 4].map(|()| row.clone());
+        let [token, slot, draft, left] = each;
+        let ends = Ends { token, slot, draft, left }.map(|name, ty| f.input(name, ty));
         let numbers = Numbers {
             keys: f.input("keys", Type::new(DType::U32, [shape.rows, 2])),
             temperature: f.input("temperature", Type::scalar(DType::F32)),
@@ -379,16 +359,14 @@ pub fn tokens_program(config: &Config, shape: Shape, sampler: Sampler, drafts: D
             tokens: f.zeros(Type::i32([shape.rows, TOKENS])),
             log_probs: f.zeros(Type::f32([shape.rows, TOKENS])),
             count: none,
-            left,
             drafted: none,
             accepted: none,
         };
-        let mut carry = vec![passes];
-        carry.extend(emitted.leaves());
-        carry.extend(state.clone().leaves());
+        let start = State { emitted, ends, cache: cache.clone() };
+        let carry = [&[passes], &start.clone().leaves()[..]].concat();
         let results = f.while_loop(
             &carry,
-            |_, carry| carry[0].gt(0) & carry[4].reduce_max(&[0]).gt(0),
+            |_, carry| carry[0].gt(0) & start.with_leaves(&carry[1..]).ends.left.reduce_max(&[0]).gt(0),
             |g, carry| {
                 let pass = Pass {
                     config,
@@ -397,30 +375,22 @@ pub fn tokens_program(config: &Config, shape: Shape, sampler: Sampler, drafts: D
                     numbers: numbers.map(|number| g.capture(number)),
                     stops: g.capture(stops),
                 };
-                let emitted = Emitted::from_leaves(&carry[1..7]);
-                let state = state_types(config, shape).with_leaves(&mut carry[7..].iter().copied());
-                let (emitted, state) = match drafts {
-                    Drafts::Off => pass.one(emitted, state),
-                    Drafts::SecondHead => pass.drafted(emitted, state),
+                let state = start.with_leaves(&carry[1..]);
+                let state = match drafts {
+                    Drafts::Off => pass.one(state),
+                    Drafts::SecondHead => pass.drafted(state),
                 };
-                let mut next = vec![carry[0] - 1];
-                next.extend(emitted.leaves());
-                next.extend(state.leaves());
-                next
+                [&[carry[0] - 1], &state.leaves()[..]].concat()
             },
         );
-        let after = state.clone().with_leaves(&mut results[7..].iter().copied());
-        let mut inputs = state.leaves().into_iter();
-        after.map(|name, tensor| {
-            f.output_over(name, tensor, inputs.next().expect("states of one form"));
-        });
-        let names = ["tokens", "log_probs", "count", "left", "drafted", "accepted"];
-        for (name, &tensor) in names.iter().zip(&results[1..7]) {
-            match *name {
-                "left" => f.output_over(name, tensor, left),
-                _ => f.output(name, tensor),
+        let mut inputs = Vec::new();
+        cache.map(|name, input| inputs.push((name.to_owned(), input)));
+        start.with_leaves(&results[1..]).map(|name, tensor| {
+            match inputs.iter().find(|(input, _)| input == name) {
+                Some(&(_, input)) => f.output_over(name, tensor, input),
+                None => f.output(name, tensor),
             }
-        }
+        });
     })
 }
 
@@ -471,86 +441,58 @@ impl<'f> Pass<'_, 'f> {
         (drawn[0], drawn[1])
     }
 
-    /// The state after new tokens `ids` `[b, n]`, each n * `[b, m]`.
+    /// Logits before the cap, `[b, v]`, and states, `[b, m]`, after each of the tokens `ids` `[b, n]`.
     fn forward(
         &self,
         cache: Cache<Tensor<'f>>,
         ids: Tensor<'f>,
-        position: Tensor<'f>,
         slot: Tensor<'f>,
-    ) -> (Vec<Tensor<'f>>, Cache<Tensor<'f>>) {
-        let ty = ids.ty();
-        let positions = position.along(ids, &[0]) + ids.builder().iota(ty.clone(), 1);
-        let tokens = Tokens { ids, positions, slot };
-        let (hidden, cache) = forward(self.config, &self.model, cache, tokens);
-        let shape = [ty.shape[0], self.config.hidden_size];
-        ((0..ty.shape[1]).map(|i| hidden.slice_axis(1, i, i + 1).reshape(shape)).collect(), cache)
+    ) -> (Vec<(Tensor<'f>, Tensor<'f>)>, Cache<Tensor<'f>>) {
+        let (hidden, cache) = forward(self.config, &self.model, cache, Tokens { ids, slot });
+        let logits = logits(hidden, self.model.weights.head);
+        let nth = |x: Tensor<'f>, i: usize| x.slice_axis(1, i, i + 1).reshape([x.dim(0), x.dim(2)]);
+        ((0..ids.dim(1)).map(|i| (nth(logits, i), nth(hidden, i))).collect(), cache)
     }
 
     /// One token a row; a draft is dropped.
-    fn one(&self, mut out: Emitted<'f>, state: State<Tensor<'f>>) -> (Emitted<'f>, State<Tensor<'f>>) {
-        let [b, m] = state.hidden.shape()[..] else { unreachable!("[b, m]") };
-        let logits = logits(state.hidden.reshape([b, 1, m]), self.model.weights.head);
-        let (token, log_prob) = self.draw(logits.reshape([b, self.config.vocab_size]), state.position);
-        out.emit(out.left.gt(0), token, log_prob, self.stops);
-        let (hidden, cache) = self.forward(state.cache, token.reshape([b, 1]), state.position, state.slot);
-        let state = State {
-            cache,
-            hidden: hidden[0],
-            draft_hidden: hidden[0],
-            draft: state.draft.full_like(-1.0),
-            position: state.position + 1,
-            slot: state.slot + 1,
-        };
-        (out, state)
+    fn one(&self, mut state: State<Tensor<'f>>) -> State<Tensor<'f>> {
+        let Ends { token, slot, left, .. } = state.ends;
+        let (after, cache) = self.forward(state.cache, token.reshape([token.dim(0), 1]), slot);
+        state.cache = cache;
+        let (token, log_prob) = self.draw(after[0].0, slot + 1);
+        state.push(left.gt(0), token, log_prob, self.stops);
+        state.ends.draft = token.full_like(-1.0);
+        state
     }
 
     /// The next token and, if it is the draft, the one after it; then a new draft.
-    fn drafted(&self, mut out: Emitted<'f>, state: State<Tensor<'f>>) -> (Emitted<'f>, State<Tensor<'f>>) {
+    fn drafted(&self, mut state: State<Tensor<'f>>) -> State<Tensor<'f>> {
         let (config, weights) = (self.config, &self.model.weights);
-        let [b, m] = state.hidden.shape()[..] else { unreachable!("[b, m]") };
-        let pair = |first: Tensor<'f>, second: Tensor<'f>| {
-            let shape = [&[b, 1], &first.shape()[1..]].concat();
-            Tensor::concatenate(&[first, second].map(|x| x.reshape(shape.clone())), 1) // [b, 2, ..]
-        };
-        let logits_of_both = logits(pair(state.hidden, state.draft_hidden), weights.head); // [b, 2, v]
-        let nth = |i: usize| logits_of_both.slice_axis(1, i, i + 1).reshape([b, config.vocab_size]);
-        let (first, first_log_prob) = self.draw(nth(0), state.position);
-        let (second, second_log_prob) = self.draw(nth(1), state.position + 1);
+        let Ends { token, slot, draft, left } = state.ends;
+        let (b, m) = (token.dim(0), config.hidden_size);
+        // No draft is computed as token 0, and not equal to what is drawn.
+        let pair = Tensor::concatenate(&[token, draft.max(0)].map(|x| x.reshape([b, 1])), 1);
+        let (after, cache) = self.forward(state.cache, pair, slot);
+        state.cache = cache;
+        let (first, first_log_prob) = self.draw(after[0].0, slot + 1);
+        let (second, second_log_prob) = self.draw(after[1].0, slot + 2);
 
-        let active = out.left.gt(0);
-        let accepted = active & state.draft.eq(first);
-        out.drafted = out.drafted + (active & state.draft.ge(0)).convert(DType::I32);
-        out.accepted = out.accepted + accepted.convert(DType::I32);
-        out.emit(active, first, first_log_prob, self.stops);
-        out.emit(accepted & out.left.gt(0), second, second_log_prob, self.stops);
-
-        // The draft's slot stays if any row accepts it, and is a hole in the others; else it is written again.
-        let any = accepted.convert(DType::I32).reduce_max(&[0]); // 0 or 1
-        let sees = accepted | !any.eq(1).along(accepted, &[]);
-        let zero = state.slot.zeros_like();
-        let mut cache = state.cache;
-        cache.visible = cache.visible.dynamic_update_slice(sees.reshape([b, 1]), &[zero, state.slot]);
-        let slot = state.slot + any;
-        let last = accepted.select(second, first);
-        let position = state.position + accepted.convert(DType::I32);
-        let hidden = accepted.along(state.hidden, &[0]).select(state.draft_hidden, state.hidden);
+        let active = left.gt(0);
+        let accepted = active & draft.eq(first);
+        let count = |which: Tensor<'f>| which.convert(DType::I32);
+        state.emitted.drafted = state.emitted.drafted + count(active & draft.ge(0));
+        state.emitted.accepted = state.emitted.accepted + count(accepted);
+        state.push(active, first, first_log_prob, self.stops);
+        let both = accepted & state.ends.left.gt(0);
+        state.push(both, second, second_log_prob, self.stops);
 
         let head = weights.second.as_ref().expect("drafts need the second head");
-        let joined = Tensor::concatenate(&[hidden, weights.embed.gather(last)], 1); // [b, 2m]
+        let hidden = both.along(after[0].1, &[0]).select(after[1].1, after[0].1);
+        let joined = Tensor::concatenate(&[hidden, weights.embed.gather(state.ends.token)], 1); // [b, 2m]
         let z = project(joined.reshape([b, 1, 2 * m]), head.proj, joined.dtype()); // [b, 1, m]
         let z = rms_norm(z, head.norm, config.rms_norm_eps);
         let guess = logits(z, head.head).reshape([b, config.vocab_size]);
-        let (draft, _) = self.draw(guess, position + 1);
-        let (hidden, cache) = self.forward(cache, pair(last, draft), position, slot);
-        let state = State {
-            cache,
-            hidden: hidden[0],
-            draft_hidden: hidden[1],
-            draft,
-            position: position + 1,
-            slot: slot + 1,
-        };
-        (out, state)
+        (state.ends.draft, _) = self.draw(guess, state.ends.slot + 1);
+        state
     }
 }

@@ -441,22 +441,16 @@ fn attention_to_a_cache() {
     let sizes = (1usize..4, 1usize..4, 1usize..3, 1usize..4, 0usize..100, 1usize..3, 1usize..3);
     let forms = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
     property(32, &(any::<u64>(), sizes, forms), |(seed, sizes, (shared, per_token, normed, capped))| {
-        let (b, n, g, r, slot, d, half) = sizes;
+        let (b, n, g, r, before, d, half) = sizes;
         let (d, half) = (8 * d, 16 * half);
-        let slots = (slot + n + 20).next_multiple_of(16);
+        let slots = (before + n).next_multiple_of(16);
         let mut random = Random::new(seed);
         let maps = if shared { 1 } else { 2 };
-        let mut visible = Host::zeros(Type::new(DType::Bool, [b, slots]));
-        for (i, visible) in visible.bytes_mut().iter_mut().enumerate() {
-            // A token sees itself, whatever holes there are.
-            *visible = u8::from((slot..slot + n).contains(&(i % slots)) || random.below(3) > 0);
-        }
         let args = [
             numbers(&mut random, [b, n, g * r, 2, d], 3.0),
             numbers(&mut random, [b * g * maps, d, slots], 3.0),
             numbers(&mut random, [b * g * 2, slots, half], 3.0),
-            visible,
-            Host::scalar(slot as i32),
+            random.slots(b, slots - n),
             numbers(&mut random, if per_token { vec![b, n, g * r] } else { vec![] }, 1.0),
         ];
         let norm = if normed { HeadNorm::Rms { eps: 1e-2 } } else { HeadNorm::None };
@@ -470,17 +464,13 @@ fn a_block_against_a_cache() {
     let sizes = (1usize..9, 1usize..3, 1usize..3, 1usize..4, 0usize..100, 1usize..3, 1usize..3);
     let forms = (any::<bool>(), any::<bool>(), any::<bool>());
     property(32, &(any::<u64>(), sizes, forms), |(seed, sizes, (shared, normed, capped))| {
-        let (b, n, g, r, slot, d, half) = sizes;
+        let (b, n, g, r, before, d, half) = sizes;
         let h = if normed { g * r } else { 16 }; // columns that give lambda come in whole vectors
         let (m, i, d, half) = (48, 80, 16 * d, 16 * half);
-        let (slots, t) = ((slot + n + 20).next_multiple_of(16), if shared { 1 } else { 2 });
+        let (slots, t) = ((before + n).next_multiple_of(16), if shared { 1 } else { 2 });
         let own_lambda = if normed { 0 } else { h };
         let columns = 2 * h * d + g * t * d + g * 2 * half + own_lambda;
         let mut random = Random::new(seed);
-        let mut visible = Host::zeros(Type::new(DType::Bool, [b, slots]));
-        for (i, visible) in visible.bytes_mut().iter_mut().enumerate() {
-            *visible = u8::from((slot..slot + n).contains(&(i % slots)) || random.below(3) > 0);
-        }
         let mut args = vec![
             numbers(&mut random, [b, n, m], 3.0),
             numbers(&mut random, [b, n, d / 2], 1.0),
@@ -491,8 +481,7 @@ fn a_block_against_a_cache() {
             numbers(&mut random, [m / PANEL, i, PANEL], 0.3),
             numbers(&mut random, [b * g * t, d, slots], 3.0),
             numbers(&mut random, [b * g * 2, slots, half], 3.0),
-            visible,
-            Host::scalar(slot as i32),
+            random.slots(b, slots - n),
         ];
         if normed {
             args.push(numbers(&mut random, [], 0.9));

@@ -7,7 +7,7 @@ use kernels::{BLOCK_ROWS, CachedAttention, DiffAttention, HeadNorm, Keys, SwiGlu
 use proptest::prelude::*;
 use std::ops::Range;
 use tests::close::{assert_small, error_beside};
-use tests::property;
+use tests::{Random, property};
 
 /// Numbers that look random.
 struct Noise(u64);
@@ -246,7 +246,7 @@ fn attention_in_bf16_is_as_near_as_the_plain_form_anywhere() {
     });
 }
 
-/// New tokens of some rows against a cache, of which the slots up to the last token are filled.
+/// New tokens of some rows against a cache, of which each row has filled some slots.
 #[derive(Clone, Debug)]
 struct Cached {
     kernel: CachedAttention,
@@ -257,8 +257,6 @@ struct Cached {
     keys: Keys,
     head_dim: usize,
     slots: usize,
-    /// That of the first new token.
-    slot: usize,
     lambda_per_token: bool,
     scale: f64,
     seed: u64,
@@ -266,14 +264,13 @@ struct Cached {
 
 fn cached(widths: [usize; 2], scales: Range<f64>) -> impl Strategy<Value = Cached> {
     let sizes = (1usize..=3, 1usize..=3, 1usize..=2, 1usize..=4, prop::sample::select(widths.to_vec()));
-    let slots = (prop::sample::select(vec![8usize, 16, 32]), 1usize..=4, any::<prop::sample::Index>());
+    let slots = (prop::sample::select(vec![8usize, 16, 32]), 1usize..=4);
     let keys = prop_oneof![Just(Keys::PerMap), Just(Keys::Shared)];
     let norm = prop_oneof![Just(HeadNorm::Rms { eps: 1e-5 }), Just(HeadNorm::None)];
     let forms = (keys, norm, prop_oneof![Just(0.0), Just(3.0)], any::<bool>());
     (sizes, slots, forms, scales, any::<u64>()).prop_map(
         |((rows, tokens, groups, heads_of_group, head_dim), slots, forms, scale, seed)| {
-            let ((block, blocks, slot), (keys, norm, cap, lambda_per_token)) = (slots, forms);
-            let slots = block * blocks;
+            let ((block, blocks), (keys, norm, cap, lambda_per_token)) = (slots, forms);
             Cached {
                 kernel: CachedAttention { norm, cap, block: Some(block) },
                 rows,
@@ -282,8 +279,7 @@ fn cached(widths: [usize; 2], scales: Range<f64>) -> impl Strategy<Value = Cache
                 heads_of_group,
                 keys,
                 head_dim,
-                slots,
-                slot: slot.index(slots - tokens + 1),
+                slots: block * blocks,
                 lambda_per_token,
                 scale,
                 seed,
@@ -300,31 +296,21 @@ impl Cached {
             let q = f.input("q", Type::new(dtype, [b, n, g * r, 2, d]));
             let keys = f.input("keys", Type::new(dtype, [b * g * maps, d, slots]));
             let values = f.input("values", Type::new(dtype, [b * g * 2, slots, maps * d / 2]));
-            let visible = f.input("visible", Type::new(DType::Bool, [b, slots]));
-            let slot = f.input("slot", Type::scalar(DType::I32));
+            let slot = f.input("slot", Type::i32([b]));
             let of_tokens = if self.lambda_per_token { vec![b, n, g * r] } else { vec![] };
             let lambda = f.input("lambda", Type::f32(of_tokens));
-            f.output("y", f.kernel(self.kernel.clone(), &[q, keys, values, visible, slot, lambda])[0]);
+            f.output("y", f.kernel(self.kernel.clone(), &[q, keys, values, slot, lambda])[0]);
         })
     }
 
-    /// A third of the slots are hidden, but no token from itself.
     fn arguments(&self, program: &Program) -> Vec<Array> {
         let mut noise = Noise(self.seed);
-        let own = self.slot..self.slot + self.tokens;
+        let slot = Random::new(self.seed).slots(self.rows, self.slots - self.tokens);
         let ports = program.inputs().iter();
         ports
-            .map(|port| {
-                let ty = port.ty.clone();
-                let numbers = match &port.name[..] {
-                    "visible" => {
-                        let visible = |i: usize| own.contains(&(i % self.slots)) || noise.next() < 1.0 / 3.0;
-                        (0..ty.elements()).map(visible).map(|visible| f64::from(u8::from(visible))).collect()
-                    }
-                    "slot" => vec![self.slot as f64],
-                    _ => return noise.array(ty, self.scale),
-                };
-                Array::from_host(&Host::from_f64(ty, &numbers))
+            .map(|port| match &port.name[..] {
+                "slot" => Array::from_host(&slot),
+                _ => noise.array(port.ty.clone(), self.scale),
             })
             .collect()
     }

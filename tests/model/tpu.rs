@@ -249,15 +249,14 @@ fn cached_attention(key_maps: usize, tokens: usize, slots: usize) -> Program {
         let q = f.input("q", Type::new(DType::Bf16, [b, tokens, h, 2, d]));
         let keys = f.input("keys", bf16([b * groups * key_maps, d, slots]));
         let values = f.input("values", bf16([b * groups * 2, slots, e / 2]));
-        let visible = f.input("visible", Type::new(DType::Bool, [b, slots]));
-        let slot = f.input("slot", Type::scalar(DType::I32));
+        let slot = f.input("slot", Type::i32([b]));
         let (norm, of_tokens) = match key_maps {
             1 => (HeadNorm::None, vec![b, tokens, h]),
             _ => (HeadNorm::Rms { eps: 1e-5 }, vec![]),
         };
         let lambda = f.input("lambda", Type::f32(of_tokens));
         let kernel = CachedAttention { norm, cap: 0.0, block: None };
-        f.output("y", f.kernel(kernel, &[q, keys, values, visible, slot, lambda])[0]);
+        f.output("y", f.kernel(kernel, &[q, keys, values, slot, lambda])[0]);
     })
 }
 

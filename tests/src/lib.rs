@@ -81,6 +81,16 @@ impl Random {
         low + (high - low) * (self.bits() >> 11) as f64 / (1u64 << 53) as f64
     }
 
+    /// The slot of each row's next token, i32 `[rows]`: nothing before it, a full cache up to slot `last`, or any between.
+    pub fn slots(&mut self, rows: usize, last: usize) -> Host {
+        let slot = |_| match self.below(4) {
+            0 => 0,
+            1 => last as i32,
+            _ => self.below(last + 1) as i32,
+        };
+        Host::new([rows], &(0..rows).map(slot).collect::<Vec<i32>>())
+    }
+
     /// An array whose numbers lie between two others, rounded to its type.
     pub fn array(&mut self, ty: Type, low: f64, high: f64) -> Array {
         let numbers: Vec<f64> = (0..ty.elements())

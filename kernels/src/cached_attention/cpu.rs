@@ -31,20 +31,17 @@ impl HostFunction for CachedAttention {
 
     fn call(CallFrame { attributes, operands, results, workers }: CallFrame<'_>) {
         let &[g, key_maps, cap, ref eps @ ..] = attributes else { unreachable!("as the call was made") };
-        let [q, keys, values, visible, slot, lambda] = operands[..] else { unreachable!("six operands") };
+        let [q, keys, values, slot, lambda] = operands[..] else { unreachable!("five operands") };
         let &[b, n, h, _, d] = q.shape() else { unreachable!("[b, n, h, 2, d]") };
         let &[_, slots, half] = values.shape() else { unreachable!("[b*g*2, slots, e/2]") };
         let (g, key_maps) = (g as usize, key_maps as usize);
-        let filled = slot.as_slice::<i32>()[0] as usize + n;
         let call = Call {
             sizes: Sizes { b, n, g, r: h / g, d, e: 2 * half, slots, key_maps },
             eps: eps.first().map(|&eps| f64::from_bits(eps as u64) as f32),
             cap: f64::from_bits(cap as u64) as f32,
             keys: keys.as_slice(),
             values: values.as_slice(),
-            visible: visible.as_bools(),
-            cached: filled,
-            filled,
+            slot: slot.as_slice(),
         };
         let (q, lambda) = (q.as_slice::<f32>(), lambda.as_slice::<f32>());
         let Some(y) = results.into_iter().next() else { unreachable!("one result") };
@@ -84,11 +81,8 @@ pub(crate) struct Call<'a> {
     /// The cache.
     pub(crate) keys: &'a [f32],
     pub(crate) values: &'a [f32],
-    pub(crate) visible: &'a [u8],
-    /// Slots whose keys and values are in the cache.
-    pub(crate) cached: usize,
-    /// Slots up to the last token's.
-    pub(crate) filled: usize,
+    /// That of each row's first new token.
+    pub(crate) slot: &'a [i32],
 }
 
 /// Keys and values of new tokens, which are not in the cache, of one group of a row.
@@ -126,11 +120,8 @@ impl WithSimd for Group<'_, '_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Group { call, row, group, mut tokens, new } = self;
         let Sizes { n, g, r, d, e, slots, key_maps, .. } = call.sizes;
-        let (rows, used, half) = (n * r, call.filled.next_multiple_of(16), e / 2);
-        // The lowest number, not minus infinity: a token that sees nothing must not become NaN.
-        let hidden: Vec<f32> = (0..used)
-            .map(|s| if s < call.filled && call.visible[row * slots + s] != 0 { 0.0 } else { f32::MIN })
-            .collect();
+        let slot = call.slot[row] as usize;
+        let (rows, used, half) = (n * r, (slot + n).next_multiple_of(16), e / 2);
         let scale = (d as f32).powf(-0.5);
         let (mut x, mut o) = (vec![0.0; rows * d], vec![0.0; rows * half]);
         let mut scores = [vec![0.0; rows * used], vec![0.0; rows * used]];
@@ -145,15 +136,15 @@ impl WithSimd for Group<'_, '_> {
             product(simd, &x, d, Columns::row_major(keys, slots), scores, used);
             for (j, scores) in scores.chunks_mut(used).enumerate() {
                 if let Some(new) = new {
-                    let scores = &mut scores[call.cached..][..n];
+                    let scores = &mut scores[slot..][..n];
                     scores.fill(0.0);
                     for (x, keys) in x[j * d..][..d].iter().zip(new.keys[map * d * n..].chunks(n)) {
                         scores.iter_mut().zip(keys).for_each(|(score, key)| *score += x * key);
                     }
                 }
                 cap(simd, scores, call.cap);
-                scores[call.filled - n + j / r + 1..].fill(f32::MIN);
-                soften(simd, scores, &hidden);
+                scores[slot + j / r + 1..].fill(f32::MIN);
+                soften(simd, scores);
             }
         }
         let [a, p2] = &mut scores;
@@ -163,7 +154,7 @@ impl WithSimd for Group<'_, '_> {
             let (vectors, p2) = (S::as_mut_simd_f32s(a).0, S::as_simd_f32s(p2).0);
             vectors.iter_mut().zip(p2).for_each(|(a, &p2)| *a = simd.mul_add_f32s(lambda, p2, *a));
             if new.is_some() {
-                let a = &mut a[call.cached..][..n];
+                let a = &mut a[slot..][..n];
                 own[j * n..][..n].copy_from_slice(a);
                 a.fill(0.0);
             }
@@ -206,16 +197,11 @@ fn cap<S: Simd>(simd: S, scores: &mut [f32], cap: f32) {
     }
 }
 
-/// Scores to probabilities. hidden: 0 where a slot is visible, else the lowest number.
+/// Scores to probabilities.
 #[inline(always)]
-fn soften<S: Simd>(simd: S, scores: &mut [f32], hidden: &[f32]) {
-    let (scores, hidden) = (S::as_mut_simd_f32s(scores).0, S::as_simd_f32s(hidden).0);
-    let lowest = simd.splat_f32s(f32::MIN);
-    let mut top = lowest;
-    for (score, &hidden) in scores.iter_mut().zip(hidden) {
-        *score = simd.max_f32s(simd.add_f32s(*score, hidden), lowest);
-        top = simd.max_f32s(top, *score);
-    }
+fn soften<S: Simd>(simd: S, scores: &mut [f32]) {
+    let scores = S::as_mut_simd_f32s(scores).0;
+    let top = scores.iter().fold(simd.splat_f32s(f32::MIN), |top, &score| simd.max_f32s(top, score));
     let (top, log2_e) = (simd.splat_f32s(simd.reduce_max_f32s(top)), simd.splat_f32s(LOG2_E));
     let mut sum = simd.splat_f32s(0.0);
     for score in scores.iter_mut() {

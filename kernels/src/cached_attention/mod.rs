@@ -10,13 +10,12 @@ mod tpu;
 
 use crate::example::{ACTIVATIONS, Example, Values};
 use crate::{HeadNorm, wide};
-use engine::{Backward, DType, Form, Func, Kernel, ShapeError, Target, Tensor, Type};
+use engine::{Backward, Form, Func, Kernel, ShapeError, Target, Tensor, Type};
 
 /// Arguments: queries `[b, n, h, 2, d]` of n new tokens, rotated; keys `[b*g*2, d, slots]`, rotated and with those of the
 /// new tokens, or `[b*g, d, slots]` where the two maps share them; values `[b*g*2, slots, e/2]`, in two halves of their
-/// width; visible `[b, slots]` bool, which slots a row sees; slot, i32, that of the first new token, at most `slots - n`;
-/// and lambda, `[]` or `[b, n, h]` f32. Token i sees the visible slots up to `slot + i`. One that sees none gets some
-/// finite result.
+/// width; slot `[b]` i32, that of each row's first new token, at most `slots - n`; and lambda, `[]` or `[b, n, h]` f32.
+/// Token i of row b sees the slots up to `slot[b] + i`: each row has a length of its own.
 ///
 /// Result: `[b, n, h, e]` f32, which is small and which the norm's weight multiplies.
 #[derive(Clone, Debug)]
@@ -47,8 +46,8 @@ pub(crate) struct Sizes {
 impl CachedAttention {
     fn sizes(args: &[Type]) -> Result<Sizes, ShapeError> {
         let complain = |wanted: String| Err(ShapeError(format!("wants {wanted}")));
-        let [q, keys, values, visible, slot, lambda] = args else {
-            return complain("queries, keys, values, visible, slot and lambda".to_owned());
+        let [q, keys, values, slot, lambda] = args else {
+            return complain("queries, keys, values, slot and lambda".to_owned());
         };
         let (&[b, n, h, 2, d], &[key_rows, key_width, slots], &[value_rows, value_slots, half]) =
             (&q.shape[..], &keys.shape[..], &values.shape[..])
@@ -68,8 +67,8 @@ impl CachedAttention {
         if key_width != d || value_slots != slots || values.dtype != q.dtype || !q.dtype.is_float() {
             return complain(format!("values {}", q.with_shape([b * g * 2, slots, half])));
         }
-        if *visible != Type::new(DType::Bool, [b, slots]) || *slot != Type::scalar(DType::I32) {
-            return complain(format!("visible bool[{b},{slots}] and a slot i32[]"));
+        if *slot != Type::i32([b]) {
+            return complain(format!("a slot of each row, i32[{b}]"));
         }
         let wide = wide(q.dtype);
         if lambda.dtype != wide || !(lambda.rank() == 0 || lambda.shape == [b, n, h]) {
@@ -89,8 +88,7 @@ pub(crate) fn examples() -> Vec<Example> {
             (Type::f32([b, tokens, h, 2, d]), ACTIVATIONS),
             (Type::f32([b * g * key_maps, d, slots]), ACTIVATIONS),
             (Type::f32([b * g * 2, slots, e / 2]), ACTIVATIONS),
-            (Type::new(DType::Bool, [b, slots]), Values::Between(0.0, 1.0)),
-            (Type::i32([]), Values::Given(vec![90.0])),
+            (Type::i32([b]), Values::Given(vec![90.0, 0.0])),
             (Type::f32(lambda), Values::Between(0.1, 0.9)),
         ];
         Example::new(CachedAttention { norm, cap: 0.0, block: None }, args, &[], native)

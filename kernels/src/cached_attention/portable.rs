@@ -13,7 +13,7 @@ pub(super) fn attention<'f>(
     let types: Vec<Type> = args.iter().map(|arg| arg.ty()).collect();
     let Sizes { b, n, g, r, d, e, slots, key_maps } =
         CachedAttention::sizes(&types).expect("checked when called");
-    let &[q, keys, values, visible, slot, lambda] = args else { unreachable!("checked when called") };
+    let &[q, keys, values, slot, lambda] = args else { unreachable!("checked when called") };
     let f = q.builder();
     // Maps with keys of their own are apart, maps that share them stand side by side.
     let q = q.reshape([b, n, g, r, 2, d]).transpose(&[0, 2, 4, 1, 3, 5]);
@@ -22,12 +22,10 @@ pub(super) fn attention<'f>(
     let scores = scores.reshape([b, g, 2, n, r, slots]);
     let cap = kernel.cap;
     let scores = if cap > 0.0 { (scores * (1.0 / cap)).tanh() * cap } else { scores };
-    let token = Type::i32([n, slots]);
-    let seen = f.iota(token.clone(), 1).le(f.iota(token, 0) + slot); // [n, slots]
-    let shape = [b, n, slots];
-    let mask = visible.broadcast_in_dim(shape, &[0, 2]) & seen.broadcast_in_dim(shape, &[1, 2]);
-    // Not -inf: a row that sees nothing must not become NaN.
-    let scores = mask.along(scores, &[0, 3, 5]).select(scores, f64::from(f32::MIN));
+    let ty = Type::i32([b, n, slots]);
+    let token = f.iota(ty.clone(), 1);
+    let seen = f.iota(ty, 2).le(token + slot.along(token, &[0]));
+    let scores = seen.along(scores, &[0, 3, 5]).select(scores, f64::from(f32::MIN));
     let top = scores.reduce_max(&[5]).stop_gradient();
     let p = (scores - top.along(scores, &[0, 1, 2, 3, 4])).exp();
     let p = p / p.sum(&[5]).along(p, &[0, 1, 2, 3, 4]);

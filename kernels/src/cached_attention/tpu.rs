@@ -3,13 +3,11 @@
 //! The queries of a group are one matrix: heads and tokens of the first map, then those of the second, each map's rows
 //! filled up to whole registers. Where the maps have keys of their own, these lie below one another in the cache, and the
 //! queries stand in the blocks of a diagonal: then both maps' scores are one product, whose depth fills the matrix unit.
-//! Scores lie with slots along lanes. Blocks after the last filled slot are neither fetched nor computed.
+//! Scores lie with slots along lanes. Blocks after a sequence's last filled slot are neither fetched nor computed.
 
 use super::{CachedAttention, Sizes};
 use crate::HeadNorm;
-use crate::tile::{
-    CostEstimate, DimensionSemantics, GridSpec, KernelBuilder, MemorySpace, Ref, Scalar, TileKernel, at,
-};
+use crate::tile::{CostEstimate, DimensionSemantics, GridSpec, KernelBuilder, Ref, Scalar, TileKernel, at};
 use engine::{DType, Func, Tensor, Type};
 use std::f64::consts::LOG2_E;
 
@@ -38,12 +36,10 @@ struct TpuCachedAttention {
 
 /// What the kernel addresses: blocks of one sequence and some of its slots, and scratch.
 struct Refs {
-    /// Block of the last slot that a token sees, `[1]`.
+    /// Block of the last slot that a sequence's tokens see, `[b]`.
     last_block: Ref,
-    /// Last slot that each query sees, `[2 rows, 1]`.
+    /// Last slot that each query sees, `[1, 2 rows, 1]`.
     last_slot: Ref,
-    /// The slot's own number where it is visible, the largest number where it is not, `[1, 1, block]`.
-    places: Ref,
     /// `[1, g, rows, 1]`
     lambda: Ref,
     /// `[1, g, 2 rows, maps d]`
@@ -92,7 +88,7 @@ impl TpuCachedAttention {
 
     /// The operands of [`TpuCachedAttention::kernel`], from the kernel's arguments.
     fn operands<'f>(&self, args: &[Tensor<'f>]) -> Vec<Tensor<'f>> {
-        let &[q, keys, values, visible, slot, lambda] = args else { unreachable!("checked when called") };
+        let &[q, keys, values, slot, lambda] = args else { unreachable!("checked when called") };
         let f = q.builder();
         let Sizes { b, n, g, r, d, slots, key_maps, .. } = self.sizes;
         let filling = self.rows - n * r;
@@ -106,16 +102,14 @@ impl TpuCachedAttention {
                 Tensor::concatenate(&[first, map(1).pad(0.0, &[0, 0, 0, 0, d], &[0; 5])], 2)
             }
         };
-        let token = f.iota(Type::i32([2, self.rows]), 1) / r as i32;
-        let place = f.iota(Type::i32([b, slots]), 1);
+        let token = f.iota(Type::i32([b, 2, self.rows]), 2) / r as i32;
         let lambda = match lambda.rank() {
             0 => lambda.broadcast_in_dim([b, g, n * r], &[]),
             _ => lambda.reshape([b, n, g, r]).transpose(&[0, 2, 1, 3]).reshape([b, g, n * r]),
         };
         let mut operands = vec![
-            ((slot + (n - 1) as i32) / self.block as i32).reshape([1]),
-            (token + slot.along(token, &[])).reshape([2 * self.rows, 1]),
-            visible.select(place, place.full_like(f64::from(i32::MAX))).reshape([b, 1, slots]),
+            (slot + (n - 1) as i32) / self.block as i32,
+            (token + slot.along(token, &[0])).reshape([b, 2 * self.rows, 1]),
             lambda.pad(0.0, &[0; 3], &[0, 0, filling]).reshape([b, g, self.rows, 1]),
             q.reshape([b, g, 2 * self.rows, key_maps * d]),
             keys.reshape([b * g, key_maps * d, slots]),
@@ -131,8 +125,8 @@ impl TpuCachedAttention {
         y.transpose(&[0, 3, 1, 4, 2, 5]).reshape([b, n, g * r, e])
     }
 
-    /// Operands: the last block, last slots, places, lambda, queries, keys, and values for each of their block specs. Result:
-    /// y `[b, g, 2, rows, e/2]` f32.
+    /// Operands: last blocks, last slots, lambda, queries, keys, and values for each of their block specs. Result: y
+    /// `[b, g, 2, rows, e/2]` f32.
     fn kernel(&self) -> TileKernel {
         let &TpuCachedAttention { sizes, narrow, block, rows, .. } = self;
         let Sizes { b, n, g, r, d, e, slots, key_maps } = sizes;
@@ -141,10 +135,9 @@ impl TpuCachedAttention {
             "cached_attention",
             &[(b, DimensionSemantics::Arbitrary), (steps, DimensionSemantics::Arbitrary)],
         );
-        let last_block = spec.scalar_prefetch(1);
-        let last_slot = spec.whole(Type::i32([2 * rows, 1]), MemorySpace::Vmem);
-        let places = spec.input(Type::i32([b, 1, slots]), &[1, 1, block], |k, grid| {
-            vec![grid[0], k.number(0), filled(k, last_block, grid[1])]
+        let last_block = spec.scalar_prefetch(b);
+        let last_slot = spec.input(Type::i32([b, 2 * rows, 1]), &[1, 2 * rows, 1], |k, grid| {
+            vec![grid[0], k.number(0), k.number(0)]
         });
         let lambda = spec.input(Type::f32([b, g, rows, 1]), &[1, g, rows, 1], sequence_block);
         let depth = key_maps * d;
@@ -152,14 +145,14 @@ impl TpuCachedAttention {
         let q = spec.input(q, &[1, g, 2 * rows, depth], sequence_block);
         let keys = Type::new(narrow, [b * g, depth, slots]);
         let keys = spec.input(keys, &[g, depth, block], |k, grid| {
-            vec![grid[0], k.number(0), filled(k, last_block, grid[1])]
+            vec![grid[0], k.number(0), filled(k, last_block, grid)]
         });
         spec.left_in_place();
         let values = Type::new(narrow, [b * g * 2, slots, e / 2]);
         let values = (0..2 * g).map(|i| {
             let half = spec.input(values.clone(), &[1, block, e / 2], |k, grid| {
                 let place = grid[0] * (2 * g) + k.number(i as i32);
-                vec![place, filled(k, last_block, grid[1]), k.number(0)]
+                vec![place, filled(k, last_block, grid), k.number(0)]
             });
             spec.left_in_place();
             half
@@ -170,18 +163,18 @@ impl TpuCachedAttention {
         });
         let [top, sum] = [(); 2].map(|()| spec.scratch(Type::f32([g, 2 * rows, 1])));
         let out = spec.scratch(Type::f32([g, 2, 2 * rows, e / 2]));
-        let refs = Refs { last_block, last_slot, places, lambda, q, keys, values, y, top, sum, out };
+        let refs = Refs { last_block, last_slot, lambda, q, keys, values, y, top, sum, out };
         let scores = b * g * r * n * 2 * slots;
         spec.cost(CostEstimate {
             flops: (2 * scores * (d + e)) as u64,
             transcendentals: scores as u64,
             bytes: (b * g * slots * (key_maps * d + e) * narrow.size()) as u64,
         });
-        spec.build(|k, grid| self.code(k, grid[1], &refs))
+        spec.build(|k, grid| self.code(k, grid, &refs))
     }
 
-    fn code<'k>(&self, k: &'k KernelBuilder, j: Scalar<'k>, refs: &Refs) {
-        let last = k.scalar(refs.last_block, &[k.index(0)]);
+    fn code<'k>(&self, k: &'k KernelBuilder, grid: &[Scalar<'k>], refs: &Refs) {
+        let (j, last) = (grid[1], k.scalar(refs.last_block, &[grid[0].to_index()]));
         let groups = 0..self.sizes.g;
         k.when(j.is(0), || {
             let shape = [self.sizes.g, 2 * self.rows, 1];
@@ -190,12 +183,12 @@ impl TpuCachedAttention {
             let shape = [self.sizes.g, 2, 2 * self.rows, self.sizes.e / 2];
             k.store(refs.out, at![.., .., .., ..], k.full(Type::f32(shape), 0.0));
         });
-        k.when(j.le(last), || groups.clone().for_each(|x| self.attend(k, refs, x)));
+        k.when(j.le(last), || groups.clone().for_each(|x| self.attend(k, j, refs, x)));
         k.when(j.eq(last), || groups.for_each(|x| self.finish(k, refs, x)));
     }
 
-    /// Adds a block of slots to what group `x` has seen.
-    fn attend(&self, k: &KernelBuilder, refs: &Refs, x: usize) {
+    /// Adds block `j` of slots to what group `x` has seen.
+    fn attend<'k>(&self, k: &'k KernelBuilder, j: Scalar<'k>, refs: &Refs, x: usize) {
         let shape = [2 * self.rows, self.block];
         let half = [2 * self.rows, self.sizes.e / 2];
         let nothing = k.full(Type::f32(shape), 0.0);
@@ -207,8 +200,8 @@ impl TpuCachedAttention {
             0.0 => scores,
             cap => (scores * (1.0 / cap)).tanh() * cap,
         };
-        let places = k.load(refs.places, at![0, .., ..]).along(&shape);
-        let visible = places.le(k.load(refs.last_slot, at![.., ..]).along(&shape));
+        let last = k.load(refs.last_slot, at![0, .., ..]) - j * self.block;
+        let visible = k.iota(&shape, 1).le(last.along(&shape));
         let scores = visible.select(scores, scores.same(HIDDEN));
         let before = k.load(refs.top, at![x, .., ..]);
         let top = before.max(scores.max_columns());
@@ -255,10 +248,10 @@ fn sequence_block<'k>(k: &'k KernelBuilder, grid: &[Scalar<'k>]) -> Vec<Scalar<'
     vec![grid[0], k.number(0), k.number(0), k.number(0)]
 }
 
-/// Block `j`, or the last one with a filled slot: what stays in place is not fetched again.
-fn filled<'k>(k: &'k KernelBuilder, last_block: Ref, j: Scalar<'k>) -> Scalar<'k> {
-    let last = k.scalar(last_block, &[k.index(0)]);
-    j.le(last).choose(j, last)
+/// The step's block, or the sequence's last one with a filled slot: what stays in place is not fetched again.
+fn filled<'k>(k: &'k KernelBuilder, last_block: Ref, grid: &[Scalar<'k>]) -> Scalar<'k> {
+    let last = k.scalar(last_block, &[grid[0].to_index()]);
+    grid[1].le(last).choose(grid[1], last)
 }
 
 /// The most slots of a block. One layer of `1b`, 8 sequences, by libtpu 0.0.52, 2026-11-23, `cargo run -p kernels --example

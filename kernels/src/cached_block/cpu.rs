@@ -49,9 +49,8 @@ impl HostFunction for CachedBlock {
         let float = |bits: i64| f64::from_bits(bits as u64) as f32;
         let &[eps, cap, qk_eps, head_eps] = attributes else { unreachable!("as the call was made") };
         let norm = |bits: i64| (bits != NO_NORM).then(|| float(bits));
-        let [x, cos, sin, qkv, o, gate_up, down, keys, values, visible, slot, ref lambda @ ..] = operands[..]
-        else {
-            unreachable!("eleven operands, and lambda")
+        let [x, cos, sin, qkv, o, gate_up, down, keys, values, slot, ref lambda @ ..] = operands[..] else {
+            unreachable!("ten operands, and lambda")
         };
         let (&[b, n, m], &[key_rows, d, slots]) = (x.shape(), keys.shape()) else {
             unreachable!("as checked")
@@ -59,7 +58,6 @@ impl HostFunction for CachedBlock {
         let (g, e) = (values.shape()[0] / (2 * b), 2 * values.shape()[2]);
         let sizes =
             Sizes { b, n, m, h: o.shape()[1] / e, g, t: key_rows / (b * g), d, e, i: down.shape()[1], slots };
-        let slot = slot.as_slice::<i32>()[0] as usize;
         let attention_sizes =
             cached_attention::Sizes { b, n, g, r: sizes.h / g, d, e, slots, key_maps: sizes.t };
         let attention = attention::Call {
@@ -68,9 +66,7 @@ impl HostFunction for CachedBlock {
             cap: float(cap),
             keys: keys.as_slice(),
             values: values.as_slice(),
-            visible: visible.as_bools(),
-            cached: slot,
-            filled: slot + n,
+            slot: slot.as_slice(),
         };
         let Ok([y, k, v]) = <[_; 3]>::try_from(results) else { unreachable!("three results") };
         let block = BlockCall {

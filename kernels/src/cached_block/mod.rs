@@ -12,7 +12,7 @@ use engine::{Backward, DType, Form, Func, Kernel, ShapeError, Target, Tensor, Ty
 /// Arguments: x `[b, n, m]`, the residual stream of n new tokens; cos and sin of their positions, `[b, n, d/2]` f32; the
 /// matrices with their norms in them, all `[in, out]` or in panels as [`PackedLinear`] has them: Wqkv `[m, w]`, Wo `[h*e, m]`, gate and
 /// up side by side `[m, 2*i]`, down `[i, m]`; keys `[b*g*t, d, slots]` and values `[b*g*2, slots, e/2]` of the tokens before, t = 2 or 1 where the two maps
-/// share their keys; visible `[b, slots]` bool; slot, i32, that of the first new token, at most `slots - n`; and after
+/// share their keys; slot `[b]` i32, that of each row's first new token, at most `slots - n`; and after
 /// heads with a norm lambda, an f32 scalar. Without a norm the last h columns of Wqkv give lambda, through a sigmoid.
 /// Columns of Wqkv: queries (h, 2, d), keys (g, t, d), values (g, e).
 ///
@@ -55,8 +55,8 @@ impl Sizes {
 
 impl CachedBlock {
     fn sizes(&self, args: &[Type]) -> Result<Sizes, ShapeError> {
-        let [x, cos, sin, qkv, o, gate_up, down, keys, values, visible, slot, lambda @ ..] = args else {
-            return Err(ShapeError("wants x, cos, sin, four matrices, a cache, visible and slot".to_owned()));
+        let [x, cos, sin, qkv, o, gate_up, down, keys, values, slot, lambda @ ..] = args else {
+            return Err(ShapeError("wants x, cos, sin, four matrices, a cache and slot".to_owned()));
         };
         let (&[b, n, m], &[key_rows, d, slots], &[value_rows, _, half]) =
             (&x.shape[..], &keys.shape[..], &values.shape[..])
@@ -95,7 +95,7 @@ impl CachedBlock {
         };
         // What attention asks of its own operands.
         let q = x.with_shape([b, n, h, 2, d]);
-        self.attention().infer(&[q, keys.clone(), values.clone(), visible.clone(), slot.clone(), lambda])?;
+        self.attention().infer(&[q, keys.clone(), values.clone(), slot.clone(), lambda])?;
         Ok(sizes)
     }
 
@@ -126,8 +126,7 @@ pub(crate) fn examples() -> Vec<Example> {
             panels(i, m),
             (Type::f32([b * g * t, d, slots]), ACTIVATIONS),
             (Type::f32([b * g * 2, slots, e / 2]), ACTIVATIONS),
-            (Type::new(DType::Bool, [b, slots]), Values::Between(0.0, 1.0)),
-            (Type::i32([]), Values::Given(vec![20.0])),
+            (Type::i32([b]), Values::Given(vec![20.0, 0.0])),
         ];
         if norm != HeadNorm::None {
             args.push((Type::f32([]), Values::Given(vec![0.3])));
@@ -186,7 +185,7 @@ impl Kernel for CachedBlock {
                 let [y, k, v] = f.host_call(cpu::call(self, sizes), args)[..] else {
                     unreachable!("three results")
                 };
-                let (keys, values) = written([args[7], args[8]], [k, v], args[10]);
+                let (keys, values) = written([args[7], args[8]], [k, v], args[9]);
                 vec![y, keys, values]
             }),
         ))
@@ -202,9 +201,7 @@ impl CachedBlock {
         x: Tensor<'f>,
     ) -> (Tensor<'f>, Tensor<'f>, Tensor<'f>) {
         let Sizes { b, n, h, g, t, d, e, .. } = sizes;
-        let &[_, cos, sin, qkv, o, _, _, keys, values, visible, slot, ..] = args else {
-            unreachable!("checked")
-        };
+        let &[_, cos, sin, qkv, o, _, _, keys, values, slot, ..] = args else { unreachable!("checked") };
         let [q_width, k_width, v_width] = sizes.widths();
         let qkv = project(x, qkv, x.dtype()); // [b, n, w]
         let qkv = match self.qk_norm {
@@ -217,23 +214,33 @@ impl CachedBlock {
         let v = part(q_width + k_width, v_width).reshape([b, n, g, 2, e / 2]).transpose(&[0, 2, 3, 1, 4]);
         let (keys, values) = written([keys, values], [k, v.reshape([b * g * 2, n, e / 2])], slot);
         let q = rotate(part(0, q_width).reshape([b, n, h, 2, d]), [cos, sin]); // [b, n, h, 2, d]
-        let lambda = args.get(11).copied();
+        let lambda = args.get(10).copied();
         let lambda = lambda
             .unwrap_or_else(|| part(q_width + k_width + v_width, h).convert(wide(x.dtype())).logistic());
-        let out = x.builder().kernel(self.attention(), &[q, keys, values, visible, slot, lambda])[0]; // [b, n, h, e]
+        let out = x.builder().kernel(self.attention(), &[q, keys, values, slot, lambda])[0]; // [b, n, h, e]
         (project(out.convert(x.dtype()).reshape([b, n, h * e]), o, x.dtype()), keys, values)
     }
 }
 
-/// The cache with new keys `[b*g*t, d, n]` and values `[b*g*2, n, e/2]` from `slot` on.
+/// The cache with new keys `[b*g*t, d, n]` and values `[b*g*2, n, e/2]`, each row's from its slot on.
 fn written<'f>(
-    [keys, values]: [Tensor<'f>; 2],
+    [mut keys, mut values]: [Tensor<'f>; 2],
     [k, v]: [Tensor<'f>; 2],
     slot: Tensor<'f>,
 ) -> (Tensor<'f>, Tensor<'f>) {
-    let zero = slot.zeros_like();
-    let keys = keys.dynamic_update_slice(k, &[zero, zero, slot]);
-    (keys, values.dynamic_update_slice(v, &[zero, slot, zero]))
+    let (f, b) = (slot.builder(), slot.dim(0));
+    let number = |i: usize| f.scalar(i as i32);
+    for row in 0..b {
+        let slot = slot.slice_axis(0, row, row + 1).reshape([]);
+        let of_row = |x: Tensor<'f>| {
+            let count = x.dim(0) / b;
+            (x.slice_axis(0, row * count, (row + 1) * count), number(row * count))
+        };
+        let ((k, key_row), (v, value_row)) = (of_row(k), of_row(v));
+        keys = keys.dynamic_update_slice(k, &[key_row, number(0), slot]);
+        values = values.dynamic_update_slice(v, &[value_row, slot, number(0)]);
+    }
+    (keys, values)
 }
 
 /// `x / sqrt(mean(x^2) + eps)` over the last axis, f32. The sum of squares is a product, which XLA's CPU code does in one

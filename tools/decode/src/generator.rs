@@ -6,8 +6,8 @@ use engine::pjrt::{Arg, Buffer};
 use engine::random::threefry2x32;
 use engine::{Compiled, DType, Host, Target, Type};
 use model::decode::{
-    Drafts, Filter, Matrices, Sampler, Shape, State, TOKENS, cache_types, decoding_tables, prefill_program,
-    prepare_program, spread_program, state_types, table_start, tokens_program,
+    Drafts, Ends, Filter, Matrices, Sampler, Shape, TOKENS, cache_types, decoding_tables, prefill_program,
+    prepare_program, spread_program, table_start, tokens_program,
 };
 use model::{Compute, Config, Params};
 use std::collections::HashMap;
@@ -140,70 +140,43 @@ impl Generator {
             self.config.max_position_embeddings
         );
         let chunk = CHUNKS.into_iter().find(|&chunk| longest <= chunk).unwrap_or(CHUNKS[CHUNKS.len() - 1]);
-        let padded = longest.next_multiple_of(chunk);
-        let slots = (padded + self.new_slots(batch)).next_multiple_of(SLOTS);
+        // The last token of a prompt is the loop's first one. A finished row's last pair of token and draft stands behind its
+        // text.
+        let padded = (longest - 1).next_multiple_of(chunk);
+        let slots = padded.max(longest + batch.new_tokens + 1).next_multiple_of(SLOTS);
         let prompts = batch.prompts.len();
         let shape = Shape { rows: prompts, slots, matrices: Matrices::of(self.device.target()) };
         let program = Wanted::Prefill { shape, chunk };
         self.program(program, took)?;
 
         let start = Instant::now();
-        let starts: Vec<usize> = batch.prompts.iter().map(|prompt| padded - prompt.len()).collect();
         let mut cache = Vec::new();
-        cache_types(&self.config, shape).map(|name, ty| {
-            let mut host = Host::zeros(ty);
-            if name == "visible" {
-                let rows = host.bytes_mut().chunks_exact_mut(slots);
-                rows.zip(&starts).for_each(|(row, &start)| row[start..].fill(1));
-            }
-            cache.push(host);
-        });
-        let mut cache = cache.iter().map(|host| self.device.put(host)).collect::<Result<Vec<Buffer>>>()?;
+        cache_types(&self.config, shape).map(|_, ty| cache.push(self.device.put(&Host::zeros(ty))));
+        let mut cache = cache.into_iter().collect::<Result<Vec<Buffer>>>()?;
         let table_starts: Vec<i32> = batch
             .prompts
             .iter()
             .map(|prompt| table_start(&self.config, prompt.len() + batch.new_tokens) as i32)
             .collect();
         let start_of_tables = self.device.put(&Host::new([prompts], &table_starts))?;
-        let mut hidden = None;
         for first in (0..padded).step_by(chunk) {
-            let slot = |i: usize| (i / chunk, first + i % chunk);
-            let given = |f: &dyn Fn(usize, usize) -> i32| -> Vec<i32> {
-                (0..prompts * chunk).map(slot).map(|(row, slot)| f(row, slot)).collect()
-            };
-            // The filling before a prompt is computed like any token, but no token attends to it.
-            let ids = given(&|row, slot| slot.checked_sub(starts[row]).map_or(0, |i| batch.prompts[row][i]));
-            let places = given(&|row, slot| slot.saturating_sub(starts[row]) as i32);
+            // What follows a prompt is computed like any token, and written over before anything attends to it.
+            let places = (0..prompts * chunk).map(|i| (i / chunk, first + i % chunk));
+            let ids = places.map(|(row, slot)| batch.prompts[row].get(slot).copied().unwrap_or_default());
             let inputs = [
-                Host::new([prompts, chunk], &ids),
-                Host::new([prompts, chunk], &places),
-                Host::scalar(first as i32),
+                Host::new([prompts, chunk], &ids.collect::<Vec<i32>>()),
+                Host::new([prompts], &vec![first as i32; prompts]),
             ];
             let inputs = inputs.iter().map(|host| self.device.put(host)).collect::<Result<Vec<Buffer>>>()?;
             let mut args = self.model(&start_of_tables);
             args.extend(cache.drain(..).map(Arg::Donate));
             args.extend(inputs.iter().map(Arg::Keep));
             cache = self.programs[&program].run(args)?;
-            hidden = cache.pop();
         }
-        let hidden = hidden.expect("prompts are not empty");
-        hidden.ready()?.wait().context("computing the prompts")?;
+        cache[0].ready()?.wait().context("computing the prompts")?;
         took.prefill += start.elapsed();
         took.prompt_tokens += batch.prompts.iter().map(|prompt| prompt.len()).sum::<usize>();
-        let lengths = batch.prompts.iter().map(|prompt| prompt.len() as i32).collect();
-        Ok(Prefilled { cache, hidden, shape, padded, lengths, table_starts })
-    }
-
-    /// Slots that new tokens take at most.
-    fn new_slots(&self, batch: &Batch<'_>) -> usize {
-        let drafted = self.config.mtp_num_tokens > 0 && batch.speculation != Speculation::Off;
-        // The last token is computed like the others, and a draft follows it.
-        match (drafted, batch.rows.len()) {
-            (false, _) => batch.new_tokens + 1,
-            (true, 1) => batch.new_tokens + 2,
-            // A draft that one row accepts leaves a hole in all others.
-            (true, _) => 2 * batch.new_tokens + 2,
-        }
+        Ok(Prefilled { cache, shape, table_starts })
     }
 
     /// Continues prefilled prompts: `watch` is told the new tokens of each row as they come, and ends a row with `Break`.
@@ -226,32 +199,38 @@ impl Generator {
         let shape = Shape { rows, ..prefilled.shape };
         let sampler = sampler(batch.sampling);
         let mut choice = Choice::new(batch.speculation, has_head);
-        let mut state = self.spread(batch, prefilled, shape, took)?;
+        let mut cache = self.spread(batch, prefilled, shape, took)?;
         let constants = self.constants(batch)?;
         let starts: Vec<i32> = batch.rows.iter().map(|&(prompt, _)| prefilled.table_starts[prompt]).collect();
         let start_of_tables = self.device.put(&Host::new([rows], &starts))?;
-        let mut left: Vec<i32> =
-            batch.rows.iter().map(|(_, key)| key.map_or(0, |_| batch.new_tokens as i32)).collect();
-        while left.iter().any(|&left| left > 0) {
+        let of_prompts = |of: &dyn Fn(&[i32]) -> i32| -> Vec<i32> {
+            batch.rows.iter().map(|&(prompt, _)| of(batch.prompts[prompt])).collect()
+        };
+        let mut ends = Ends {
+            token: of_prompts(&|prompt| prompt[prompt.len() - 1]),
+            slot: of_prompts(&|prompt| prompt.len() as i32 - 1),
+            draft: vec![-1; rows],
+            left: batch.rows.iter().map(|(_, key)| key.map_or(0, |_| batch.new_tokens as i32)).collect(),
+        };
+        while ends.left.iter().any(|&left| left > 0) {
             let (drafts, passes) = choice.next();
             let program = Wanted::Tokens { shape, sampler, drafts };
             self.program(program, took)?;
             let start = Instant::now();
-            let given =
-                [self.device.put(&Host::new([rows], &left))?, self.device.put(&Host::scalar(passes))?];
-            let [left_then, passes_now] = given;
+            let before: Vec<usize> = ends.left.iter().map(|&left| batch.new_tokens - left as usize).collect();
+            let mut given = Vec::new();
+            ends.map(|_, numbers| given.push(self.device.put(&Host::new([rows], &numbers))));
+            let given = given.into_iter().collect::<Result<Vec<Buffer>>>()?;
+            let passes_now = self.device.put(&Host::scalar(passes))?;
             let mut args = self.model(&start_of_tables);
-            args.extend(state.drain(..).map(Arg::Donate));
-            args.push(Arg::Donate(left_then));
-            args.extend(constants.iter().map(Arg::Keep));
-            args.push(Arg::Keep(&passes_now));
+            args.extend(cache.drain(..).map(Arg::Donate));
+            args.extend(given.iter().chain(&constants).chain([&passes_now]).map(Arg::Keep));
             let mut results = self.programs[&program].run(args)?;
-            let out = results.split_off(results.len() - 6);
-            state = results;
-            let out = out.iter().map(Buffer::to_host).collect::<Result<Vec<Host>, _>>();
+            cache = results.split_off(9);
+            let out = results.iter().map(Buffer::to_host).collect::<Result<Vec<Host>, _>>();
             let out = out.context("generating tokens")?;
             let elapsed = start.elapsed();
-            let [tokens, log_probs, count, still_left, drafted, accepted] = &out[..] else {
+            let [tokens, log_probs, count, drafted, accepted, token, slot, draft, left] = &out[..] else {
                 unreachable!("the program's outputs")
             };
             let sum = |host: &Host| host.as_slice::<i32>().iter().map(|&x| x as usize).sum::<usize>();
@@ -260,18 +239,18 @@ impl Generator {
             took.drafted += sum(drafted);
             took.accepted += sum(accepted);
             choice.learn(drafts, passes, sum(count), elapsed);
-            let [count, still_left] = [count, still_left].map(|host| host.as_slice::<i32>());
-            for (row, left) in left.iter_mut().enumerate().filter(|(_, left)| **left > 0) {
+            ends = Ends { token, slot, draft, left }.map(|_, host| host.as_slice::<i32>().to_vec());
+            let count = count.as_slice::<i32>();
+            for (row, left) in ends.left.iter_mut().enumerate().filter(|&(row, _)| count[row] > 0) {
                 let new = row * TOKENS..row * TOKENS + count[row] as usize;
                 let log_probs = &log_probs.as_slice::<f32>()[new.clone()];
                 if let Some(place) = log_probs.iter().position(|log_prob| log_prob.is_nan()) {
                     bail!(
                         "the model's logits are NaN at new token {}: its weights are numbers, but what it computes from them is too large for {:?}; use an earlier checkpoint",
-                        batch.new_tokens - *left as usize + place,
+                        before[row] + place,
                         self.config.dtype
                     );
                 }
-                *left = still_left[row];
                 let tokens = &tokens.as_slice::<i32>()[new];
                 let news = News { row, tokens, log_probs, finished: *left == 0 };
                 if watch(news).is_break() {
@@ -282,7 +261,7 @@ impl Generator {
         Ok(())
     }
 
-    /// The loop's state: rows of samples from rows of prompts.
+    /// The loop's cache: rows of samples from rows of prompts.
     fn spread(
         &mut self,
         batch: &Batch<'_>,
@@ -295,31 +274,9 @@ impl Generator {
         let start = Instant::now();
         let sources: Vec<i32> = batch.rows.iter().map(|&(prompt, _)| prompt as i32).collect();
         let sources = self.device.put(&Host::new([sources.len()], &sources))?;
-        let args = prefilled.cache.iter().chain([&prefilled.hidden, &sources]).map(Arg::Keep);
-        let mut filled = self.programs[&program].run(args)?.into_iter();
-        let mut state = Vec::new();
-        let rows = Type::i32([shape.rows]);
-        let types: State<Type> = state_types(&self.config, shape);
-        let mut result = Ok(());
-        types.map(|name, ty| {
-            let number = |x: i32| Host::new([shape.rows], &vec![x; shape.rows]);
-            let made = match name {
-                "draft_hidden" => self.device.put(&Host::zeros(ty)),
-                "draft" => self.device.put(&number(-1)),
-                "position" => {
-                    let lengths = batch.rows.iter().map(|&(prompt, _)| prefilled.lengths[prompt]);
-                    self.device.put(&Host::new(rows.shape.clone(), &lengths.collect::<Vec<i32>>()))
-                }
-                "slot" => self.device.put(&Host::scalar(prefilled.padded as i32)),
-                _ => Ok(filled.next().expect("a cache and a hidden state")),
-            };
-            match made {
-                Ok(buffer) => state.push(buffer),
-                Err(error) => result = Err(error),
-            }
-        });
+        let cache = self.programs[&program].run(prefilled.cache.iter().chain([&sources]).map(Arg::Keep))?;
         took.prefill += start.elapsed();
-        result.map(|()| state)
+        Ok(cache)
     }
 
     /// Inputs of the loop that do not change: keys, temperature, top_k, top_p, stops.
@@ -344,11 +301,7 @@ impl Generator {
 /// Computed prompts, from which any number of rows can start.
 pub struct Prefilled {
     cache: Vec<Buffer>,
-    hidden: Buffer,
     shape: Shape,
-    /// Slots that the prompts take.
-    padded: usize,
-    lengths: Vec<i32>,
     /// For each prompt, where its part of the RoPE tables begins.
     table_starts: Vec<i32>,
 }
