@@ -84,7 +84,7 @@ pub use example::{Example, Values};
 pub use packed_linear::{PANEL, PackedLinear, panels};
 pub use qk_norm::qk_norm;
 pub use rms_norm_linear::{RmsNormLinear, rms_scale};
-pub use sampling::{Filter, Sampler, Sampling};
+pub use sampling::Sampling;
 pub use swiglu::SwiGlu;
 
 use engine::DType;

@@ -15,7 +15,6 @@
 
 mod weights;
 
-pub use kernels::{Filter, Sampler};
 pub use weights::{Layer, Matrices, Second, Weights, prepare_program, weight_types};
 
 use crate::config::{Attention, Config, Yarn};
@@ -331,14 +330,14 @@ impl<'f> State<Tensor<'f>> {
 }
 
 /// The token loop. Inputs: `weights.*`, `rope.cos`, `rope.sin`, `rope.start` `i32[b]`, the cache (written over), the
-/// [`Ends`], `keys` `u32[b, 2]`, `temperature` f32, `top_k` i32, `top_p` f32, `stops` `bool[V]` (tokens that end a row),
-/// `passes` i32 (iterations at most: [`TOKENS`] without drafts, half of it with them). Outputs: `tokens` `i32[b, TOKENS]`,
+/// [`Ends`], `keys` `u32[b, 2]`, `temperature` f32, `top_k` i32 and `top_p` f32, `[b]` each, as [`Sampling`] has them, `stops`
+/// `bool[V]` (tokens that end a row), `passes` i32 (iterations at most: [`TOKENS`] without drafts, half of it with them). Outputs: `tokens` `i32[b, TOKENS]`,
 /// `log_probs` f32 of the same shape, `count` `i32[b]` (how many of them), `drafted` and `accepted` `i32[b]`, the ends, and
 /// the cache.
 ///
 /// An iteration computes the last token and draws the next one. If a draft was there and is that very token, it was computed
 /// too, and the token after it is drawn. So with drafts the same tokens come out as without them.
-pub fn tokens_program(config: &Config, shape: Shape, sampler: Sampler, drafts: Drafts) -> Program {
+pub fn tokens_program(config: &Config, shape: Shape, drafts: Drafts) -> Program {
     Program::build("tokens", |f| {
         let model = Model::inputs(f, config, shape);
         let cache = cache_types(config, shape).map(|name, ty| f.input(name, ty));
@@ -348,9 +347,9 @@ pub fn tokens_program(config: &Config, shape: Shape, sampler: Sampler, drafts: D
         let ends = Ends { token, slot, draft, left }.map(|name, ty| f.input(name, ty));
         let numbers = Numbers {
             keys: f.input("keys", Type::new(DType::U32, [shape.rows, 2])),
-            temperature: f.input("temperature", Type::scalar(DType::F32)),
-            top_k: f.input("top_k", Type::scalar(DType::I32)),
-            top_p: f.input("top_p", Type::scalar(DType::F32)),
+            temperature: f.input("temperature", Type::f32([shape.rows])),
+            top_k: f.input("top_k", row.clone()),
+            top_p: f.input("top_p", Type::f32([shape.rows])),
         };
         let stops = f.input("stops", Type::new(DType::Bool, [config.vocab_size]));
         let passes = f.input("passes", Type::scalar(DType::I32));
@@ -371,7 +370,6 @@ pub fn tokens_program(config: &Config, shape: Shape, sampler: Sampler, drafts: D
                 let pass = Pass {
                     config,
                     model: model.captured(g),
-                    sampler,
                     numbers: numbers.map(|number| g.capture(number)),
                     stops: g.capture(stops),
                 };
@@ -398,13 +396,11 @@ pub fn tokens_program(config: &Config, shape: Shape, sampler: Sampler, drafts: D
 struct Pass<'c, 'f> {
     config: &'c Config,
     model: Model<Tensor<'f>>,
-    sampler: Sampler,
     numbers: Numbers<Tensor<'f>>,
     stops: Tensor<'f>,
 }
 
-/// What a random draw depends on beside logits and positions, as [`Sampling`] wants it. Unused numbers are there for every
-/// sampler, so that one list of inputs serves all.
+/// What a draw depends on beside logits and positions, as [`Sampling`] wants it.
 #[derive(Clone, Copy)]
 struct Numbers<T> {
     keys: T,
@@ -427,16 +423,9 @@ impl<T> Numbers<T> {
 impl<'f> Pass<'_, 'f> {
     /// The drawn tokens at `positions` `[b]` and their log-probabilities, given the logits before the cap, `[b, v]`.
     fn draw(&self, logits: Tensor<'f>, positions: Tensor<'f>) -> (Tensor<'f>, Tensor<'f>) {
-        let kernel = Sampling {
-            sampler: self.sampler,
-            cap: self.config.final_logit_cap,
-            columns: self.config.num_tokens,
-        };
+        let kernel = Sampling { cap: self.config.final_logit_cap, columns: self.config.num_tokens };
         let Numbers { keys, temperature, top_k, top_p } = self.numbers;
-        let args = match self.sampler {
-            Sampler::Greedy => vec![logits],
-            Sampler::Random(_) => vec![logits, keys, positions, temperature, top_k, top_p],
-        };
+        let args = [logits, keys, positions, temperature, top_k, top_p];
         let drawn = logits.builder().kernel(kernel, &args);
         (drawn[0], drawn[1])
     }

@@ -8,8 +8,8 @@ use engine::{
     evaluate, grad, passes,
 };
 use kernels::{
-    BLOCK_ROWS, CachedAttention, CachedBlock, DiffAttention, Filter, HeadNorm, Keys, PANEL, PackedLinear,
-    Sampler, Sampling, SwiGlu, panels,
+    BLOCK_ROWS, CachedAttention, CachedBlock, DiffAttention, HeadNorm, Keys, PANEL, PackedLinear, Sampling,
+    SwiGlu, panels,
 };
 use proptest::prelude::*;
 use std::sync::OnceLock;
@@ -297,13 +297,16 @@ fn drawn(random: &mut Random, (b, columns, padding): (usize, usize, usize), scal
     }
     let keys: Vec<u32> = (0..2 * b).map(|_| random.below(1 << 32) as u32).collect();
     let positions: Vec<i32> = (0..b).map(|_| random.below(1 << 20) as i32).collect();
+    let top_k: Vec<i32> = (0..b).map(|_| [1, 0, 1 + random.below(columns) as i32][random.below(3)]).collect();
+    let mut each =
+        |of: &mut dyn FnMut(&mut Random) -> f32| -> Vec<f32> { (0..b).map(|_| of(random)).collect() };
     vec![
         logits,
         Host::new([b, 2], &keys),
         Host::new([b], &positions),
-        Host::scalar(0.2 + random.below(20) as f32 / 10.0),
-        Host::scalar(1 + random.below(columns) as i32),
-        Host::scalar((1 + random.below(100)) as f32 / 100.0),
+        Host::new([b], &each(&mut |random| 0.2 + random.below(20) as f32 / 10.0)),
+        Host::new([b], &top_k),
+        Host::new([b], &each(&mut |random| (1 + random.below(140)) as f32 / 100.0)),
     ]
 }
 
@@ -312,20 +315,15 @@ fn drawn(random: &mut Random, (b, columns, padding): (usize, usize, usize), scal
 #[test]
 fn draws_are_those_of_the_reference() {
     let caps = prop_oneof![Just(0.0), Just(30.0), Just(2.0)];
-    let filters = prop::sample::select(vec![Filter::Off, Filter::TopK, Filter::TopP, Filter::TopKThenP]);
-    let samplers = prop_oneof![Just(Sampler::Greedy), filters.prop_map(Sampler::Random)];
     let (rows, others) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let sizes = (1usize..9, 1usize..700, 0usize..40);
     let scales = prop_oneof![Just(1.0), Just(5.0), Just(20.0)];
-    property(96, &(any::<u64>(), sizes, samplers, caps, scales), |(seed, sizes, sampler, cap, scale)| {
-        let mut args = drawn(&mut Random::new(seed), sizes, scale);
-        if sampler == Sampler::Greedy {
-            args.truncate(1);
-        }
+    property(96, &(any::<u64>(), sizes, caps, scales), |(seed, sizes, cap, scale)| {
+        let args = drawn(&mut Random::new(seed), sizes, scale);
         let program = Program::build("draw", |f| {
             let inputs: Vec<_> =
                 args.iter().enumerate().map(|(i, arg)| f.input(&format!("x{i}"), arg.ty().clone())).collect();
-            let results = f.kernel(Sampling { sampler, cap, columns: sizes.1 }, &inputs);
+            let results = f.kernel(Sampling { cap, columns: sizes.1 }, &inputs);
             f.output("token", results[0]);
             f.output("log_prob", results[1]);
         });
@@ -336,13 +334,14 @@ fn draws_are_those_of_the_reference() {
         let pairs = found[0].as_slice::<i32>().iter().zip(found[1].as_slice::<f32>());
         let wanted = truth[0].to_host();
         let exact = wanted.as_slice::<i32>().iter().zip(truth[1].floats());
-        for ((token, log_prob), (wanted, log_prob_wanted)) in pairs.zip(exact) {
+        let top_k = args[4].as_slice::<i32>();
+        for (row, ((token, log_prob), (wanted, log_prob_wanted))) in pairs.zip(exact).enumerate() {
             rows.fetch_add(1, Ordering::Relaxed);
             if token == wanted {
                 let error = (f64::from(*log_prob) - log_prob_wanted).abs();
                 assert!(error < SUMS * log_prob_wanted.abs().max(1.0), "{log_prob}, not {log_prob_wanted}");
             } else {
-                assert!(sampler != Sampler::Greedy, "{token}, not {wanted}");
+                assert!(top_k[row] != 1, "{token}, not {wanted}");
                 others.fetch_add(1, Ordering::Relaxed);
             }
         }
@@ -352,16 +351,14 @@ fn draws_are_those_of_the_reference() {
     assert!(rows > 200 && 200 * others < rows, "{others} other tokens in {rows} rows");
 }
 
-/// Temperatures, top-p and top-k at and beyond the ends of their range, and logits that are NaN, in every filter: the draw
+/// Temperatures, top-p and top-k at and beyond the ends of their range, and logits that are NaN: the draw
 /// ends, near 0 it takes the most probable token, and the probability of a token that means nothing is NaN. The portable
 /// form and the native one agree.
 #[test]
 fn draws_at_the_ends_of_their_numbers() {
     let (b, columns, padding) = (4, 200, 7);
     let mut random = Random::new(8);
-    for (filter, cap) in
-        [(Filter::Off, 0.0), (Filter::TopK, 30.0), (Filter::TopP, 30.0), (Filter::TopKThenP, 0.0)]
-    {
+    for cap in [0.0, 30.0] {
         let mut args = drawn(&mut random, (b, columns, padding), 5.0);
         let v = columns + padding;
         let logits = args[0].as_mut_slice::<f32>();
@@ -381,7 +378,7 @@ fn draws_at_the_ends_of_their_numbers() {
         let program = Program::build("draw", |f| {
             let inputs: Vec<_> =
                 args.iter().enumerate().map(|(i, arg)| f.input(&format!("x{i}"), arg.ty().clone())).collect();
-            let results = f.kernel(Sampling { sampler: Sampler::Random(filter), cap, columns }, &inputs);
+            let results = f.kernel(Sampling { cap, columns }, &inputs);
             f.output("token", results[0]);
             f.output("log_prob", results[1]);
         });
@@ -391,24 +388,19 @@ fn draws_at_the_ends_of_their_numbers() {
         });
         for temperature in [0.0f32, 1e-45, 1e-39, 1e-38, 1e-30, 0.7, 3e38, f32::INFINITY] {
             for top_p in [0.0f32, 1e-45, 1e-38, 1e-30, 0.9, 1.0] {
-                for top_k in [0, 1, 5] {
-                    args[3] = Host::scalar(temperature);
-                    args[4] = Host::scalar(top_k);
-                    args[5] = Host::scalar(top_p);
+                for top_k in [0, 1, 5, i32::MAX] {
+                    args[3] = Host::new([b], &vec![temperature; b]);
+                    args[4] = Host::new([b], &vec![top_k; b]);
+                    args[5] = Host::new([b], &vec![top_p; b]);
                     let found = forms.each_ref().map(|form| form.call(&args).unwrap());
                     // How many tokens can be drawn: at any temperature those that the filter lets through, of which one near
                     // 0 leaves the most probable ones, two in the second row.
-                    let by_top_k = top_k.max(1) as usize;
+                    let by_top_k = if top_k == 0 { columns } else { columns.min(top_k as usize) };
                     let by_top_p = if top_p <= 1e-30 { 1 } else { columns };
-                    let allowed = match filter {
-                        Filter::Off => columns,
-                        Filter::TopK => by_top_k,
-                        Filter::TopP => by_top_p,
-                        Filter::TopKThenP => by_top_k.min(by_top_p),
-                    };
+                    let allowed = by_top_k.min(by_top_p);
                     let cold = temperature <= 1e-30;
                     let allowed = [0, 1].map(|row| if cold { allowed.min(1 + row) } else { allowed });
-                    let case = format!("{filter:?}, temperature {temperature}, top-p {top_p}, top-k {top_k}");
+                    let case = format!("temperature {temperature}, top-p {top_p}, top-k {top_k}");
                     for row in 0..b {
                         let [native, portable] = found
                             .each_ref()

@@ -1,7 +1,7 @@
 //! Drawing on the host, a task for each row of logits. XLA's CPU code takes as long for a draw as the model for its token:
 //! many passes, one number after the other.
 
-use super::{Filter, Sampler, Sampling, TEMPERATURES};
+use super::{Sampling, TEMPERATURES};
 use crate::cpu::exponential::{exp2, tanh};
 use crate::cpu::scratch::{AlignedVec, LINE, ScratchPool};
 use engine::random::threefry2x32;
@@ -9,52 +9,41 @@ use engine::{CallFrame, HostFunction};
 use pulp::{Arch, Simd, WithSimd};
 use std::f32::consts::{LN_2, LOG2_E};
 
-/// Samplers by their number in the call.
-const SAMPLERS: [Sampler; 5] = [
-    Sampler::Greedy,
-    Sampler::Random(Filter::Off),
-    Sampler::Random(Filter::TopK),
-    Sampler::Random(Filter::TopP),
-    Sampler::Random(Filter::TopKThenP),
-];
-
 pub(super) fn attributes(draw: &Sampling) -> Vec<i64> {
-    let sampler = SAMPLERS.iter().position(|sampler| *sampler == draw.sampler).expect("one of them");
-    vec![sampler as i64, draw.cap.to_bits() as i64, draw.columns as i64]
+    vec![draw.cap.to_bits() as i64, draw.columns as i64]
 }
 
 impl HostFunction for Sampling {
     const NAME: &'static str = "sampling";
 
     fn call(CallFrame { attributes, operands, results, workers }: CallFrame<'_>) {
-        let &[sampler, cap, columns] = attributes else { unreachable!("as the call was made") };
+        let &[cap, columns] = attributes else { unreachable!("as the call was made") };
         let (cap, columns) = (f64::from_bits(cap as u64) as f32, columns as usize);
         let v = operands[0].shape()[1];
-        let random = match SAMPLERS[sampler as usize] {
-            Sampler::Greedy => None,
-            Sampler::Random(filter) => Some(Random {
-                filter,
-                keys: operands[1].as_slice(),
-                positions: operands[2].as_slice(),
-                temperature: operands[3].as_slice::<f32>()[0],
-                top_k: operands[4].as_slice::<i32>()[0],
-                top_p: operands[5].as_slice::<f32>()[0],
-            }),
-        };
+        let (keys, positions) = (operands[1].as_slice::<u32>(), operands[2].as_slice::<i32>());
+        let (temperature, top_k, top_p) =
+            (operands[3].as_slice::<f32>(), operands[4].as_slice::<i32>(), operands[5].as_slice::<f32>());
         let Ok([token, log_prob]) = <[_; 2]>::try_from(results) else { unreachable!("two results") };
         let rows = operands[0].as_slice::<f32>().chunks(v).enumerate();
         let items = rows.zip(token.into_slice::<i32>().iter_mut().zip(log_prob.into_slice::<f32>()));
         let spare = ScratchPool::new();
         workers.for_each(items.collect(), |((row, logits), (token, log_prob))| {
             let logits = Logits { row: &logits[..columns], all: v, cap };
-            (*token, *log_prob) = match &random {
-                None => Arch::new().dispatch(Greedy { logits }),
-                Some(random) => {
+            (*token, *log_prob) = match top_k[row] {
+                1 => Arch::new().dispatch(Greedy { logits }),
+                top_k => {
+                    let random = Random {
+                        key: [keys[2 * row], keys[2 * row + 1]],
+                        position: positions[row] as u32,
+                        temperature: temperature[row],
+                        top_k: usize::try_from(top_k).ok().filter(|k| (1..columns).contains(k)),
+                        top_p: Some(top_p[row]).filter(|&p| p < 1.0),
+                    };
                     let len = v.next_multiple_of(2 * LINE);
                     spare.with(
                         || [(); 3].map(|()| AlignedVec::new(len)),
                         |[weights, race, depth]| {
-                            Arch::new().dispatch(Race { logits, random, row, weights, race, depth })
+                            Arch::new().dispatch(Race { logits, random, weights, race, depth })
                         },
                     )
                 }
@@ -142,21 +131,21 @@ impl WithSimd for Greedy<'_> {
     }
 }
 
-/// The numbers of a random draw, of all rows.
-struct Random<'a> {
-    filter: Filter,
-    /// `[b, 2]`
-    keys: &'a [u32],
-    positions: &'a [i32],
+/// The numbers of a row's random draw.
+#[derive(Clone, Copy)]
+struct Random {
+    key: [u32; 2],
+    position: u32,
     temperature: f32,
-    top_k: i32,
-    top_p: f32,
+    /// Where it leaves out a token.
+    top_k: Option<usize>,
+    /// Where it can leave out a token.
+    top_p: Option<f32>,
 }
 
 struct Race<'a> {
     logits: Logits<'a>,
-    random: &'a Random<'a>,
-    row: usize,
+    random: Random,
     /// As many as there are logits with padding, rounded up to whole vectors.
     weights: &'a mut [f32],
     race: &'a mut [f32],
@@ -169,16 +158,16 @@ impl WithSimd for Race<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> (i32, f32) {
-        let Race { logits, random, row, weights, race, depth } = self;
+        let Race { logits, random, weights, race, depth } = self;
         let summary = logits.summary(simd);
         weigh(simd, logits, summary.top, random.temperature, weights);
-        let key = [random.keys[2 * row], random.keys[2 * row + 1]];
-        fill_arrivals(simd, key, random.positions[row] as u32, logits.all, race);
+        fill_arrivals(simd, random.key, random.position, logits.all, race);
         let weight_vectors = S::as_simd_f32s(weights).0;
         for (race, &weight) in S::as_mut_simd_f32s(race).0.iter_mut().zip(weight_vectors) {
             *race = simd.div_f32s(weight, *race);
         }
-        if random.filter == Filter::Off {
+        let Random { top_k, top_p, .. } = random;
+        if (top_k, top_p) == (None, None) {
             let token = winner(simd, race).unwrap_or(summary.place);
             return logits.drawn(simd, token, &summary);
         }
@@ -187,15 +176,12 @@ impl WithSimd for Race<'_> {
         for (depth, logit) in depth.iter_mut().zip(logits.row) {
             *depth = logits.row[summary.place] - logit;
         }
-        let top_k = (random.top_k.max(1) as f32).min(columns as f32);
         // How many tokens, and how much weight of theirs, must not stand before one.
-        let (count, sum) = match random.filter {
-            Filter::Off => unreachable!("drawn above"),
-            Filter::TopK => (top_k, f32::INFINITY),
-            Filter::TopP => {
-                (f32::INFINITY, random.top_p * nearer(simd, depth, weights, f32::INFINITY).weight)
-            }
-            Filter::TopKThenP => (top_k, random.top_p * sum_of_first(simd, depth, weights, top_k)),
+        let count = top_k.map_or(f32::INFINITY, |k| k as f32);
+        let sum = match (top_k, top_p) {
+            (_, None) => f32::INFINITY,
+            (None, Some(p)) => p * nearer(simd, depth, weights, f32::INFINITY).weight,
+            (Some(_), Some(p)) => p * sum_of_first(simd, depth, weights, count),
         };
         // Ends: what is refused leaves the race. The first one is never refused; where logits are NaN, it may not be known.
         let token = loop {

@@ -9,45 +9,21 @@
 mod cpu;
 
 use crate::example::{Example, Values};
-use engine::{
-    Backward, DType, Form, Func, Host, HostCall, Kernel, ScanOptions, ShapeError, Target, Tensor, Type,
-    threefry,
-};
+use engine::{Backward, DType, Form, Func, HostCall, Kernel, ShapeError, Target, Tensor, Type, threefry};
 
-/// How tokens are drawn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Sampler {
-    /// The most probable token, the lowest id among equals.
-    Greedy,
-    /// In proportion to `exp(logit / temperature)`, after the filter.
-    Random(Filter),
-}
-
-/// Which tokens can be drawn. The more probable of two is the one with the larger logit, of equal ones that with the lower
-/// id, as in greedy decoding, whatever a temperature leaves of their difference.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Filter {
-    /// All.
-    Off,
-    /// The `top_k` most probable ones.
-    TopK,
-    /// The most probable ones that together reach `top_p`.
-    TopP,
-    /// The `top_k` most probable ones, and of those the ones that reach `top_p` of their sum.
-    TopKThenP,
-}
-
-/// Arguments: logits before the cap `[b, v]` f32; for a random draw also the key of each row's random numbers
-/// `u32[b, 2]`, the rows' positions `i32[b]`, the temperature f32, `top_k` i32 and `top_p` f32 in (0, 1]. Numbers that
-/// the filter does not use are there all the same. Results: the token of each row, i32 `[b]`, and the logarithm of its
-/// probability in the model, f32 `[b]`: without temperature and filter.
+/// Arguments: logits before the cap `[b, v]` f32, and of each row the key of its random numbers, `u32[b, 2]`, its position
+/// i32, temperature f32, `top_k` i32 and `top_p` f32, `[b]` each. Results: the token of each row, i32 `[b]`, and the
+/// logarithm of its probability in the model, f32 `[b]`: without temperature and filter.
 ///
-/// The most probable token is never filtered out, however small `top_k` and `top_p` are, and a temperature near 0 leaves
-/// it alone. A row with a logit that is NaN has no distribution: its logarithm is NaN, and its token means nothing.
+/// A token is drawn in proportion to `exp(logit / temperature)` among the `top_k` most probable ones (0 is all), and of those
+/// among the most probable ones that together reach `top_p` of their sum (1 is all). So `top_k` 1 is greedy decoding. The more
+/// probable of two is the one with the larger logit, of equal ones that with the lower id, whatever a temperature leaves of
+/// their difference.
+///
+/// The most probable token is never filtered out, however small `top_p` is, and a temperature near 0 leaves it alone. A
+/// row with a logit that is NaN has no distribution: its logarithm is NaN, and its token means nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct Sampling {
-    /// How.
-    pub sampler: Sampler,
     /// Soft cap of the logits, `cap tanh(x / cap)`; 0 is off.
     pub cap: f64,
     /// Columns from here on are padding: they are never drawn and count in nothing.
@@ -60,27 +36,23 @@ const TEMPERATURES: [f32; 2] = [1.0 / TEMPERATURE_END, TEMPERATURE_END];
 /// 2^126.
 const TEMPERATURE_END: f32 = f32::from_bits(253 << 23);
 
-/// The most probable token, and one that is drawn.
+/// The most probable token, and one that is drawn with each filter.
 pub(crate) fn examples() -> Vec<Example> {
-    let (b, v, columns) = (3, 50, 47);
-    let logits = (Type::f32([b, v]), Values::Between(-8.0, 8.0));
-    let numbers = vec![
-        logits.clone(),
+    let (b, v, columns) = (5, 50, 47);
+    let args = vec![
+        (Type::f32([b, v]), Values::Between(-8.0, 8.0)),
         (Type::new(DType::U32, [b, 2]), Values::Between(0.0, 1e9)),
         (Type::i32([b]), Values::Between(0.0, 1000.0)),
-        (Type::f32([]), Values::Given(vec![0.8])),
-        (Type::i32([]), Values::Given(vec![9.0])),
-        (Type::f32([]), Values::Given(vec![0.9])),
+        (Type::f32([b]), Values::Between(0.5, 1.0)),
+        (Type::i32([b]), Values::Given(vec![1.0, 9.0, 9.0, 0.0, 0.0])),
+        (Type::f32([b]), Values::Given(vec![1.0, 1.0, 0.9, 0.9, 1.0])),
     ];
-    let example = |sampler: Sampler, args: Vec<(Type, Values)>| {
-        Example::new(Sampling { sampler, cap: 30.0, columns }, args, &[], &[Target::Cpu])
-    };
-    vec![example(Sampler::Greedy, vec![logits]), example(Sampler::Random(Filter::TopKThenP), numbers)]
+    vec![Example::new(Sampling { cap: 30.0, columns }, args, &[], &[Target::Cpu])]
 }
 
 impl Kernel for Sampling {
     fn name(&self) -> String {
-        format!("sampling({:?}, cap={}, columns={})", self.sampler, self.cap, self.columns)
+        format!("sampling(cap={}, columns={})", self.cap, self.columns)
     }
 
     fn infer(&self, args: &[Type]) -> Result<Vec<Type>, ShapeError> {
@@ -91,16 +63,8 @@ impl Kernel for Sampling {
         if *logits != Type::f32([b, v]) || self.columns == 0 || self.columns > v {
             return Err(ShapeError(format!("{} columns of {logits}, which should be f32", self.columns)));
         }
-        let wanted = match self.sampler {
-            Sampler::Greedy => vec![],
-            Sampler::Random(_) => vec![
-                Type::new(DType::U32, [b, 2]),
-                Type::i32([b]),
-                Type::scalar(DType::F32),
-                Type::scalar(DType::I32),
-                Type::scalar(DType::F32),
-            ],
-        };
+        let wanted =
+            [Type::new(DType::U32, [b, 2]), Type::i32([b]), Type::f32([b]), Type::i32([b]), Type::f32([b])];
         if numbers != wanted {
             return Err(ShapeError(format!("wants {wanted:?} after the logits")));
         }
@@ -113,10 +77,7 @@ impl Kernel for Sampling {
         let capped = if self.cap > 0.0 { (logits * (1.0 / self.cap)).tanh() * self.cap } else { logits };
         let top = capped.reduce_max(&[1]);
         let below = capped - top.along(capped, &[0]);
-        let token = match self.sampler {
-            Sampler::Greedy => logits.argmax(1),
-            Sampler::Random(filter) => race(filter, below, args),
-        };
+        let token = race(below, args);
         let place = token + token.builder().iota(token.ty(), 0) * self.columns as i32;
         let log_prob = below.reshape([b * self.columns]).gather(place) - below.exp().sum(&[1]).log();
         vec![token, log_prob]
@@ -144,12 +105,12 @@ impl Kernel for Sampling {
     }
 }
 
-/// A draw in proportion to the weights that the filter lets through. below: logits less the greatest of their row,
+/// A draw in proportion to the weights that the filters let through. below: logits less the greatest of their row,
 /// `[b, columns]`; args: those of the kernel.
-fn race<'f>(filter: Filter, below: Tensor<'f>, args: &[Tensor<'f>]) -> Tensor<'f> {
+fn race<'f>(below: Tensor<'f>, args: &[Tensor<'f>]) -> Tensor<'f> {
     let &[logits, keys, positions, temperature, top_k, top_p] = args else { unreachable!("as inferred") };
     let [coldest, hottest] = TEMPERATURES.map(f64::from);
-    let weights = (below.min(0.0) / temperature.clamp(coldest, hottest)).exp();
+    let weights = (below.min(0.0) / temperature.clamp(coldest, hottest).along(below, &[0])).exp();
     // XLA computes the cap once for the greatest and once for all: a rounding's difference, divided by a temperature near 0,
     // would leave even the greatest without weight. Before the cap it is exactly itself.
     let drawn = logits.slice_axis(1, 0, below.dim(1));
@@ -157,19 +118,19 @@ fn race<'f>(filter: Filter, below: Tensor<'f>, args: &[Tensor<'f>]) -> Tensor<'f
     let weights = drawn.eq(greatest).select(weights.full_like(1.0), weights);
     let race = weights / arrivals(keys, positions, logits.dim(1)).slice_axis(1, 0, below.dim(1));
     let depth = greatest - drawn;
+    // Of one token there is nothing to draw: no try fails.
+    let first = depth.eq(0.0).select(race.full_like(1.0), 0.0);
+    let race = top_k.eq(1).along(race, &[0]).select(first, race);
     let all = top_k.full_like(below.dim(1) as f64);
-    let top_k = top_k.max(1).min(all);
-    let (count, sum) = match filter {
-        Filter::Off => return race.argmax(1),
-        Filter::TopK => (top_k, weights.sum(&[1]).full_like(f64::INFINITY)),
-        Filter::TopP => (all, weights.sum(&[1]) * top_p),
-        Filter::TopKThenP => (top_k, sum_of_first(weights, depth, top_k) * top_p),
-    };
+    let limited = top_k.gt(0) & top_k.lt(all);
+    let count = limited.select(top_k, all);
+    let sum = sum_of_first(weights, depth, count, limited & top_p.lt(1.0)) * top_p;
+    let sum = top_p.lt(1.0).select(sum, f64::INFINITY);
     first_allowed(weights, race, depth, count, sum)
 }
 
-/// The token that wins the race `[b, v]` among those that the filter allows. A token is allowed if fewer than `count`
-/// (scalar) tokens stand before it, with weights that sum up to less than `sum` `[b]`. depth `[b, v]`: how far each logit is
+/// The token that wins the race `[b, v]` among those that the filters allow. A token is allowed if fewer than `count` `[b]`
+/// tokens stand before it, with weights that sum up to less than `sum` `[b]`. depth `[b, v]`: how far each logit is
 /// below the greatest. So nothing needs to be sorted: if the winner of all is not allowed, neither is any token after it,
 /// and the next try is among those before it. The first try succeeds as often as the allowed tokens are probable. What
 /// nothing stands before is always allowed, and each try is among fewer tokens than the last: so there are no more tries
@@ -193,14 +154,14 @@ fn first_allowed<'f>(
         &start,
         |_, carry| carry[2].convert(DType::I32).reduce_max(&[0]).gt(0),
         |g, carry| {
-            let [weights, race, depth, sum] = [weights, race, depth, sum].map(|x| g.capture(x));
+            let [weights, race, depth, count, sum] = [weights, race, depth, count, sum].map(|x| g.capture(x));
             let (last, refused) = (carry[1], carry[2]);
             let winner = before(depth, carry[0], last).select(race, -1.0).argmax(1);
             let token = refused.select(winner, last);
             let place = token + g.iota(token.ty(), 0) * v as i32;
             let its_depth = depth.reshape([b * v]).gather(place);
             let before = before(depth, its_depth, token);
-            let many = before.convert(DType::I32).sum(&[1]).ge(g.capture(count).along(token, &[]));
+            let many = before.convert(DType::I32).sum(&[1]).ge(count);
             let heavy = before.select(weights, 0.0).sum(&[1]);
             vec![its_depth, token, many | (heavy.ge(sum) & heavy.gt(0.0))]
         },
@@ -230,27 +191,33 @@ fn before<'f>(depth: Tensor<'f>, than: Tensor<'f>, token: Tensor<'f>) -> Tensor<
     depth.lt(along(than)) | (depth.eq(along(than)) & id.lt(along(token)))
 }
 
-/// The sum `[b]` of the weights of the first `k` (scalar) tokens of each row. The bits of floats that are not negative are
-/// ordered as the floats are, so the depth of the k-th one is found bit by bit: thirty passes without a sort, which over a
-/// large vocabulary takes longer than the model.
-fn sum_of_first<'f>(weights: Tensor<'f>, depth: Tensor<'f>, k: Tensor<'f>) -> Tensor<'f> {
-    let f = weights.builder();
-    let bits: Vec<i32> = (0..31).rev().map(|bit| 1 << bit).collect();
-    let start = f.zeros(Type::i32([weights.dim(0)]));
+/// The sum `[b]` of the weights of the first `k` `[b]` tokens of the rows that are `limited` `[b]`, and of all tokens of the
+/// others. The bits of floats that are not negative are ordered as the floats are, so the depth of the k-th one is found bit by
+/// bit: thirty passes without a sort, which over a large vocabulary takes longer than the model; none if no row needs them.
+fn sum_of_first<'f>(
+    weights: Tensor<'f>,
+    depth: Tensor<'f>,
+    k: Tensor<'f>,
+    limited: Tensor<'f>,
+) -> Tensor<'f> {
     let others = k.full_like(weights.dim(1) as f64) - k;
-    let bits = f.constant(&Host::new([bits.len()], &bits));
-    let (depth_of_last, _) = f.scan(ScanOptions::over(bits.dim(0)), &[start], &[bits], |g, carry, slices| {
-        let depth = g.capture(depth);
-        let deeper = carry[0] + slices[0];
-        // Bits that are no number are deeper than all.
-        let reach = depth.ge(deeper.bitcast_convert(DType::F32).along(depth, &[0]));
-        let not_yet = reach.convert(DType::I32).sum(&[1]).gt(g.capture(others).along(deeper, &[]));
-        (vec![not_yet.select(deeper, carry[0])], vec![])
-    });
-    let last = depth_of_last[0].bitcast_convert(DType::F32).along(depth, &[0]);
+    let first_bit = limited.convert(DType::I32).reduce_max(&[0]) * (1 << 30);
+    let results = weights.builder().while_loop(
+        &[first_bit, k.zeros_like()],
+        |_, carry| carry[0].gt(0),
+        |g, carry| {
+            let [depth, others] = [depth, others].map(|x| g.capture(x));
+            let deeper = carry[1] + carry[0].along(carry[1], &[]);
+            // Bits that are no number are deeper than all.
+            let reach = depth.ge(deeper.bitcast_convert(DType::F32).along(depth, &[0]));
+            let not_yet = reach.convert(DType::I32).sum(&[1]).gt(others);
+            vec![carry[0].shift_right_logical(1), not_yet.select(deeper, carry[1])]
+        },
+    );
+    let last = results[1].bitcast_convert(DType::F32).along(depth, &[0]);
     let nearer = depth.lt(last);
     let weight_of_last = depth.eq(last).select(weights, 0.0).reduce_max(&[1]);
-    let sum = nearer.select(weights, 0.0).sum(&[1]);
-    let missing = k.along(depth_of_last[0], &[]) - nearer.convert(DType::I32).sum(&[1]);
-    sum + missing.convert(DType::F32) * weight_of_last
+    let missing = k - nearer.convert(DType::I32).sum(&[1]);
+    let sum = nearer.select(weights, 0.0).sum(&[1]) + missing.convert(DType::F32) * weight_of_last;
+    limited.select(sum, weights.sum(&[1]))
 }

@@ -6,8 +6,8 @@ use engine::pjrt::{Arg, Buffer};
 use engine::random::threefry2x32;
 use engine::{Compiled, DType, Host, Target, Type};
 use model::decode::{
-    Drafts, Ends, Filter, Matrices, Sampler, Shape, TOKENS, cache_types, decoding_tables, prefill_program,
-    prepare_program, spread_program, table_start, tokens_program,
+    Drafts, Ends, Matrices, Shape, TOKENS, cache_types, decoding_tables, prefill_program, prepare_program,
+    spread_program, table_start, tokens_program,
 };
 use model::{Compute, Config, Params};
 use std::collections::HashMap;
@@ -30,7 +30,7 @@ pub struct Generator {
 enum Wanted {
     Prefill { shape: Shape, chunk: usize },
     Spread { prompts: usize, shape: Shape },
-    Tokens { shape: Shape, sampler: Sampler, drafts: Drafts },
+    Tokens { shape: Shape, drafts: Drafts },
 }
 
 /// What is generated together: some prompts, and rows that each continue one of them.
@@ -107,9 +107,7 @@ impl Generator {
             let program = match wanted {
                 Wanted::Prefill { shape, chunk } => prefill_program(&self.config, shape, chunk),
                 Wanted::Spread { prompts, shape } => spread_program(&self.config, prompts, shape),
-                Wanted::Tokens { shape, sampler, drafts } => {
-                    tokens_program(&self.config, shape, sampler, drafts)
-                }
+                Wanted::Tokens { shape, drafts } => tokens_program(&self.config, shape, drafts),
             };
             let (compiled, _) = self.device.compile(&program, CodeGeneration::Thorough)?;
             self.programs.insert(wanted, compiled);
@@ -197,7 +195,6 @@ impl Generator {
         );
         let rows = batch.rows.len();
         let shape = Shape { rows, ..prefilled.shape };
-        let sampler = sampler(batch.sampling);
         let mut choice = Choice::new(batch.speculation, has_head);
         let mut cache = self.spread(batch, prefilled, shape, took)?;
         let constants = self.constants(batch)?;
@@ -214,7 +211,7 @@ impl Generator {
         };
         while ends.left.iter().any(|&left| left > 0) {
             let (drafts, passes) = choice.next();
-            let program = Wanted::Tokens { shape, sampler, drafts };
+            let program = Wanted::Tokens { shape, drafts };
             self.program(program, took)?;
             let start = Instant::now();
             let before: Vec<usize> = ends.left.iter().map(|&left| batch.new_tokens - left as usize).collect();
@@ -284,14 +281,15 @@ impl Generator {
         let keys: Vec<u32> = batch.rows.iter().flat_map(|(_, key)| key.unwrap_or_default()).collect();
         let (temperature, top_k, top_p) = match batch.sampling {
             Sampling::Greedy => (1.0, 1, 1.0),
-            Sampling::Random { temperature, top_k, top_p } => (temperature, top_k.max(1), top_p),
+            Sampling::Random { temperature, top_k, top_p } => (temperature, top_k, top_p),
         };
+        let rows = batch.rows.len();
         let stops: Vec<u8> = batch.stops.iter().map(|&stop| stop.into()).collect();
         let hosts = [
-            Host::new([batch.rows.len(), 2], &keys),
-            Host::scalar(temperature as f32),
-            Host::scalar(i32::try_from(top_k).unwrap_or(i32::MAX)),
-            Host::scalar(top_p as f32),
+            Host::new([rows, 2], &keys),
+            Host::new([rows], &vec![temperature as f32; rows]),
+            Host::new([rows], &vec![i32::try_from(top_k).unwrap_or(i32::MAX); rows]),
+            Host::new([rows], &vec![top_p as f32; rows]),
             Host::from_bytes(Type::new(DType::Bool, [stops.len()]), &stops),
         ];
         hosts.iter().map(|host| self.device.put(host)).collect()
@@ -309,18 +307,6 @@ pub struct Prefilled {
 /// The key of a row's random numbers.
 pub fn key(seed: u64, stream: u32, sample: u32) -> [u32; 2] {
     threefry2x32([seed as u32, (seed >> 32) as u32], [stream, sample])
-}
-
-fn sampler(sampling: Sampling) -> Sampler {
-    match sampling {
-        Sampling::Greedy => Sampler::Greedy,
-        Sampling::Random { top_k, top_p, .. } => Sampler::Random(match (top_k > 0, top_p < 1.0) {
-            (false, false) => Filter::Off,
-            (true, false) => Filter::TopK,
-            (false, true) => Filter::TopP,
-            (true, true) => Filter::TopKThenP,
-        }),
-    }
 }
 
 /// Which of the two loops runs next, and for how long. Both give the same tokens, so changing between them in the middle of a

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail, ensure};
 use engine::{Func, Kernel, Op, Program, Target, Tensor, Type};
-use model::decode::{Drafts, Matrices, Sampler, Shape, prefill_program, tokens_program};
+use model::decode::{Drafts, Matrices, Shape, prefill_program, tokens_program};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use train::config::RunConfig;
@@ -28,7 +28,7 @@ pub(crate) fn build(
         "prefill" => prefill_program(&run.model, decoding, CHUNK.min(decoding.slots)),
         "decode" => {
             let drafts = if run.model.mtp_num_tokens > 0 { Drafts::SecondHead } else { Drafts::Off };
-            tokens_program(&run.model, decoding, Sampler::Greedy, drafts)
+            tokens_program(&run.model, decoding, drafts)
         }
         other => match other.strip_prefix("kernel:") {
             Some(kernel) => alone(kernel, &step())?,
