@@ -9,8 +9,8 @@
 //! | program | does |
 //! |---|---|
 //! | [`prepare_program`] | master weights to [`Weights`], once |
-//! | [`prefill_program`] | a chunk of the prompts into the cache; called for one chunk after the other |
-//! | [`spread_program`] | rows of prompts to rows of samples |
+//! | [`prefill_program`] | a chunk of a prompt into its row; called for one chunk after the other |
+//! | [`copy_program`] | what one row has computed to another, whose prompt begins like its own |
 //! | [`tokens_program`] | a bounded number of new tokens: draw, emit, forward, in one loop on the device |
 
 mod weights;
@@ -200,43 +200,59 @@ impl<'f> Model<Tensor<'f>> {
     }
 }
 
-/// A chunk of the prompts into the cache. Inputs: `weights.*`, `rope.cos`, `rope.sin`, `rope.start` `i32[rows]`, the cache
-/// (written over), `ids` `i32[rows, chunk]`, `slot` `i32[rows]`: that of each row's first token of the chunk. Outputs: the
-/// cache.
+/// A chunk of a prompt into one row of the cache. Inputs: `weights.*`, `rope.cos`, `rope.sin`, `rope.start` `i32[1]`, the cache
+/// (written over), `row` i32, `ids` `i32[1, chunk]`, `slot` `i32[1]`: that of the chunk's first token. Outputs: the cache.
 pub fn prefill_program(config: &Config, shape: Shape, chunk: usize) -> Program {
     Program::build("prefill", |f| {
-        let model = Model::inputs(f, config, shape);
+        let model = Model::inputs(f, config, Shape { rows: 1, ..shape });
         let cache = cache_types(config, shape).map(|name, ty| f.input(name, ty));
-        let ids = f.input("ids", Type::i32([shape.rows, chunk]));
-        let slot = f.input("slot", Type::i32([shape.rows]));
-        let (_, filled) = forward(config, &model, cache.clone(), Tokens { ids, slot });
-        output_over(f, filled, cache);
+        let row = f.input("row", Type::scalar(DType::I32));
+        let ids = f.input("ids", Type::i32([1, chunk]));
+        let slot = f.input("slot", Type::i32([1]));
+        let own = cache.clone().map(|_, whole| row_of(whole, shape, row));
+        let (_, own) = forward(config, &model, own, Tokens { ids, slot });
+        output_row(f, cache, own, shape, row);
     })
 }
 
-fn output_over<'f>(f: &'f Builder<'f>, new: Cache<Tensor<'f>>, old: Cache<Tensor<'f>>) {
-    let mut inputs = Vec::new();
-    old.map(|_, input| inputs.push(input));
-    let mut inputs = inputs.into_iter();
-    new.map(|name, tensor| f.output_over(name, tensor, inputs.next().expect("caches of one form")));
+/// Keys and values of one row over those of another. Inputs: the cache (written over), `from` and `to` i32. Outputs: the
+/// cache.
+pub fn copy_program(config: &Config, shape: Shape) -> Program {
+    Program::build("copy", |f| {
+        let cache = cache_types(config, shape).map(|name, ty| f.input(name, ty));
+        let [from, to] = ["from", "to"].map(|name| f.input(name, Type::scalar(DType::I32)));
+        let own = cache.clone().map(|_, whole| row_of(whole, shape, from));
+        output_row(f, cache, own, shape, to);
+    })
 }
 
-/// Rows of prompts to rows of samples. Inputs: the cache of `prompts` rows, `sources` `i32[rows]`, the prompt of each row.
-/// Outputs: the cache of `shape.rows` rows.
-pub fn spread_program(config: &Config, prompts: usize, shape: Shape) -> Program {
-    Program::build("spread", |f| {
-        let prompt_shape = Shape { rows: prompts, ..shape };
-        let cache = cache_types(config, prompt_shape).map(|name, ty| f.input(name, ty));
-        let sources = f.input("sources", Type::i32([shape.rows]));
-        cache.map(|name, tensor| {
-            let shape = tensor.shape();
-            let by_row = |rows: usize| [&[rows, shape[0] / prompts], &shape[1..]].concat();
-            let spread = tensor.reshape(by_row(prompts)).gather(sources); // [rows, .., ..]
-            let mut wanted = shape.clone();
-            wanted[0] = shape[0] / prompts * spread.dim(0);
-            f.output(name, spread.reshape(wanted));
-        });
-    })
+/// Where a row's part of keys or values begins, and the extent of such a part.
+fn place_of<'f>(whole: Tensor<'f>, shape: Shape, row: Tensor<'f>) -> ([Tensor<'f>; 3], [usize; 3]) {
+    let count = whole.dim(0) / shape.rows;
+    let zero = row.zeros_like();
+    ([row * count as i32, zero, zero], [count, whole.dim(1), whole.dim(2)])
+}
+
+/// A row's keys or values.
+fn row_of<'f>(whole: Tensor<'f>, shape: Shape, row: Tensor<'f>) -> Tensor<'f> {
+    let (starts, sizes) = place_of(whole, shape, row);
+    whole.dynamic_slice(&starts, &sizes)
+}
+
+/// The cache with one row's keys and values replaced, written over the one that it was.
+fn output_row<'f>(
+    f: &'f Builder<'f>,
+    cache: Cache<Tensor<'f>>,
+    own: Cache<Tensor<'f>>,
+    shape: Shape,
+    row: Tensor<'f>,
+) {
+    let mut parts = own.keys.into_iter().chain(own.values);
+    cache.map(|name, whole| {
+        let part = parts.next().expect("caches of one form");
+        let (starts, _) = place_of(whole, shape, row);
+        f.output_over(name, whole.dynamic_update_slice(part, &starts), whole);
+    });
 }
 
 /// How far each row is: `[b]` i32 each.

@@ -1,15 +1,13 @@
 //! Decoding with a cache against the full forward pass, drafts against none, and drawn tokens against the distribution
 //! that they are drawn from. All in f32 on the CPU plugin.
 
-use decode::{Batch as Rows, Generator, Sampling, Scorer, Speculation, Statistics, key};
+use decode::{Generator, Rows, Sampling, Scorer, Settings, Speculation, Statistics, key};
 use engine::{Compiled, Form, Host, Program, Type};
 use model::decode::{stretched, table_start};
 use model::{Attention, Batch, Config, Params, Remat, Yarn, fold, forward, loss, specs};
-use proptest::prelude::*;
-use std::cell::{Cell, RefCell};
-use std::ops::ControlFlow;
+use std::time::Duration;
 use tests::close::{assert_small, largest};
-use tests::{Random, cpu, lowered, numbers, property, small_config, uneven_params};
+use tests::{Random, cpu, lowered, numbers, small_config, uneven_params};
 use train::device::Device;
 
 fn config() -> Config {
@@ -95,6 +93,27 @@ type Written = Vec<(Vec<i32>, Vec<f32>)>;
 
 const STREAMS: u32 = 7;
 
+/// Writes in free rows until all are finished: a text for each prompt and its settings.
+fn write_all(rows: &mut Rows<'_>, texts: &[(&[i32], Settings)]) -> Written {
+    let mut written: Written = vec![Default::default(); texts.len()];
+    let places: Vec<usize> =
+        texts.iter().map(|&(prompt, settings)| rows.admit(prompt, settings).unwrap().unwrap()).collect();
+    while rows.prefill().unwrap() {}
+    loop {
+        let news = rows.step(Duration::from_millis(100)).unwrap();
+        for news in &news {
+            let text = &mut written[places.iter().position(|&row| row == news.row).unwrap()];
+            text.0.extend(&news.tokens);
+            text.1.extend(&news.log_probs);
+        }
+        if news.is_empty() {
+            break;
+        }
+    }
+    places.into_iter().for_each(|row| rows.retire(row));
+    written
+}
+
 /// Continues prompts, each `samples` times.
 fn write(
     generator: &mut Generator,
@@ -106,28 +125,16 @@ fn write(
     stop: Option<i32>,
 ) -> (Written, Statistics) {
     let stops: Vec<bool> = (0..generator.config().vocab_size).map(|id| stop == Some(id as i32)).collect();
-    let rows: Vec<_> = (0..prompts.len() * samples)
-        .map(|row| (row / samples, Some(key(5, STREAMS + (row / samples) as u32, (row % samples) as u32))))
-        .collect();
-    let batch = Rows {
-        prompts: prompts.iter().map(Vec::as_slice).collect(),
-        rows,
-        new_tokens,
-        sampling,
-        stops: &stops,
-        speculation,
-    };
-    let mut took = Statistics::default();
-    let mut written: Written = vec![Default::default(); batch.rows.len()];
-    let prefilled = generator.prefill(&batch, &mut took).unwrap();
-    generator
-        .generate(&batch, &prefilled, &mut took, &mut |news| {
-            written[news.row].0.extend(news.tokens);
-            written[news.row].1.extend(news.log_probs);
-            ControlFlow::Continue(())
+    let texts: Vec<(&[i32], Settings)> = (0..prompts.len() * samples)
+        .map(|row| {
+            let (prompt, sample) = (row / samples, row % samples);
+            let key = key(5, STREAMS + prompt as u32, sample as u32);
+            (&prompts[prompt][..], Settings { new_tokens, sampling, key })
         })
-        .unwrap();
-    (written, took)
+        .collect();
+    let longest = prompts.iter().map(Vec::len).max().unwrap();
+    let mut rows = Rows::new(generator, texts.len(), longest + new_tokens, &stops, speculation).unwrap();
+    (write_all(&mut rows, &texts), rows.statistics())
 }
 
 const HOT: Sampling = Sampling::Random { temperature: 1.0, top_k: 0, top_p: 1.0 };
@@ -225,52 +232,73 @@ fn long_requests_are_stretched() {
     check_cache(&short, &[300, 10, 52, 53], 12);
 }
 
-/// A row's tokens, alone or beside whatever other prompts, longer than the model was trained at or not.
+/// Rows that are admitted and retired at whatever times, with prompts that begin alike or not, longer than the model was
+/// trained at or not, each with settings of its own: each writes what it writes alone.
 #[test]
 fn no_row_depends_on_its_neighbours() {
     let config = Config { original_max_position_embeddings: Some(96), ..config() };
-    let generator = RefCell::new(generator(&config, &agreeing_params(&config)));
-    let stops = vec![false; config.vocab_size];
-    let new_tokens = 16;
-    let lengths = prop::collection::vec(prop_oneof![1usize..70, 70usize..90, 81usize..200], 2..4);
-    let samplings = prop_oneof![Just(Sampling::Greedy), Just(HOT)];
-    let speculations = prop_oneof![Just(Speculation::Off), Just(Speculation::On)];
-    let (rows, stretched_rows) = (Cell::new(0), Cell::new(0));
-    let cases = (any::<u64>(), lengths, samplings, speculations);
-    property(8, &cases, |(seed, lengths, sampling, speculation)| {
-        let mut random = Random::new(seed);
-        let prompts: Vec<Vec<i32>> =
-            lengths.iter().map(|&length| random_ids(&mut random, length, &config)).collect();
-        let write = |of: &[usize]| -> Vec<Vec<i32>> {
-            let batch = Rows {
-                prompts: of.iter().map(|&prompt| &prompts[prompt][..]).collect(),
-                rows: (0..of.len()).map(|row| (row, Some(key(seed, of[row] as u32, 0)))).collect(),
-                new_tokens,
-                sampling,
-                stops: &stops,
-                speculation,
+    let mut generator = generator(&config, &agreeing_params(&config));
+    let stops: Vec<bool> = (0..config.vocab_size).map(|id| id == 17).collect();
+    let mut random = Random::new(8);
+    let common = random_ids(&mut random, 200, &config);
+    let texts: Vec<(Vec<i32>, Settings)> = (0..24u32)
+        .map(|text| {
+            let begun = [0, 1, 64, 130, 200][random.below(5)];
+            let more = [1, 3, 64, 70][random.below(4)];
+            let prompt = [&common[..begun], &random_ids(&mut random, more, &config)].concat();
+            let sampling = match random.below(3) {
+                0 => Sampling::Greedy,
+                1 => HOT,
+                _ => Sampling::Random { temperature: 0.7, top_k: 20, top_p: 0.9 },
             };
-            let mut written = vec![Vec::new(); of.len()];
-            let (mut generator, mut took) = (generator.borrow_mut(), Statistics::default());
-            let prefilled = generator.prefill(&batch, &mut took).unwrap();
-            generator
-                .generate(&batch, &prefilled, &mut took, &mut |news| {
-                    written[news.row].extend(news.tokens);
-                    ControlFlow::Continue(())
-                })
-                .unwrap();
-            written
-        };
-        let together = write(&(0..prompts.len()).collect::<Vec<usize>>());
-        for (row, beside_others) in together.iter().enumerate() {
-            assert_eq!(*beside_others, write(&[row])[0], "row {row} of prompts of {lengths:?} tokens");
-            rows.set(rows.get() + 1);
-            let long = lengths[row] + new_tokens > config.trained_positions();
-            stretched_rows.set(stretched_rows.get() + usize::from(long));
+            (prompt, Settings { new_tokens: 1 + random.below(40), sampling, key: key(3, text, 0) })
+        })
+        .collect();
+    let stretched_texts = texts
+        .iter()
+        .filter(|(prompt, settings)| prompt.len() + settings.new_tokens > config.trained_positions());
+    assert!((6..18).contains(&stretched_texts.count()), "only one kind");
+    for speculation in [Speculation::Off, Speculation::On] {
+        let alone: Vec<Vec<i32>> = texts
+            .iter()
+            .map(|(prompt, settings)| {
+                let mut rows = Rows::new(&mut generator, 1, 400, &stops, speculation).unwrap();
+                write_all(&mut rows, &[(prompt, *settings)]).remove(0).0
+            })
+            .collect();
+        let mut rows = Rows::new(&mut generator, 3, 400, &stops, speculation).unwrap();
+        let mut written = vec![Vec::new(); texts.len()];
+        // Which text each row writes, and how many were cut off.
+        let (mut open, mut next, mut cut) = ([None; 3], 0, 0);
+        while next < texts.len() || open != [None; 3] {
+            if next < texts.len() && random.below(3) > 0 {
+                let (prompt, settings) = &texts[next];
+                let row = rows.admit(prompt, *settings).unwrap();
+                assert_eq!(row.is_none(), open.iter().all(Option::is_some));
+                if let Some(row) = row {
+                    assert_eq!(open[row].replace(next), None);
+                    next += 1;
+                }
+            }
+            if random.below(3) > 0 {
+                rows.prefill().unwrap();
+            }
+            for news in rows.step(Duration::ZERO).unwrap() {
+                let text = open[news.row].unwrap();
+                written[text].extend(news.tokens);
+                let given_up = random.below(30) == 0;
+                if news.finished || given_up {
+                    let whole = &alone[text];
+                    assert_eq!(written[text], whole[..written[text].len()], "{:?}", texts[text]);
+                    assert!(given_up || written[text].len() == whole.len());
+                    cut += usize::from(written[text].len() < whole.len());
+                    rows.retire(news.row);
+                    open[news.row] = None;
+                }
+            }
         }
-    });
-    // Otherwise only one kind was seen.
-    assert!((4..rows.get() - 4).contains(&stretched_rows.get()), "{stretched_rows:?} of {rows:?}");
+        assert!((1..12).contains(&cut), "{cut} were cut off");
+    }
 }
 
 /// Weights that are numbers, and products of them that are none: no token is drawn, and no probability is said.
@@ -285,19 +313,10 @@ fn logits_that_are_nan_are_an_error() {
     for kernels in [None, Some(Form::Portable)] {
         let mut generator = Generator::new(Device::open("cpu", kernels).unwrap(), &config, &params).unwrap();
         for (sampling, speculation) in [(Sampling::Greedy, Speculation::Off), (HOT, Speculation::On)] {
-            let batch = Rows {
-                prompts: vec![&[1, 2, 3]],
-                rows: vec![(0, Some([0, 0]))],
-                new_tokens: 5,
-                sampling,
-                stops: &stops,
-                speculation,
-            };
-            let mut took = Statistics::default();
-            let prefilled = generator.prefill(&batch, &mut took).unwrap();
-            let error = generator
-                .generate(&batch, &prefilled, &mut took, &mut |news| panic!("{news:?}"))
-                .unwrap_err();
+            let mut rows = Rows::new(&mut generator, 1, 8, &stops, speculation).unwrap();
+            rows.admit(&[1, 2, 3], Settings { new_tokens: 5, sampling, key: [0, 0] }).unwrap();
+            while rows.prefill().unwrap() {}
+            let error = rows.step(Duration::ZERO).unwrap_err();
             let error = format!("{error:#}");
             assert!(error.contains("logits are NaN at new token 0"), "{error}");
         }
@@ -428,29 +447,16 @@ fn tokens_drawn_with_drafts_follow_the_models_distribution() {
         }
         let samples = 16384;
         let mut counts = vec![0; joint.len()];
-        let mut took = Statistics::default();
         let stops = vec![false; config.vocab_size];
-        for round in 0..samples / 256 {
-            let batch = Rows {
-                prompts: vec![&prompt],
-                rows: (0..256).map(|row| (0, Some(key(9, round, row)))).collect(),
-                new_tokens: 3,
-                sampling,
-                stops: &stops,
-                speculation: Speculation::On,
-            };
-            let prefilled = generator.prefill(&batch, &mut took).unwrap();
-            let mut cells = vec![0; 256];
-            generator
-                .generate(&batch, &prefilled, &mut took, &mut |news| {
-                    for &token in news.tokens {
-                        cells[news.row] = cells[news.row] * v + token as usize;
-                    }
-                    ControlFlow::Continue(())
-                })
-                .unwrap();
-            cells.into_iter().for_each(|cell| counts[cell] += 1);
+        let mut rows = Rows::new(&mut generator, 32, 6, &stops, Speculation::On).unwrap();
+        for round in 0..samples / 32 {
+            let settings = |row: u32| Settings { new_tokens: 3, sampling, key: key(9, round, row) };
+            let texts: Vec<(&[i32], Settings)> = (0..32).map(|row| (&prompt[..], settings(row))).collect();
+            for (tokens, _) in write_all(&mut rows, &texts) {
+                counts[tokens.iter().fold(0, |cell, &token| cell * v + token as usize)] += 1;
+            }
         }
+        let took = rows.statistics();
         let found = surprise(&counts, &joint);
         assert!(found.abs() < 4.0, "temperature {temperature}, top_k {top_k}, top_p {top_p}: {found}");
         let share = took.acceptance().unwrap();
@@ -474,25 +480,15 @@ fn what_cannot_be_generated_is_said() {
         write(&mut generator, std::slice::from_ref(&prompt), 1, 5, Sampling::Greedy, Speculation::Auto, None);
     assert_eq!((written[0].0.len(), took.drafted), (5, 0));
     let stops = vec![false; config.vocab_size];
-    let mut batch = Rows {
-        prompts: vec![&prompt],
-        rows: vec![(0, Some([0, 0]))],
-        new_tokens: 5,
-        sampling: Sampling::Greedy,
-        stops: &stops,
-        speculation: Speculation::On,
-    };
-    let mut took = Statistics::default();
-    let prefilled = generator.prefill(&batch, &mut took).unwrap();
-    let error = generator
-        .generate(&batch, &prefilled, &mut took, &mut |_| ControlFlow::Continue(()))
-        .unwrap_err()
-        .to_string();
+    let error = Rows::new(&mut generator, 1, 8, &stops, Speculation::On).err().unwrap().to_string();
     assert!(error.contains("no second head"), "{error}");
-    batch.new_tokens = 510;
-    let error = generator.prefill(&batch, &mut took).err().unwrap().to_string();
-    assert!(
-        error.contains("a prompt of 3 tokens and 510 new ones do not fit the model's context of 512"),
-        "{error}"
-    );
+    let settings = |new_tokens: usize| Settings { new_tokens, sampling: Sampling::Greedy, key: [0, 0] };
+    for (tokens, new_tokens, most) in [(1000, 510, 512), (8, 600, 255)] {
+        let mut rows = Rows::new(&mut generator, 1, tokens, &stops, Speculation::Off).unwrap();
+        let error = rows.admit(&prompt, settings(new_tokens)).unwrap_err().to_string();
+        let wanted = format!("a prompt of 3 tokens and {new_tokens} new ones do not fit a row of {most}");
+        assert!(error.contains(&wanted), "{error}");
+        assert_eq!(rows.admit(&prompt, settings(5)).unwrap(), Some(0));
+        assert_eq!(rows.admit(&prompt, settings(5)).unwrap(), None);
+    }
 }

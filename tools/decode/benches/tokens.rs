@@ -4,12 +4,11 @@
 //! The weights are random, so nothing can be learned here of how often drafts are right; `generate --speculative on` on a
 //! trained checkpoint tells.
 
-use decode::{Batch, Generator, Sampling, Speculation, Statistics, key};
+use decode::{Generator, Rows, Sampling, Settings, Speculation, Statistics, key};
 use model::decode::{Matrices, weight_types};
 use model::{Config, Preset, initial_params};
 use std::hint::black_box;
-use std::ops::ControlFlow;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use train::device::Device;
 
 const PROMPT: usize = 64;
@@ -99,20 +98,14 @@ fn bandwidth(bytes: usize, threads: usize) -> f64 {
 }
 
 fn run(generator: &mut Generator, rows: usize, sampling: Sampling, speculation: Speculation) -> Statistics {
-    let prompts: Vec<Vec<i32>> = (0..rows as i32)
-        .map(|row| (0..PROMPT as i32).map(|i| (i * 37 + row * 101) % 4000).collect())
-        .collect();
     let stops = vec![false; generator.config().vocab_size];
-    let batch = Batch {
-        prompts: prompts.iter().map(Vec::as_slice).collect(),
-        rows: (0..rows).map(|row| (row, Some(key(1, row as u32, 0)))).collect(),
-        new_tokens: NEW,
-        sampling,
-        stops: &stops,
-        speculation,
-    };
-    let mut took = Statistics::default();
-    let prefilled = generator.prefill(&batch, &mut took).unwrap();
-    generator.generate(&batch, &prefilled, &mut took, &mut |_| ControlFlow::Continue(())).unwrap();
-    took
+    let mut all = Rows::new(generator, rows, PROMPT + NEW, &stops, speculation).unwrap();
+    for row in 0..rows as i32 {
+        let prompt: Vec<i32> = (0..PROMPT as i32).map(|i| (i * 37 + row * 101) % 4000).collect();
+        let settings = Settings { new_tokens: NEW, sampling, key: key(1, row as u32, 0) };
+        all.admit(&prompt, settings).unwrap();
+    }
+    while all.prefill().unwrap() {}
+    while !all.step(Duration::from_millis(100)).unwrap().is_empty() {}
+    all.statistics()
 }

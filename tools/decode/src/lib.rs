@@ -1,28 +1,36 @@
-//! Generation with a loaded checkpoint. [`Decoder`] continues text; below it, [`Generator`] holds weights on a device and
-//! continues token ids. The programs that run are built by `model::decode`.
+//! Generation with a loaded checkpoint. [`Decoder`] continues text; below it, [`Rows`] continue token ids side by side, and
+//! [`Generator`] holds weights on a device. The programs that run are built by `model::decode`.
 
 mod checkpoint;
 mod flags;
 mod generator;
 mod options;
+mod pace;
+mod rows;
 mod scorer;
 mod text;
 
 pub use checkpoint::find_checkpoint;
 pub use flags::{DeviceFlags, DrawFlags, SamplingFlags};
-pub use generator::{Batch, Generator, News, Prefilled, key};
+pub use generator::Generator;
 pub use options::{Completion, Finish, Options, Piece, Prompt, Sampling, Speculation, Statistics};
+pub use rows::{News, Rows, Settings, key};
 pub use scorer::{Scorer, Scores};
 
 use anyhow::{Result, bail, ensure};
 use engine::Host;
 use model::{Config, Params};
+use std::cmp::Reverse;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::time::Duration;
 use text::Text;
 use train::checkpoint::{files, load_params};
 use train::data::{FIM_MIDDLE, FIM_PREFIX, FIM_SUFFIX, Tokenizer};
 use train::device::Device;
+
+/// How often the watcher of [`Decoder::complete`] is called, if the device is fast enough.
+const PERIOD: Duration = Duration::from_millis(100);
 
 /// A checkpoint on a device, ready to continue text.
 pub struct Decoder {
@@ -138,60 +146,53 @@ impl Decoder {
         watch: &mut dyn FnMut(Piece<'_>) -> ControlFlow<()>,
     ) -> Result<(Vec<Completion>, Statistics)> {
         self.check(prompts, options)?;
-        let mut took = Statistics::default();
-        let mut finished = Vec::new();
         let mut order: Vec<usize> = (0..prompts.len()).collect();
-        order.sort_by_key(|&prompt| std::cmp::Reverse(prompts[prompt].ids.len()));
-        let rows = options.rows.min(prompts.len() * options.samples);
-        let together = (rows / options.samples).max(1);
-        'groups: for group in order.chunks(together) {
-            let samples: Vec<(usize, usize)> = (0..group.len())
-                .flat_map(|place| (0..options.samples).map(move |sample| (place, sample)))
-                .collect();
-            let mut texts: Vec<&[i32]> = group.iter().map(|&prompt| &prompts[prompt].ids[..]).collect();
-            // The last group may be smaller; it is filled up, so that nothing is compiled for its size.
-            texts.resize(together, texts[texts.len() - 1]);
-            let mut batch = Batch {
-                prompts: texts,
-                rows: vec![(0, None); rows],
-                new_tokens: options.max_new_tokens,
-                sampling: options.sampling,
-                stops: &self.stops,
-                speculation: options.speculation,
-            };
-            let before = took.prompt_tokens;
-            let prefilled = self.generator.prefill(&batch, &mut took)?;
-            // Without the rows that only fill the group.
-            took.prompt_tokens =
-                before + group.iter().map(|&prompt| prompts[prompt].ids.len()).sum::<usize>();
-            for some in samples.chunks(rows) {
-                batch.rows.fill((0, None));
-                for (row, &(place, sample)) in batch.rows.iter_mut().zip(some) {
-                    let stream = prompts[group[place]].stream;
-                    *row = (place, Some(key(options.seed, stream, sample as u32)));
-                }
-                let mut open: Vec<Open> =
-                    some.iter().map(|&(place, sample)| Open::new(group[place], sample)).collect();
-                let mut ended = ControlFlow::Continue(());
-                self.generator.generate(&batch, &prefilled, &mut took, &mut |news| {
-                    if ended.is_break() {
-                        return ControlFlow::Break(());
-                    }
-                    let row = &mut open[news.row];
-                    let done = row.push(&news, &self.tokenizer, &self.stops, options);
-                    ended = row.show(watch, options, done);
-                    if done && ended.is_continue() {
-                        let completion = row.close();
+        order.sort_by_key(|&prompt| Reverse(prompts[prompt].ids.len()));
+        let longest = order.first().map_or(0, |&prompt| prompts[prompt].ids.len());
+        let count = options.rows.min(prompts.len() * options.samples).max(1);
+        let tokens = longest + options.max_new_tokens;
+        let mut rows = Rows::new(&mut self.generator, count, tokens, &self.stops, options.speculation)?;
+        let samples =
+            order.iter().flat_map(|&prompt| (0..options.samples).map(move |sample| (prompt, sample)));
+        let mut waiting = samples.peekable();
+        let mut open: Vec<Option<Open>> = (0..count).map(|_| None).collect();
+        let (mut finished, mut prompt_tokens) = (Vec::new(), 0);
+        'steps: loop {
+            while let Some(&(prompt, sample)) = waiting.peek() {
+                let Prompt { ids, stream } = &prompts[prompt];
+                let settings = Settings {
+                    new_tokens: options.max_new_tokens,
+                    sampling: options.sampling,
+                    key: key(options.seed, *stream, sample as u32),
+                };
+                let Some(row) = rows.admit(ids, settings)? else { break };
+                open[row] = Some(Open::new(prompt, sample));
+                prompt_tokens += if sample == 0 { ids.len() } else { 0 };
+                waiting.next();
+            }
+            while rows.prefill()? {}
+            let news = rows.step(PERIOD)?;
+            if news.is_empty() {
+                break;
+            }
+            for news in news {
+                let Some(text) = &mut open[news.row] else { continue };
+                let done = text.push(&news, &self.tokenizer, &self.stops, options);
+                let mut ended = text.show(watch, options, done);
+                if done {
+                    rows.retire(news.row);
+                    if ended.is_continue() {
+                        let completion = text.close();
                         ended = watch(Piece::Finished(&completion));
                         finished.push(completion);
                     }
-                    if done { ControlFlow::Break(()) } else { ended }
-                })?;
+                }
                 if ended.is_break() {
-                    break 'groups;
+                    break 'steps;
                 }
             }
         }
+        let took = Statistics { prompt_tokens, ..rows.statistics() };
         finished.sort_by_key(|completion| (completion.prompt, completion.sample));
         Ok((finished, took))
     }
@@ -248,8 +249,8 @@ impl Open {
     }
 
     /// Takes new tokens in; whether the completion is finished.
-    fn push(&mut self, news: &News<'_>, tokenizer: &Tokenizer, stops: &[bool], options: &Options) -> bool {
-        for (&token, &log_prob) in news.tokens.iter().zip(news.log_probs) {
+    fn push(&mut self, news: &News, tokenizer: &Tokenizer, stops: &[bool], options: &Options) -> bool {
+        for (&token, &log_prob) in news.tokens.iter().zip(&news.log_probs) {
             self.log_probs.push(log_prob);
             if stops[token as usize] {
                 self.finish = Finish::Token(token);

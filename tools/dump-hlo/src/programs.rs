@@ -9,7 +9,7 @@ use train::config::RunConfig;
 use train::step::{step_of, validation_program};
 
 /// Tokens of a prompt that one call of the prefill program takes, where the cache has room for them.
-const CHUNK: usize = 256;
+const CHUNK: usize = 64;
 
 /// A program for a target before its kernels are chosen; `rows` are those of a decoding program, `memory` the device's bytes.
 pub(crate) fn build(
