@@ -256,7 +256,8 @@ fn filled<'k>(k: &'k KernelBuilder, last_block: Ref, grid: &[Scalar<'k>]) -> Sca
 
 /// The most slots of a block. One layer of `1b`, 8 sequences, by libtpu 0.0.52, 2026-11-23, `cargo run -p kernels --example
 /// v6e -- [--parts] cached`: bundles of a block's step and its transfer at 936 bytes a cycle; the profile's cycles of the
-/// kernel over whole caches of 2048 and 8192 slots; vector memory. One and two new tokens cost the same.
+/// kernel over whole caches of 2048 and 8192 slots; vector memory. One and two new tokens cost the same. All sequences had one
+/// length then; with a length of each, blocks of 512 and 1024 slots take 362 and 667 bundles (2026-11-30).
 ///
 /// | slots | bundles | transfer | 2048 | 8192 | KiB |
 /// |---|---|---|---|---|---|
