@@ -25,6 +25,9 @@ use Fate::{Elsewhere, Not, Run};
 const COMMANDS: &[(&str, Fate)] = &[
     ("cargo run -p train", Elsewhere("tools/cli.rs", "the_first_command_needs_nothing")),
     ("cargo test --workspace", Not(TESTS)),
+    ("python3 -m pip install jax==0.10.2", Not("JAX is no part of this project")),
+    ("python3 tests/jax/step.py", Not(BENCHMARK)),
+    ("cargo run -p train -- --preset bench --out runs/bench", Not(BENCHMARK)),
     ("cargo run --example tour -p engine", Run(&[])),
     ("cargo doc -p engine --open", Not("opens a browser; `.ci/run` builds the docs")),
     ("cargo run -p prepare-data -- --out data/mine --train-tokenizer 4096 path/to/python/files", Run(&[])),
