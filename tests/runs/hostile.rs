@@ -1,14 +1,11 @@
 //! What may happen to a run: signals at every point, damaged checkpoints and data, gradients that explode, a machine that is
 //! gone, and a long time. Through the program that people start.
 
-use arrow_array::builder::{Int32Builder, ListBuilder};
-use arrow_array::{ArrayRef, RecordBatch};
-use parquet::arrow::ArrowWriter;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
+use tests::shards::shard;
 use tests::trainer::{Bench, files};
 use train::checkpoint::{latest_good, verify};
 
@@ -21,22 +18,7 @@ fn write_documents(bench: &Bench, folder: &str, file: &str, documents: &[Vec<i32
     let folder = bench.path(folder);
     fs::create_dir_all(&folder).unwrap();
     fs::copy(bench.path("data/tokenizer.json"), folder.join("tokenizer.json")).unwrap();
-    let batch = |documents: &[Vec<i32>]| {
-        let mut list = ListBuilder::new(Int32Builder::new());
-        for document in documents {
-            list.values().append_slice(document);
-            list.append(true);
-        }
-        RecordBatch::try_from_iter([("input_ids", Arc::new(list.finish()) as ArrayRef)]).unwrap()
-    };
-    let schema = batch(&documents[..1]).schema();
-    let mut writer =
-        ArrowWriter::try_new(fs::File::create(folder.join(file)).unwrap(), schema, None).unwrap();
-    for group in documents.chunks(100) {
-        writer.write(&batch(group)).unwrap();
-        writer.flush().unwrap();
-    }
-    writer.close().unwrap();
+    fs::write(folder.join(file), shard(&[("input_ids", documents)], 100)).unwrap();
 }
 
 /// Documents of 31 tokens that count upwards: easy to learn.

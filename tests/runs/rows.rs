@@ -1,11 +1,8 @@
 //! What a run says of its rows: padding, epochs, and the rows themselves.
 
-use arrow_array::builder::{Int32Builder, ListBuilder};
-use arrow_array::{ArrayRef, RecordBatch};
-use parquet::arrow::ArrowWriter;
 use serde_json::Value;
 use std::fs;
-use std::sync::Arc;
+use tests::shards::shard;
 use tests::trainer::{Bench, files};
 
 fn bench() -> Bench {
@@ -27,16 +24,8 @@ fn padding_is_no_token_and_epochs_count_rows() {
     let folder = bench.path("short");
     fs::create_dir(&folder).unwrap();
     fs::copy(bench.path("data/tokenizer.json"), folder.join("tokenizer.json")).unwrap();
-    let mut list = ListBuilder::new(Int32Builder::new());
-    for row in 0..40 {
-        list.values().append_slice(&[20 + row; 6]);
-        list.append(true);
-    }
-    let batch = RecordBatch::try_from_iter([("input_ids", Arc::new(list.finish()) as ArrayRef)]).unwrap();
-    let file = fs::File::create(folder.join("rows.parquet")).unwrap();
-    let mut writer = ArrowWriter::try_new(file, batch.schema(), None).unwrap();
-    writer.write(&batch).unwrap();
-    writer.close().unwrap();
+    let documents: Vec<Vec<i32>> = (0..40).map(|row| vec![20 + row; 6]).collect();
+    fs::write(folder.join("rows.parquet"), shard(&[("input_ids", &documents)], 40)).unwrap();
     let keys =
         ["data.packing=none", "data.epochs=4", "data.validation_fraction=0", "data.fim_rate=0", "steps=auto"];
     let mut args = vec!["--data", "short"];
@@ -114,22 +103,14 @@ fn rows_of_the_next_step_are_shown_and_nothing_is_written() {
 
 /// Rows of so many tokens each, with the labels that other programs write.
 fn write_rows(path: &std::path::Path, lengths: &[usize], columns: &[&str]) {
-    let mut ids = ListBuilder::new(Int32Builder::new());
-    let mut labels = ListBuilder::new(Int32Builder::new());
-    for (row, length) in lengths.iter().enumerate() {
-        let row: Vec<i32> = (0..*length).map(|at| 20 + ((row * 7 + at) % 280) as i32).collect();
-        ids.values().append_slice(&row);
-        ids.append(true);
-        labels.values().append_slice(&[&row[1..], &[-100]].concat());
-        labels.append(true);
-    }
-    let all = [("input_ids", Arc::new(ids.finish()) as ArrayRef), ("labels", Arc::new(labels.finish()))];
-    let batch =
-        RecordBatch::try_from_iter(all.into_iter().filter(|(name, _)| columns.contains(name))).unwrap();
-    let file = fs::File::create(path).unwrap();
-    let mut writer = ArrowWriter::try_new(file, batch.schema(), None).unwrap();
-    writer.write(&batch).unwrap();
-    writer.close().unwrap();
+    let row = |(row, length): (usize, &usize)| -> Vec<i32> {
+        (0..*length).map(|at| 20 + ((row * 7 + at) % 280) as i32).collect()
+    };
+    let ids: Vec<Vec<i32>> = lengths.iter().enumerate().map(row).collect();
+    let labels: Vec<Vec<i32>> = ids.iter().map(|row| [&row[1..], &[-100]].concat()).collect();
+    let mut all = vec![("input_ids", &ids[..]), ("labels", &labels)];
+    all.retain(|(name, _)| columns.contains(name));
+    fs::write(path, shard(&all, lengths.len())).unwrap();
 }
 
 /// A folder as other programs leave it trains by what the messages say to add, each pasted.

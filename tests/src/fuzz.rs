@@ -3,16 +3,14 @@
 //!
 //! A target takes any bytes and must end in a value or an error. A panic is a finding, and so is what each target asserts.
 
+use crate::shards::shard;
 use crate::{Random, cpu, golden};
-use arrow_array::builder::{Int32Builder, ListBuilder};
-use arrow_array::{ArrayRef, RecordBatch};
 use engine::{DType, Host, Locations, Program, Tensor, Type};
 use eval_humaneval::problems::Problems;
 use eval_humaneval::samples::Sample;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use model::{Config, Preset};
-use parquet::arrow::ArrowWriter;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
@@ -256,28 +254,6 @@ fn config(_: &Path, input: &[u8]) {
 
 // Parquet rows
 
-fn parquet(columns: &[(&str, Vec<Vec<i32>>)]) -> Vec<u8> {
-    let column = |rows: &Vec<Vec<i32>>| -> ArrayRef {
-        let mut list = ListBuilder::new(Int32Builder::new());
-        for row in rows {
-            list.values().append_slice(row);
-            list.append(true);
-        }
-        Arc::new(list.finish())
-    };
-    let batch = RecordBatch::try_from_iter(columns.iter().map(|(name, rows)| (*name, column(rows)))).unwrap();
-    let mut file = Vec::new();
-    let mut writer = ArrowWriter::try_new(&mut file, batch.schema(), None).unwrap();
-    for half in
-        [batch.slice(0, batch.num_rows() / 2), batch.slice(batch.num_rows() / 2, batch.num_rows() / 2)]
-    {
-        writer.write(&half).unwrap();
-        writer.flush().unwrap();
-    }
-    writer.close().unwrap();
-    file
-}
-
 fn documents() -> Vec<Vec<i32>> {
     (0..20).map(|i| (0..1 + i % 9).map(|p| 10 * i + p).collect()).collect()
 }
@@ -285,8 +261,8 @@ fn documents() -> Vec<Vec<i32>> {
 fn row_files() -> Vec<Vec<u8>> {
     let (ids, segments) = (vec![vec![1, 2, 3, 4]; 6], vec![vec![0, 0, 1, 1]; 6]);
     vec![
-        parquet(&[("input_ids", documents())]),
-        parquet(&[("input_ids", ids.clone()), ("segment_ids", segments), ("labels", ids)]),
+        shard(&[("input_ids", &documents())], 10),
+        shard(&[("input_ids", &ids), ("segment_ids", &segments), ("labels", &ids)], 3),
     ]
 }
 
@@ -333,7 +309,7 @@ fn positions() -> Vec<Vec<u8>> {
 fn position(folder: &Path, input: &[u8]) {
     let path = folder.join("x.parquet");
     if !path.exists() {
-        fs::write(&path, parquet(&[("input_ids", documents())])).unwrap();
+        fs::write(&path, shard(&[("input_ids", &documents())], 10)).unwrap();
     }
     let Ok(position) = serde_json::from_slice::<Position>(input) else { return };
     let dataset = Arc::new(Dataset::open(folder, VOCABULARY, 0.0).unwrap());

@@ -8,6 +8,7 @@ pub mod faults;
 pub mod fuzz;
 pub mod kernel;
 mod programs;
+pub mod shards;
 pub mod sources;
 pub mod trainer;
 

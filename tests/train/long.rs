@@ -4,11 +4,9 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow_array::builder::{Int32Builder, ListBuilder};
-use arrow_array::{ArrayRef, RecordBatch};
-use parquet::arrow::ArrowWriter;
 use tempfile::TempDir;
 use tests::golden;
+use tests::shards::shard;
 use train::data::{
     Batch, DataError, Dataset, Loader, LongRows, Order, PADDING, Packing, Position, RowOptions,
 };
@@ -18,21 +16,7 @@ const SEQ: usize = 16;
 
 /// Writes columns of rows as a Parquet file of row groups of ten rows.
 fn write(path: &Path, columns: &[(&str, &[Vec<i32>])]) {
-    let column = |rows: &[Vec<i32>]| -> ArrayRef {
-        let mut list = ListBuilder::new(Int32Builder::new());
-        for row in rows {
-            list.values().append_slice(row);
-            list.append(true);
-        }
-        Arc::new(list.finish())
-    };
-    let batch = RecordBatch::try_from_iter(columns.iter().map(|(name, rows)| (*name, column(rows)))).unwrap();
-    let mut writer = ArrowWriter::try_new(fs::File::create(path).unwrap(), batch.schema(), None).unwrap();
-    for at in (0..batch.num_rows()).step_by(10) {
-        writer.write(&batch.slice(at, 10.min(batch.num_rows() - at))).unwrap();
-        writer.flush().unwrap();
-    }
-    writer.close().unwrap();
+    fs::write(path, shard(columns, 10)).unwrap();
 }
 
 /// Rows of 1 to 60 tokens, all different: 100 and what number they have among all.

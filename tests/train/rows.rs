@@ -6,12 +6,10 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
-use arrow_array::builder::{Int32Builder, ListBuilder};
-use arrow_array::{ArrayRef, RecordBatch};
-use parquet::arrow::ArrowWriter;
 use proptest::prelude::*;
 use tempfile::TempDir;
 use tests::property;
+use tests::shards::shard;
 use tests::sources::{go, jsonl, preparation, program};
 use train::data::{
     Batch, DataError, Dataset, FIM_MIDDLE, FIM_PREFIX, FIM_SUFFIX, Loader, Order, PADDING, Packing, Position,
@@ -159,17 +157,7 @@ const EOS: i32 = 151_643;
 
 /// Writes documents as a Parquet file of one row group.
 fn write(path: &Path, documents: &[Vec<i32>]) {
-    let mut list = ListBuilder::new(Int32Builder::new());
-    for document in documents {
-        list.values().append_slice(document);
-        list.append(true);
-    }
-    let column: ArrayRef = Arc::new(list.finish());
-    let batch = RecordBatch::try_from_iter([("input_ids", column)]).expect("batch");
-    let file = fs::File::create(path).expect("create");
-    let mut writer = ArrowWriter::try_new(file, batch.schema(), None).expect("writer");
-    writer.write(&batch).expect("write");
-    writer.close().expect("close");
+    fs::write(path, shard(&[("input_ids", documents)], documents.len().max(1))).expect("write");
 }
 
 /// Documents of ten tokens each, all of one value: 1000 and the document's number.
