@@ -53,6 +53,9 @@ pub enum Drafts {
     SecondHead,
 }
 
+/// Tokens of a prompt that are computed at a time: between two such pieces other rows go on.
+pub const CHUNK: usize = 64;
+
 /// Tokens that one call of [`tokens_program`] can give for each row.
 pub const TOKENS: usize = 32;
 
@@ -346,10 +349,10 @@ impl<'f> State<Tensor<'f>> {
 }
 
 /// The token loop. Inputs: `weights.*`, `rope.cos`, `rope.sin`, `rope.start` `i32[b]`, the cache (written over), the
-/// [`Ends`], `keys` `u32[b, 2]`, `temperature` f32, `top_k` i32 and `top_p` f32, `[b]` each, as [`Sampling`] has them, `stops`
-/// `bool[V]` (tokens that end a row), `passes` i32 (iterations at most: [`TOKENS`] without drafts, half of it with them). Outputs: `tokens` `i32[b, TOKENS]`,
-/// `log_probs` f32 of the same shape, `count` `i32[b]` (how many of them), `drafted` and `accepted` `i32[b]`, the ends, and
-/// the cache.
+/// [`Ends`], `keys` `u32[b, 2]`, `temperature` f32, `top_k` i32 and `top_p` f32, `[b]` each, as [`Sampling`] has them,
+/// `stops` `bool[V]` (tokens that end a row), `passes` i32 (iterations at most: [`TOKENS`] without drafts, half of it with
+/// them). Outputs: `tokens` `i32[b, TOKENS]`, `log_probs` f32 of the same shape, `count` `i32[b]` (how many of them),
+/// `drafted` and `accepted` `i32[b]`, the ends, and the cache.
 ///
 /// An iteration computes the last token and draws the next one. If a draft was there and is that very token, it was computed
 /// too, and the token after it is drawn. So with drafts the same tokens come out as without them.

@@ -8,12 +8,10 @@ use anyhow::{Context, Result, bail, ensure};
 use engine::pjrt::{Arg, Buffer};
 use engine::random::threefry2x32;
 use engine::{DType, Host, Type};
-use model::decode::{Ends, Matrices, Shape, TOKENS, cache_types, table_start};
+use model::decode::{CHUNK, Ends, Matrices, Shape, TOKENS, cache_types, table_start};
 use std::cmp::Reverse;
 use std::time::{Duration, Instant};
 
-/// Tokens of a prompt that are computed at a time: between two such pieces other rows go on.
-const CHUNK: usize = 64;
 /// Caches grow by this many slots, so that requests of similar lengths share their programs.
 const SLOTS: usize = 256;
 /// Slots beyond a row's text: a finished row's last token and a draft.

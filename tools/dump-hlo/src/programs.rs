@@ -2,14 +2,11 @@
 
 use anyhow::{Result, bail, ensure};
 use engine::{Func, Kernel, Op, Program, Target, Tensor, Type};
-use model::decode::{Drafts, Matrices, Shape, prefill_program, tokens_program};
+use model::decode::{CHUNK, Drafts, Matrices, Shape, prefill_program, tokens_program};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use train::config::RunConfig;
 use train::step::{step_of, validation_program};
-
-/// Tokens of a prompt that one call of the prefill program takes, where the cache has room for them.
-const CHUNK: usize = 64;
 
 /// A program for a target before its kernels are chosen; `rows` are those of a decoding program, `memory` the device's bytes.
 pub(crate) fn build(
