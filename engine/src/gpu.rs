@@ -57,8 +57,8 @@ impl Gpu {
         Topology::new(plugin, "", &options)
     }
 
-    /// The text of XLA's `GpuTargetConfigProto`. Both are the same chip with other memory, of which this is what the
-    /// driver leaves: of an H100 as it says, of an H200 the 139.8 GiB that frameworks report.
+    /// The text of XLA's `GpuTargetConfigProto`, with the versions that are pinned. Both are the same chip with other memory,
+    /// of which this is what the driver leaves: of an H100 as it says, of an H200 the 139.8 GiB that frameworks report.
     fn target(self) -> String {
         let (name, memory, bandwidth) = match self {
             Gpu::H100 => ("NVIDIA H100 80GB HBM3", 84_942_979_072u64, 3_352_320_000_000u64),
@@ -94,10 +94,10 @@ impl Gpu {
   driver_version: "13.0.0"
   runtime_version: "13.0.0"
   compile_time_toolkit_version: "13.0.0"
-  dnn_version: "9.12.0"
+  dnn_version: "9.23.2"
 }}
 platform_name: "CUDA"
-dnn_version_info {{ major: 9 minor: 12 patch: 0 }}
+dnn_version_info {{ major: 9 minor: 23 patch: 2 }}
 device_description_str: "{name}"
 "#
         )
