@@ -41,8 +41,8 @@ impl fmt::Display for Place {
 impl FromStr for Place {
     type Err = anyhow::Error;
 
-    /// `cpu`, `cuda`, `cuda:h100`, `tpu`, `tpu:TOPOLOGY` or the path of a plugin. A bare `tpu` is the one of this machine, or one v6e
-    /// chip if there is none.
+    /// `cpu`, `cuda`, `cuda:h100`, `tpu`, `tpu:TOPOLOGY` or the path of a plugin. A bare `tpu` is the one of this machine,
+    /// or one v6e chip if there is none.
     fn from_str(name: &str) -> Result<Place> {
         if let Some(topology) = name.strip_prefix("tpu:") {
             return Ok(Place::Topology(topology.to_owned()));

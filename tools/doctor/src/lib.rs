@@ -1,10 +1,10 @@
 //! `doctor`: one screen that says what this machine has and what is missing, each problem with the command that mends it. The
 //! exit code is 0 if everything that is wanted works, else 1.
 //!
-//! It looks and tries, and changes nothing: no plugin is fetched unless `--fetch` asks for that and nothing else. The sandbox's level is found by running
-//! a program in it and seeing what it is refused. With the feature `trial` each plugin is loaded and used, in a process of its
-//! own, so that a plugin that hangs or crashes is a line on the screen. Without the feature, doctor builds without anything
-//! that may be missing here.
+//! It looks and tries, and changes nothing: no plugin is fetched unless `--fetch` asks for that and nothing else. The
+//! sandbox's level is found by running a program in it and seeing what it is refused. With the feature `trial` each plugin is
+//! loaded and used, in a process of its own, so that a plugin that hangs or crashes is a line on the screen. Without the
+//! feature, doctor builds without anything that may be missing here.
 
 mod machine;
 #[cfg(feature = "trial")]

@@ -2,9 +2,8 @@
 //!
 //! A folder is either one that `prepare-data` wrote (then `dataset.json` says what must be there) or any folder with
 //! Parquet files that have a list column `input_ids`, in it or in its `train/` ([`super::folder`]). Files whose names
-//! begin with
-//! `validation`, or those in `validation/` or `val/` beside `train/`, are the validation split; if there is none, the last
-//! rows of the training split are held out.
+//! begin with `validation`, or those in `validation/` or `val/` beside `train/`, are the validation split; if there is
+//! none, the last rows of the training split are held out.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
