@@ -10,6 +10,7 @@
 //! | [`CachedBlock`] | plain ops and other kernels | the reference | none | up to 32 rows, matrices in panels |
 //! | [`PackedLinear`] | plain ops | the reference | none | matrices in panels |
 //! | [`Sampling`] | plain ops | the reference | none | all |
+//! | [`LogProbs`] | plain ops | the reference | none | all |
 //! | [`SwiGlu`] | plain ops, which XLA fuses | the reference | forward; only where `native` is asked for | backward |
 //! | [`RmsNormLinear`] | plain ops, which XLA fuses | the reference | none | none |
 //! | `row_dot`, for [`rms_scale`] and the gradients of scales | a product and a sum | on a TPU a product with ones | none | none |
@@ -65,6 +66,7 @@ mod dropout;
 mod example;
 #[doc = include_str!("gradients.md")]
 pub mod gradients {}
+mod log_probs;
 mod packed_linear;
 mod qk_norm;
 mod rms_norm_linear;
@@ -81,6 +83,7 @@ pub use cross_entropy::{Gradients, LinearCrossEntropy};
 pub use diff_attention::{BLOCK_ROWS, DiffAttention, HeadNorm, Keys, Tiling, document_starts, rotate};
 pub use dropout::dropout_mask;
 pub use example::{Example, Values};
+pub use log_probs::{LogProbs, TOP};
 pub use packed_linear::{PANEL, PackedLinear, panels};
 pub use qk_norm::qk_norm;
 pub use rms_norm_linear::{RmsNormLinear, rms_scale};
@@ -98,6 +101,7 @@ pub fn all() -> Vec<Example> {
         cached_block::examples(),
         packed_linear::examples(),
         sampling::examples(),
+        log_probs::examples(),
         swiglu::examples(),
         rms_norm_linear::examples(),
         row_dot::examples(),

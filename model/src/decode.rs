@@ -20,7 +20,8 @@ pub use weights::{Layer, Matrices, Second, Weights, prepare_program, weight_type
 use crate::config::{Attention, Config, Yarn};
 use crate::rope::rope_tables;
 use engine::{Builder, DType, Host, Program, Tensor, Type};
-use kernels::{CachedBlock, HeadNorm, Sampling, normalized, project};
+pub use kernels::TOP;
+use kernels::{CachedBlock, HeadNorm, LogProbs, Sampling, normalized, project};
 
 /// Keys and values of all layers. They lie exactly as the products read them: for another
 /// shape, even of the same bytes, XLA writes the update twice, once for the loop and once for the product, and copies the
@@ -51,6 +52,15 @@ pub enum Drafts {
     Off,
     /// One token and, if the second head guessed it, the next one.
     SecondHead,
+}
+
+/// Whether a program gives the [`TOP`] most probable tokens of each place, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TopTokens {
+    /// No.
+    Off,
+    /// Yes.
+    On,
 }
 
 /// Tokens of a prompt that are computed at a time: between two such pieces other rows go on.
@@ -177,6 +187,10 @@ fn logits<'f>(hidden: Tensor<'f>, head: Tensor<'f>) -> Tensor<'f> {
     project(hidden, head, DType::F32)
 }
 
+fn log_probs(config: &Config) -> LogProbs {
+    LogProbs { cap: config.final_logit_cap, columns: config.num_tokens }
+}
+
 /// Inputs that every program has: weights, and RoPE tables with the row of each sequence's position 0.
 struct Model<T> {
     weights: Weights<T>,
@@ -205,7 +219,10 @@ impl<'f> Model<Tensor<'f>> {
 
 /// A chunk of a prompt into one row of the cache. Inputs: `weights.*`, `rope.cos`, `rope.sin`, `rope.start` `i32[1]`, the cache
 /// (written over), `row` i32, `ids` `i32[1, chunk]`, `slot` `i32[1]`: that of the chunk's first token. Outputs: the cache.
-pub fn prefill_program(config: &Config, shape: Shape, chunk: usize) -> Program {
+///
+/// With [`TopTokens`] one more input, `next` `i32[chunk]`, the tokens after those of the chunk, and before the cache the
+/// outputs of [`LogProbs`] for them: `log_probs` `f32[chunk]`, `top` `i32[chunk, TOP]` and `top_log_probs` f32.
+pub fn prefill_program(config: &Config, shape: Shape, chunk: usize, top: TopTokens) -> Program {
     Program::build("prefill", |f| {
         let model = Model::inputs(f, config, Shape { rows: 1, ..shape });
         let cache = cache_types(config, shape).map(|name, ty| f.input(name, ty));
@@ -213,7 +230,15 @@ pub fn prefill_program(config: &Config, shape: Shape, chunk: usize) -> Program {
         let ids = f.input("ids", Type::i32([1, chunk]));
         let slot = f.input("slot", Type::i32([1]));
         let own = cache.clone().map(|_, whole| row_of(whole, shape, row));
-        let (_, own) = forward(config, &model, own, Tokens { ids, slot });
+        let (hidden, own) = forward(config, &model, own, Tokens { ids, slot });
+        if top == TopTokens::On {
+            let next = f.input("next", Type::i32([chunk]));
+            let logits = logits(hidden, model.weights.head).reshape([chunk, config.vocab_size]);
+            let results = logits.builder().kernel(log_probs(config), &[logits, next]);
+            for (name, result) in ["log_probs", "top", "top_log_probs"].into_iter().zip(results) {
+                f.output(name, result);
+            }
+        }
         output_row(f, cache, own, shape, row);
     })
 }
@@ -296,6 +321,8 @@ struct Emitted<T> {
     drafted: T,
     /// And found right, `i32[b]`.
     accepted: T,
+    /// The most probable tokens at each place, `i32[b, TOKENS, TOP]`, and their log-probabilities, f32.
+    top: Option<[T; 2]>,
 }
 
 /// What the token loop carries from iteration to iteration.
@@ -308,13 +335,14 @@ struct State<T> {
 
 impl<T> State<T> {
     fn map<U>(self, mut f: impl FnMut(&str, T) -> U) -> State<U> {
-        let Emitted { tokens, log_probs, count, drafted, accepted } = self.emitted;
+        let Emitted { tokens, log_probs, count, drafted, accepted, top } = self.emitted;
         let emitted = Emitted {
             tokens: f("tokens", tokens),
             log_probs: f("log_probs", log_probs),
             count: f("count", count),
             drafted: f("drafted", drafted),
             accepted: f("accepted", accepted),
+            top: top.map(|[tokens, log_probs]| [f("top", tokens), f("top_log_probs", log_probs)]),
         };
         State { emitted, ends: self.ends.map(&mut f), cache: self.cache.map(&mut f) }
     }
@@ -334,31 +362,41 @@ impl<'f> State<Tensor<'f>> {
     }
 
     /// Appends one token to the rows `on` (`[b]` bool), which want it.
-    fn push(&mut self, on: Tensor<'f>, token: Tensor<'f>, log_prob: Tensor<'f>, stops: Tensor<'f>) {
+    fn push(&mut self, on: Tensor<'f>, drawn: Drawn<'f>, stops: Stops<Tensor<'f>>) {
         let State { emitted, ends, .. } = self;
+        let Drawn { token, log_prob, top } = drawn;
         let column = on.builder().iota(emitted.tokens.ty(), 1);
         let here = column.eq(emitted.count.along(column, &[0])) & on.along(column, &[0]);
         emitted.tokens = here.select(token.along(column, &[0]), emitted.tokens);
         emitted.log_probs = here.select(log_prob.along(column, &[0]), emitted.log_probs);
+        if let (Some(all), Some(new)) = (&mut emitted.top, top) {
+            for (all, new) in all.iter_mut().zip(new) {
+                *all = here.along(*all, &[0, 1]).select(new.along(*all, &[0, 2]), *all);
+            }
+        }
         let one = on.convert(DType::I32);
         emitted.count = emitted.count + one;
         ends.token = on.select(token, ends.token);
         ends.slot = ends.slot + one;
-        ends.left = (on & stops.gather(token)).select(ends.left.zeros_like(), ends.left - one);
+        let last = on & stops.tokens.gather(token) & ends.slot.ge(stops.from);
+        ends.left = last.select(ends.left.zeros_like(), ends.left - one);
     }
 }
 
-/// The token loop. Inputs: `weights.*`, `rope.cos`, `rope.sin`, `rope.start` `i32[b]`, the cache (written over), the
+/// The token loop. Inputs: `weights.*`, `rope.cos`, `rope.sin`, `rope.start` `i32[b]`, `stops` `bool[V]` (tokens that end a
+/// row), the cache (written over), the
 /// [`Ends`], `keys` `u32[b, 2]`, `temperature` f32, `top_k` i32 and `top_p` f32, `[b]` each, as [`Sampling`] has them,
-/// `stops` `bool[V]` (tokens that end a row), `passes` i32 (iterations at most: [`TOKENS`] without drafts, half of it with
-/// them). Outputs: `tokens` `i32[b, TOKENS]`, `log_probs` f32 of the same shape, `count` `i32[b]` (how many of them),
-/// `drafted` and `accepted` `i32[b]`, the ends, and the cache.
+/// `stops.from` `i32[b]` (the slot from which on they end it), `passes` i32 (iterations
+/// at most: [`TOKENS`] without drafts, half of it with them). Outputs: `tokens` `i32[b, TOKENS]`, `log_probs` f32 of the same
+/// shape, `count` `i32[b]` (how many of them), `drafted` and `accepted` `i32[b]`, with [`TopTokens`] `top`
+/// `i32[b, TOKENS, TOP]` and `top_log_probs` f32, the ends, and the cache.
 ///
 /// An iteration computes the last token and draws the next one. If a draft was there and is that very token, it was computed
 /// too, and the token after it is drawn. So with drafts the same tokens come out as without them.
-pub fn tokens_program(config: &Config, shape: Shape, drafts: Drafts) -> Program {
+pub fn tokens_program(config: &Config, shape: Shape, drafts: Drafts, top: TopTokens) -> Program {
     Program::build("tokens", |f| {
         let model = Model::inputs(f, config, shape);
+        let stops = f.input("stops", Type::new(DType::Bool, [config.vocab_size]));
         let cache = cache_types(config, shape).map(|name, ty| f.input(name, ty));
         let row = Type::i32([shape.rows]);
         let each = [(); 4].map(|()| row.clone());
@@ -370,7 +408,7 @@ pub fn tokens_program(config: &Config, shape: Shape, drafts: Drafts) -> Program 
             top_k: f.input("top_k", row.clone()),
             top_p: f.input("top_p", Type::f32([shape.rows])),
         };
-        let stops = f.input("stops", Type::new(DType::Bool, [config.vocab_size]));
+        let stops = Stops { tokens: stops, from: f.input("stops.from", row.clone()) };
         let passes = f.input("passes", Type::scalar(DType::I32));
         let none = f.zeros(row);
         let emitted = Emitted {
@@ -379,6 +417,9 @@ pub fn tokens_program(config: &Config, shape: Shape, drafts: Drafts) -> Program 
             count: none,
             drafted: none,
             accepted: none,
+            top: (top == TopTokens::On).then(|| {
+                [DType::I32, DType::F32].map(|ty| f.zeros(Type::new(ty, [shape.rows, TOKENS, TOP])))
+            }),
         };
         let start = State { emitted, ends, cache: cache.clone() };
         let carry = [&[passes], &start.clone().leaves()[..]].concat();
@@ -390,7 +431,8 @@ pub fn tokens_program(config: &Config, shape: Shape, drafts: Drafts) -> Program 
                     config,
                     model: model.captured(g),
                     numbers: numbers.map(|number| g.capture(number)),
-                    stops: g.capture(stops),
+                    stops: Stops { tokens: g.capture(stops.tokens), from: g.capture(stops.from) },
+                    top,
                 };
                 let state = start.with_leaves(&carry[1..]);
                 let state = match drafts {
@@ -416,7 +458,28 @@ struct Pass<'c, 'f> {
     config: &'c Config,
     model: Model<Tensor<'f>>,
     numbers: Numbers<Tensor<'f>>,
-    stops: Tensor<'f>,
+    stops: Stops<Tensor<'f>>,
+    top: TopTokens,
+}
+
+/// What ends a row.
+#[derive(Clone, Copy)]
+struct Stops<T> {
+    /// Whether each token does, `bool[V]`.
+    tokens: T,
+    /// The slot from which on they do, `[b]` i32.
+    from: T,
+}
+
+/// One token of each row.
+#[derive(Clone, Copy)]
+struct Drawn<'f> {
+    /// `[b]` i32.
+    token: Tensor<'f>,
+    /// `[b]` f32.
+    log_prob: Tensor<'f>,
+    /// The most probable tokens, `[b, TOP]`, and their log-probabilities.
+    top: Option<[Tensor<'f>; 2]>,
 }
 
 /// What a draw depends on beside logits and positions, as [`Sampling`] wants it.
@@ -440,13 +503,20 @@ impl<T> Numbers<T> {
 }
 
 impl<'f> Pass<'_, 'f> {
-    /// The drawn tokens at `positions` `[b]` and their log-probabilities, given the logits before the cap, `[b, v]`.
-    fn draw(&self, logits: Tensor<'f>, positions: Tensor<'f>) -> (Tensor<'f>, Tensor<'f>) {
+    /// The drawn tokens at `positions` `[b]`, given the logits before the cap, `[b, v]`.
+    fn draw(&self, logits: Tensor<'f>, positions: Tensor<'f>) -> Drawn<'f> {
         let kernel = Sampling { cap: self.config.final_logit_cap, columns: self.config.num_tokens };
         let Numbers { keys, temperature, top_k, top_p } = self.numbers;
         let args = [logits, keys, positions, temperature, top_k, top_p];
         let drawn = logits.builder().kernel(kernel, &args);
-        (drawn[0], drawn[1])
+        let (token, log_prob) = (drawn[0], drawn[1]);
+        match self.top {
+            TopTokens::Off => Drawn { token, log_prob, top: None },
+            TopTokens::On => {
+                let results = logits.builder().kernel(log_probs(self.config), &[logits, token]);
+                Drawn { token, log_prob: results[0], top: Some([results[1], results[2]]) }
+            }
+        }
     }
 
     /// Logits before the cap, `[b, v]`, and states, `[b, m]`, after each of the tokens `ids` `[b, n]`.
@@ -467,8 +537,7 @@ impl<'f> Pass<'_, 'f> {
         let Ends { token, slot, left, .. } = state.ends;
         let (after, cache) = self.forward(state.cache, token.reshape([token.dim(0), 1]), slot);
         state.cache = cache;
-        let (token, log_prob) = self.draw(after[0].0, slot + 1);
-        state.push(left.gt(0), token, log_prob, self.stops);
+        state.push(left.gt(0), self.draw(after[0].0, slot + 1), self.stops);
         state.ends.draft = token.full_like(-1.0);
         state
     }
@@ -482,17 +551,17 @@ impl<'f> Pass<'_, 'f> {
         let pair = Tensor::concatenate(&[token, draft.max(0)].map(|x| x.reshape([b, 1])), 1);
         let (after, cache) = self.forward(state.cache, pair, slot);
         state.cache = cache;
-        let (first, first_log_prob) = self.draw(after[0].0, slot + 1);
-        let (second, second_log_prob) = self.draw(after[1].0, slot + 2);
+        let first = self.draw(after[0].0, slot + 1);
+        let second = self.draw(after[1].0, slot + 2);
 
         let active = left.gt(0);
-        let accepted = active & draft.eq(first);
+        let accepted = active & draft.eq(first.token);
         let count = |which: Tensor<'f>| which.convert(DType::I32);
         state.emitted.drafted = state.emitted.drafted + count(active & draft.ge(0));
         state.emitted.accepted = state.emitted.accepted + count(accepted);
-        state.push(active, first, first_log_prob, self.stops);
+        state.push(active, first, self.stops);
         let both = accepted & state.ends.left.gt(0);
-        state.push(both, second, second_log_prob, self.stops);
+        state.push(both, second, self.stops);
 
         let head = weights.second.as_ref().expect("drafts need the second head");
         let hidden = both.along(after[0].1, &[0]).select(after[1].1, after[0].1);
@@ -500,7 +569,7 @@ impl<'f> Pass<'_, 'f> {
         let z = project(joined.reshape([b, 1, 2 * m]), head.proj, joined.dtype()); // [b, 1, m]
         let z = rms_norm(z, head.norm, config.rms_norm_eps);
         let guess = logits(z, head.head).reshape([b, config.vocab_size]);
-        (state.ends.draft, _) = self.draw(guess, state.ends.slot + 1);
+        state.ends.draft = self.draw(guess, state.ends.slot + 1).token;
         state
     }
 }

@@ -1,9 +1,9 @@
 //! Decoding with a cache against the full forward pass, drafts against none, and drawn tokens against the distribution
 //! that they are drawn from. All in f32 on the CPU plugin.
 
-use decode::{Generator, Rows, Sampling, Scorer, Settings, Speculation, Statistics, key};
+use decode::{Generator, Rows, Sampling, Scorer, Scoring, Settings, Speculation, Statistics, key};
 use engine::{Compiled, Form, Host, Program, Type};
-use model::decode::{stretched, table_start};
+use model::decode::{TOP, stretched, table_start};
 use model::{Attention, Batch, Config, Params, Remat, Yarn, fold, forward, loss, specs};
 use std::time::Duration;
 use tests::close::{assert_small, largest};
@@ -98,13 +98,13 @@ fn write_all(rows: &mut Rows<'_>, texts: &[(&[i32], Settings)]) -> Written {
     let mut written: Written = vec![Default::default(); texts.len()];
     let places: Vec<usize> =
         texts.iter().map(|&(prompt, settings)| rows.admit(prompt, settings).unwrap().unwrap()).collect();
-    while rows.prefill().unwrap() {}
+    while rows.prefill().unwrap().is_some() {}
     loop {
         let news = rows.step(Duration::from_millis(100)).unwrap();
         for news in &news {
             let text = &mut written[places.iter().position(|&row| row == news.row).unwrap()];
             text.0.extend(&news.tokens);
-            text.1.extend(&news.log_probs);
+            text.1.extend(news.scores.iter().map(|score| score.log_prob));
         }
         if news.is_empty() {
             break;
@@ -129,7 +129,7 @@ fn write(
         .map(|row| {
             let (prompt, sample) = (row / samples, row % samples);
             let key = key(5, STREAMS + prompt as u32, sample as u32);
-            (&prompts[prompt][..], Settings { new_tokens, sampling, key })
+            (&prompts[prompt][..], Settings { new_tokens, sampling, key, ..Settings::default() })
         })
         .collect();
     let longest = prompts.iter().map(Vec::len).max().unwrap();
@@ -254,7 +254,16 @@ fn no_row_depends_on_its_neighbours() {
                 1 => HOT,
                 _ => Sampling::Random { temperature: 0.7, top_k: 20, top_p: 0.9 },
             };
-            (prompt, Settings { new_tokens: 1 + random.below(40), sampling, key: key(3, text, 0) })
+            (
+                prompt,
+                Settings {
+                    new_tokens: 1 + random.below(40),
+                    sampling,
+                    min_tokens: 10 * random.below(2),
+                    key: key(3, text, 0),
+                    scoring: [Scoring::New, Scoring::NewTop, Scoring::PromptTop][random.below(3)],
+                },
+            )
         })
         .collect();
     let stretched_texts = texts
@@ -287,10 +296,11 @@ fn no_row_depends_on_its_neighbours() {
             if random.below(3) > 0 {
                 rows.prefill().unwrap();
             }
+            (0..3).for_each(|row| if random.below(4) == 0 { rows.pause(row) } else { rows.resume(row) });
             for news in rows.step(Duration::ZERO).unwrap() {
                 let text = open[news.row].unwrap();
                 written[text].0.extend(news.tokens);
-                written[text].1.extend(news.log_probs);
+                written[text].1.extend(news.scores.iter().map(|score| score.log_prob));
                 let given_up = random.below(30) == 0;
                 if news.finished || given_up {
                     let ((tokens, log_probs), (whole, certain)) = (&written[text], &alone[text]);
@@ -310,6 +320,68 @@ fn no_row_depends_on_its_neighbours() {
     }
 }
 
+/// Scores of a prompt and of what follows it are those of the whole text; the most probable tokens come first, and a token has
+/// the same bits among them. A row with scores neither takes what others know nor changes what they write.
+#[test]
+fn scores_are_those_of_the_whole_text() {
+    let config = config();
+    let params = agreeing_params(&config);
+    let mut random = Random::new(5);
+    let prompt = random_ids(&mut random, 150, &config);
+    let stops = vec![false; config.vocab_size];
+    for kernels in [None, Some(Form::Portable)] {
+        let device = || Device::open("cpu", kernels).unwrap();
+        let mut scorer = Scorer::new(device(), &config, &params).unwrap();
+        let mut generator = Generator::new(device(), &config, &params).unwrap();
+        let mut rows = Rows::new(&mut generator, 2, 200, &stops, Speculation::Auto).unwrap();
+        let plain = Settings { new_tokens: 12, ..Settings::default() };
+        let unscored = write_all(&mut rows, &[(&prompt, plain)]).remove(0).0;
+        for new_tokens in [0, 12] {
+            let settings = Settings { new_tokens, scoring: Scoring::PromptTop, ..Settings::default() };
+            let row = rows.admit(&prompt, settings).unwrap().unwrap();
+            let neighbour = rows.admit(&prompt[..70], plain).unwrap().unwrap();
+            assert_eq!((rows.known(row), rows.known(neighbour)), (0, 69));
+            let (mut ids, mut scores) = (prompt.clone(), Vec::new());
+            while let Some(prefilled) = rows.prefill().unwrap() {
+                assert!(prefilled.row == row || prefilled.scores.is_empty());
+                scores.extend(prefilled.scores);
+            }
+            assert_eq!(scores.len(), prompt.len() - 1);
+            loop {
+                let news = rows.step(Duration::ZERO).unwrap();
+                if news.is_empty() {
+                    break;
+                }
+                for news in news.into_iter().filter(|news| news.row == row) {
+                    ids.extend(news.tokens);
+                    scores.extend(news.scores);
+                }
+            }
+            rows.retire(row);
+            rows.retire(neighbour);
+            assert_eq!(ids[prompt.len()..], unscored[..new_tokens]);
+            let whole = scorer.score(&ids, None).unwrap().log_probs;
+            let off = largest(scores.iter().zip(&whole).map(|(a, b)| f64::from(a.log_prob - b)));
+            // Some fifty roundings of logits of up to 30, as above.
+            assert!(off < 1e-4, "{off}");
+            for (score, id) in scores.iter().zip(&ids[1..]) {
+                let top = &score.top;
+                assert_eq!(top.len(), TOP);
+                assert!(top.is_sorted_by(|a, b| a.1 > b.1 || (a.1 == b.1 && a.0 < b.0)), "{top:?}");
+                match top.iter().find(|(token, _)| token == id) {
+                    Some((_, log_prob)) => assert_eq!(*log_prob, score.log_prob),
+                    None => assert!(score.log_prob <= top[TOP - 1].1),
+                }
+            }
+            // What is written is the most probable each time.
+            assert!(
+                scores[prompt.len() - 1..].iter().zip(&ids[prompt.len()..]).all(|(s, id)| s.top[0].0 == *id)
+            );
+            println!("{:?}: off {off:.1e}", kernels);
+        }
+    }
+}
+
 /// Weights that are numbers, and products of them that are none: no token is drawn, and no probability is said.
 #[test]
 fn logits_that_are_nan_are_an_error() {
@@ -323,8 +395,8 @@ fn logits_that_are_nan_are_an_error() {
         let mut generator = Generator::new(Device::open("cpu", kernels).unwrap(), &config, &params).unwrap();
         for (sampling, speculation) in [(Sampling::Greedy, Speculation::Off), (HOT, Speculation::On)] {
             let mut rows = Rows::new(&mut generator, 1, 8, &stops, speculation).unwrap();
-            rows.admit(&[1, 2, 3], Settings { new_tokens: 5, sampling, key: [0, 0] }).unwrap();
-            while rows.prefill().unwrap() {}
+            rows.admit(&[1, 2, 3], Settings { new_tokens: 5, sampling, ..Settings::default() }).unwrap();
+            while rows.prefill().unwrap().is_some() {}
             let error = rows.step(Duration::ZERO).unwrap_err();
             let error = format!("{error:#}");
             assert!(error.contains("logits are NaN at new token 0"), "{error}");
@@ -459,7 +531,12 @@ fn tokens_drawn_with_drafts_follow_the_models_distribution() {
         let stops = vec![false; config.vocab_size];
         let mut rows = Rows::new(&mut generator, 32, 6, &stops, Speculation::On).unwrap();
         for round in 0..samples / 32 {
-            let settings = |row: u32| Settings { new_tokens: 3, sampling, key: key(9, round, row) };
+            let settings = |row: u32| Settings {
+                new_tokens: 3,
+                sampling,
+                key: key(9, round, row),
+                ..Settings::default()
+            };
             let texts: Vec<(&[i32], Settings)> = (0..32).map(|row| (&prompt[..], settings(row))).collect();
             for (tokens, _) in write_all(&mut rows, &texts) {
                 counts[tokens.iter().fold(0, |cell, &token| cell * v + token as usize)] += 1;
@@ -491,7 +568,7 @@ fn what_cannot_be_generated_is_said() {
     let stops = vec![false; config.vocab_size];
     let error = Rows::new(&mut generator, 1, 8, &stops, Speculation::On).err().unwrap().to_string();
     assert!(error.contains("no second head"), "{error}");
-    let settings = |new_tokens: usize| Settings { new_tokens, sampling: Sampling::Greedy, key: [0, 0] };
+    let settings = |new_tokens: usize| Settings { new_tokens, ..Settings::default() };
     for (tokens, new_tokens, most) in [(1000, 510, 512), (8, 600, 255)] {
         let mut rows = Rows::new(&mut generator, 1, tokens, &stops, Speculation::Off).unwrap();
         let error = rows.admit(&prompt, settings(new_tokens)).unwrap_err().to_string();

@@ -7,7 +7,7 @@ use engine::{
     Type, grad,
 };
 use kernels::{BLOCK_ROWS, CachedAttention, DiffAttention, HeadNorm, Keys, SwiGlu};
-use model::decode::{Drafts, Matrices, Shape, cache_types, tokens_program};
+use model::decode::{Drafts, Matrices, Shape, TopTokens, cache_types, tokens_program};
 use model::{Config, Preset};
 use tests::examples::{Of, backward, forward};
 use tests::{Mlp, mlp_step, residual_mlp, tpu};
@@ -285,7 +285,7 @@ fn decoding_compiles_with_its_cache_in_place() {
     let config =
         Config { num_hidden_layers: 2, vocab_size: 4096, num_tokens: 4096, ..Config::preset(Preset::OneB) };
     let shape = Shape { rows: 8, slots: 2048, matrices: Matrices::RowMajor };
-    let program = tokens_program(&config, shape, Drafts::SecondHead);
+    let program = tokens_program(&config, shape, Drafts::SecondHead, TopTokens::Off);
     let (program, forms) = passes::lower(&program, Target::TpuV6e, None);
     let native: Vec<_> = forms.iter().filter(|(_, form)| *form == Form::Native).collect();
     assert!(native.len() == 1 && native[0].0.starts_with("cached_attention("), "{forms:?}");

@@ -54,16 +54,16 @@ impl HostFunction for Sampling {
 
 /// A row of logits before the cap.
 #[derive(Clone, Copy)]
-struct Logits<'a> {
+pub(crate) struct Logits<'a> {
     /// Those that can be drawn.
-    row: &'a [f32],
+    pub(crate) row: &'a [f32],
     /// How many there are with padding.
-    all: usize,
-    cap: f32,
+    pub(crate) all: usize,
+    pub(crate) cap: f32,
 }
 
 /// What a row's probabilities are made with.
-struct Summary {
+pub(crate) struct Summary {
     /// The first place of the greatest logit.
     place: usize,
     /// That logit after the cap, times log2(e).
@@ -74,7 +74,7 @@ struct Summary {
 
 impl Logits<'_> {
     #[inline(always)]
-    fn summary<S: Simd>(&self, simd: S) -> Summary {
+    pub(crate) fn summary<S: Simd>(&self, simd: S) -> Summary {
         let (vectors, rest) = S::as_simd_f32s(self.row);
         let mut tops = [simd.splat_f32s(f32::NEG_INFINITY); 4];
         for (i, &x) in vectors.iter().enumerate() {
@@ -111,7 +111,7 @@ impl Logits<'_> {
 
     /// A token, and the logarithm of its probability.
     #[inline(always)]
-    fn drawn<S: Simd>(&self, simd: S, token: usize, summary: &Summary) -> (i32, f32) {
+    pub(crate) fn drawn<S: Simd>(&self, simd: S, token: usize, summary: &Summary) -> (i32, f32) {
         let logit = simd.reduce_max_f32s(self.capped(simd, simd.splat_f32s(self.row[token])));
         (token as i32, (logit - summary.top - summary.sum) * LN_2)
     }

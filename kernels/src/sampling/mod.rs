@@ -8,6 +8,8 @@
 
 mod cpu;
 
+pub(crate) use cpu::Logits;
+
 use crate::example::{Example, Values};
 use engine::{Backward, DType, Form, Func, HostCall, Kernel, ShapeError, Target, Tensor, Type, threefry};
 

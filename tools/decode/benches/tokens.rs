@@ -102,10 +102,11 @@ fn run(generator: &mut Generator, rows: usize, sampling: Sampling, speculation: 
     let mut all = Rows::new(generator, rows, PROMPT + NEW, &stops, speculation).unwrap();
     for row in 0..rows as i32 {
         let prompt: Vec<i32> = (0..PROMPT as i32).map(|i| (i * 37 + row * 101) % 4000).collect();
-        let settings = Settings { new_tokens: NEW, sampling, key: key(1, row as u32, 0) };
+        let settings =
+            Settings { new_tokens: NEW, sampling, key: key(1, row as u32, 0), ..Settings::default() };
         all.admit(&prompt, settings).unwrap();
     }
-    while all.prefill().unwrap() {}
+    while all.prefill().unwrap().is_some() {}
     while !all.step(Duration::from_millis(100)).unwrap().is_empty() {}
     all.statistics()
 }

@@ -5,7 +5,8 @@ use anyhow::{Context, Result};
 use engine::pjrt::{Arg, Buffer};
 use engine::{Compiled, Host, Target};
 use model::decode::{
-    Drafts, Matrices, Shape, copy_program, decoding_tables, prefill_program, prepare_program, tokens_program,
+    Drafts, Matrices, Shape, TopTokens, copy_program, decoding_tables, prefill_program, prepare_program,
+    tokens_program,
 };
 use model::{Compute, Config, Params};
 use std::collections::HashMap;
@@ -25,9 +26,9 @@ pub struct Generator {
 /// Which program of the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Wanted {
-    Prefill { shape: Shape, chunk: usize },
+    Prefill { shape: Shape, chunk: usize, top: TopTokens },
     Copy { shape: Shape },
-    Tokens { shape: Shape, drafts: Drafts },
+    Tokens { shape: Shape, drafts: Drafts, top: TopTokens },
 }
 
 impl Generator {
@@ -64,9 +65,9 @@ impl Generator {
         if !self.programs.contains_key(&wanted) {
             let start = Instant::now();
             let program = match wanted {
-                Wanted::Prefill { shape, chunk } => prefill_program(&self.config, shape, chunk),
+                Wanted::Prefill { shape, chunk, top } => prefill_program(&self.config, shape, chunk, top),
                 Wanted::Copy { shape } => copy_program(&self.config, shape),
-                Wanted::Tokens { shape, drafts } => tokens_program(&self.config, shape, drafts),
+                Wanted::Tokens { shape, drafts, top } => tokens_program(&self.config, shape, drafts, top),
             };
             let (compiled, _) = self.device.compile(&program, CodeGeneration::Thorough)?;
             self.programs.insert(wanted, compiled);

@@ -14,7 +14,7 @@ pub use checkpoint::find_checkpoint;
 pub use flags::{DeviceFlags, DrawFlags, SamplingFlags};
 pub use generator::Generator;
 pub use options::{Completion, Finish, Options, Piece, Prompt, Sampling, Speculation, Statistics};
-pub use rows::{News, Rows, Settings, key};
+pub use rows::{News, Prefilled, Rows, Score, Scoring, Settings, key};
 pub use scorer::{Scorer, Scores};
 
 use anyhow::{Result, bail, ensure};
@@ -164,13 +164,14 @@ impl Decoder {
                     new_tokens: options.max_new_tokens,
                     sampling: options.sampling,
                     key: key(options.seed, *stream, sample as u32),
+                    ..Settings::default()
                 };
                 let Some(row) = rows.admit(ids, settings)? else { break };
                 open[row] = Some(Open::new(prompt, sample));
                 prompt_tokens += if sample == 0 { ids.len() } else { 0 };
                 waiting.next();
             }
-            while rows.prefill()? {}
+            while rows.prefill()?.is_some() {}
             let news = rows.step(PERIOD)?;
             if news.is_empty() {
                 break;
@@ -250,8 +251,8 @@ impl Open {
 
     /// Takes new tokens in; whether the completion is finished.
     fn push(&mut self, news: &News, tokenizer: &Tokenizer, stops: &[bool], options: &Options) -> bool {
-        for (&token, &log_prob) in news.tokens.iter().zip(&news.log_probs) {
-            self.log_probs.push(log_prob);
+        for (&token, score) in news.tokens.iter().zip(&news.scores) {
+            self.log_probs.push(score.log_prob);
             if stops[token as usize] {
                 self.finish = Finish::Token(token);
                 return true;

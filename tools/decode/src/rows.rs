@@ -8,8 +8,9 @@ use anyhow::{Context, Result, bail, ensure};
 use engine::pjrt::{Arg, Buffer};
 use engine::random::threefry2x32;
 use engine::{DType, Host, Type};
-use model::decode::{CHUNK, Ends, Matrices, Shape, TOKENS, cache_types, table_start};
+use model::decode::{CHUNK, Ends, Matrices, Shape, TOKENS, TOP, TopTokens, cache_types, table_start};
 use std::cmp::Reverse;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 /// Caches grow by this many slots, so that requests of similar lengths share their programs.
@@ -20,12 +21,36 @@ const BEYOND: usize = 1;
 /// How a row is continued.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Settings {
-    /// Tokens at most, at least 1.
+    /// Tokens at most; with 0 the prompt is computed and nothing written.
     pub new_tokens: usize,
+    /// Tokens at least: before, what ends a row does not.
+    pub min_tokens: usize,
     /// How tokens are drawn.
     pub sampling: Sampling,
     /// The key of its random numbers: [`key`].
     pub key: [u32; 2],
+    /// Which scores are wanted beside new tokens' log-probabilities.
+    pub scoring: Scoring,
+}
+
+/// Which scores of a row are computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scoring {
+    /// Log-probabilities of new tokens.
+    #[default]
+    New,
+    /// And the most probable tokens beside each of them.
+    NewTop,
+    /// And both of the prompt's tokens. The prompt is computed from its first token on: nothing is copied for it, or from it.
+    PromptTop,
+}
+
+impl Default for Settings {
+    /// Greedy, and no token is wanted.
+    fn default() -> Settings {
+        let (sampling, scoring) = (Sampling::Greedy, Scoring::New);
+        Settings { new_tokens: 0, min_tokens: 0, sampling, key: [0, 0], scoring }
+    }
 }
 
 impl Settings {
@@ -45,10 +70,29 @@ pub struct News {
     pub row: usize,
     /// Its new tokens; a token that ends it is the last.
     pub tokens: Vec<i32>,
-    /// Log-probability of each under the model itself.
-    pub log_probs: Vec<f32>,
+    /// The score of each.
+    pub scores: Vec<Score>,
     /// Whether it is finished: by a token that ends it, or by its number of tokens.
     pub finished: bool,
+}
+
+/// What the model itself says of a token, without temperature and filters.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Score {
+    /// Its log-probability, in nats.
+    pub log_prob: f32,
+    /// The most probable tokens at its place with their log-probabilities, the first one first, if they are wanted. The token
+    /// itself has the same bits here.
+    pub top: Vec<(i32, f32)>,
+}
+
+/// A piece of a prompt that was computed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prefilled {
+    /// Which row.
+    pub row: usize,
+    /// Scores of the tokens after each one of the piece, the prompt's last one among them, if they are wanted.
+    pub scores: Vec<Score>,
 }
 
 /// A fixed number of rows and their cache.
@@ -60,11 +104,13 @@ pub struct Rows<'g> {
     shape: Shape,
     cache: Vec<Buffer>,
     /// Tokens that end a row, `bool[V]`.
-    stops: Host,
+    stops: Buffer,
     rows: Vec<Row>,
     /// Rows admitted so far.
     admitted: u64,
     choice: Choice,
+    /// Of the loop with the most probable tokens, which is the same with drafts and without: it has none.
+    choice_with_top: Choice,
     took: Statistics,
 }
 
@@ -72,6 +118,8 @@ pub struct Rows<'g> {
 #[derive(Clone, Debug)]
 struct Row {
     taken: bool,
+    /// Whether steps leave it as it is.
+    paused: bool,
     /// When it was admitted.
     turn: u64,
     prompt: Vec<i32>,
@@ -98,7 +146,7 @@ impl Row {
 
     /// Tokens that the next step may write.
     fn left(&self) -> i32 {
-        if self.is_ready() { self.end.left } else { 0 }
+        if self.is_ready() && !self.paused { self.end.left } else { 0 }
     }
 
     /// Slots of the cache that begin a prompt as well: all that it fills, or whole pieces.
@@ -106,7 +154,7 @@ impl Row {
         let (own, last) = (&self.prompt[..self.last().min(self.end.slot as usize)], prompt.len() - 1);
         let same = own.iter().zip(&prompt[..last]).take_while(|(a, b)| a == b).count();
         match same {
-            _ if self.start != start => 0,
+            _ if self.start != start || self.settings.scoring == Scoring::PromptTop => 0,
             same if same == last => same,
             same => same / CHUNK * CHUNK,
         }
@@ -138,17 +186,21 @@ impl<'g> Rows<'g> {
         cache_types(generator.config(), shape).map(|_, ty| cache.push(device.put(&Host::zeros(ty))));
         let cache = cache.into_iter().collect::<Result<_>>().context("making room for keys and values")?;
         let bytes: Vec<u8> = stops.iter().map(|&stop| stop.into()).collect();
-        let stops = Host::from_bytes(Type::new(DType::Bool, [bytes.len()]), &bytes);
+        let stops = device.put(&Host::from_bytes(Type::new(DType::Bool, [bytes.len()]), &bytes))?;
         let free = Row {
             taken: false,
+            paused: false,
             turn: 0,
             prompt: Vec::new(),
-            settings: Settings { new_tokens: 1, sampling: Sampling::Greedy, key: [0, 0] },
+            settings: Settings::default(),
             start: 0,
             end: Ends { token: 0, slot: 0, draft: -1, left: 0 },
         };
-        let (rows, choice) = (vec![free; rows], Choice::new(speculation, has_head));
-        Ok(Rows { generator, shape, cache, stops, rows, admitted: 0, choice, took: Statistics::default() })
+        let rows = vec![free; rows];
+        let [choice, choice_with_top] =
+            [speculation, Speculation::Off].map(|when| Choice::new(when, has_head));
+        let took = Statistics::default();
+        Ok(Rows { generator, shape, cache, stops, rows, admitted: 0, choice, choice_with_top, took })
     }
 
     /// What everything took so far; prompts' tokens are not counted.
@@ -162,9 +214,9 @@ impl<'g> Rows<'g> {
     /// If prompt and new tokens do not fit the model's context or a row.
     ///
     /// # Panics
-    /// If the prompt is empty, or no token is wanted.
+    /// If the prompt is empty.
     pub fn admit(&mut self, prompt: &[i32], settings: Settings) -> Result<Option<usize>> {
-        assert!(!prompt.is_empty() && settings.new_tokens > 0, "an empty prompt, or nothing to write");
+        assert!(!prompt.is_empty(), "an empty prompt");
         let (tokens, config) = (prompt.len() + settings.new_tokens, self.generator.config());
         let most = config.max_position_embeddings.min(self.shape.slots - BEYOND);
         ensure!(
@@ -176,17 +228,22 @@ impl<'g> Rows<'g> {
         let start = table_start(config, tokens) as i32;
         // The one that knows most of it; of those the one that was free for the longest time.
         let free = self.rows.iter().enumerate().filter(|(_, row)| !row.taken);
-        let best = free.max_by_key(|(_, row)| (row.shared(prompt, start), Reverse(row.turn)));
+        let known = |row: &Row| match settings.scoring {
+            Scoring::New | Scoring::NewTop => row.shared(prompt, start),
+            Scoring::PromptTop => 0,
+        };
+        let best = free.max_by_key(|(_, row)| (known(row), Reverse(row.turn)));
         let Some((place, row)) = best else { return Ok(None) };
         self.admitted += 1;
         let end = Ends {
             token: prompt[prompt.len() - 1],
-            slot: row.shared(prompt, start) as i32,
+            slot: known(row) as i32,
             draft: -1,
             left: settings.new_tokens as i32,
         };
         let prompt = prompt.to_vec();
-        self.rows[place] = Row { taken: true, turn: self.admitted, prompt, settings, start, end };
+        self.rows[place] =
+            Row { taken: true, paused: false, turn: self.admitted, prompt, settings, start, end };
         Ok(Some(place))
     }
 
@@ -196,33 +253,96 @@ impl<'g> Rows<'g> {
         (row.taken, row.end.left) = (false, 0);
     }
 
-    /// Computes a piece of the prompt that has waited for the longest time; false if none waits.
+    /// Lets steps leave a row as it is, until it is resumed.
+    pub fn pause(&mut self, row: usize) {
+        self.rows[row].paused = true;
+    }
+
+    /// Undoes [`Rows::pause`].
+    pub fn resume(&mut self, row: usize) {
+        self.rows[row].paused = false;
+    }
+
+    /// Whether a row's prompt is computed.
+    pub fn is_ready(&self, row: usize) -> bool {
+        self.rows[row].is_ready()
+    }
+
+    /// How many tokens of a row's prompt are computed, or were known when it was admitted.
+    pub fn known(&self, row: usize) -> usize {
+        self.rows[row].last().min(self.rows[row].end.slot as usize)
+    }
+
+    /// Computes a piece of the prompt that has waited for the longest time, or copies what another row has of it; None if none
+    /// waits.
     ///
     /// # Errors
-    /// If the device fails.
-    pub fn prefill(&mut self) -> Result<bool> {
+    /// If log-probabilities that are wanted are NaN, or the device fails.
+    pub fn prefill(&mut self) -> Result<Option<Prefilled>> {
         let waiting = self.rows.iter().enumerate().filter(|(_, row)| row.is_waiting());
-        let Some((place, row)) = waiting.min_by_key(|(_, row)| row.turn) else { return Ok(false) };
-        let known = self.rows.iter().map(|other| other.shared(&row.prompt, row.start)).enumerate();
-        let (source, known) = known.max_by_key(|&(_, known)| known).unwrap_or_default();
-        let (done, last) = (row.end.slot as usize, row.last());
-        let number = |x: usize| Host::scalar(x as i32);
-        let (program, tables, inputs, end) = if known > done {
-            (Wanted::Copy { shape: self.shape }, None, vec![number(source), number(place)], known)
-        } else {
-            let end = last.min(done + CHUNK);
-            let mut ids = row.prompt[done..end].to_vec();
-            // What follows the prompt is written over before anything attends to it.
-            ids.resize(CHUNK, 0);
-            let inputs = vec![number(place), Host::new([1, CHUNK], &ids), Host::new([1], &[done as i32])];
-            let program = Wanted::Prefill { shape: self.shape, chunk: CHUNK };
-            (program, Some(Host::new([1], &[row.start])), inputs, end)
+        let Some((place, row)) = waiting.min_by_key(|(_, row)| row.turn) else { return Ok(None) };
+        let known = |other: &Row| match row.settings.scoring {
+            Scoring::New | Scoring::NewTop => other.shared(&row.prompt, row.start),
+            Scoring::PromptTop => 0,
         };
-        let (start, _) = self.run(program, tables, &inputs)?;
+        let (source, known) =
+            self.rows.iter().map(known).enumerate().max_by_key(|&(_, known)| known).unwrap_or_default();
+        let (done, last) = (row.end.slot as usize, row.last());
+        if known > done {
+            let inputs = [source, place].map(|x| Host::scalar(x as i32));
+            let (start, _) = self.run(Wanted::Copy { shape: self.shape }, None, &inputs)?;
+            self.finish_prefill(start, place, known)?;
+            return Ok(Some(Prefilled { row: place, scores: Vec::new() }));
+        }
+        let end = last.min(done + CHUNK);
+        let piece = |tokens: &[i32]| {
+            let mut piece = tokens.to_vec();
+            // What follows the prompt is written over before anything attends to it.
+            piece.resize(CHUNK, 0);
+            piece
+        };
+        let mut inputs = vec![
+            Host::scalar(place as i32),
+            Host::new([1, CHUNK], &piece(&row.prompt[done..end])),
+            Host::new([1], &[done as i32]),
+        ];
+        let top = match row.settings.scoring {
+            Scoring::New | Scoring::NewTop => TopTokens::Off,
+            Scoring::PromptTop => TopTokens::On,
+        };
+        if top == TopTokens::On {
+            inputs.push(Host::new([CHUNK], &piece(&row.prompt[done + 1..=end])));
+        }
+        let program = Wanted::Prefill { shape: self.shape, chunk: CHUNK, top };
+        let tables = Host::new([1], &[row.start]);
+        let (start, results) = self.run(program, Some(tables), &inputs)?;
+        self.finish_prefill(start, place, end)?;
+        let results = results.iter().map(Buffer::to_host).collect::<Result<Vec<Host>, _>>();
+        let scores = match &results.context("scoring a prompt")?[..] {
+            [log_probs, top @ ..] if !top.is_empty() => scores(log_probs, top, 0..end - done),
+            _ => Vec::new(),
+        };
+        self.check(&scores, |at| format!("token {} of a prompt", done + 1 + at))?;
+        Ok(Some(Prefilled { row: place, scores }))
+    }
+
+    /// The end of a piece that began at a time: waits for it.
+    fn finish_prefill(&mut self, start: Instant, row: usize, end: usize) -> Result<()> {
         self.cache[0].ready()?.wait().context("computing a prompt")?;
         self.took.prefill += start.elapsed();
-        self.rows[place].end.slot = end as i32;
-        Ok(true)
+        self.rows[row].end.slot = end as i32;
+        Ok(())
+    }
+
+    fn check(&self, scores: &[Score], place: impl Fn(usize) -> String) -> Result<()> {
+        match scores.iter().position(|score| score.log_prob.is_nan()) {
+            None => Ok(()),
+            Some(at) => bail!(
+                "the model's logits are NaN at {}: its weights are numbers, but what it computes from them is too large for {:?}; use an earlier checkpoint",
+                place(at),
+                self.generator.config().dtype
+            ),
+        }
     }
 
     /// Continues all rows whose prompts are computed by one token or, while there is time, by some more; none if there is no
@@ -234,15 +354,22 @@ impl<'g> Rows<'g> {
         if self.rows.iter().all(|row| row.left() == 0) {
             return Ok(Vec::new());
         }
-        let (drafts, passes) = self.choice.next(time);
-        let program = Wanted::Tokens { shape: self.shape, drafts };
+        let with_top = self.rows.iter().any(|row| row.left() > 0 && row.settings.scoring > Scoring::New);
+        let (choice, top) = match with_top {
+            false => (&mut self.choice, TopTokens::Off),
+            true => (&mut self.choice_with_top, TopTokens::On),
+        };
+        let (drafts, passes) = choice.next(time);
+        let program = Wanted::Tokens { shape: self.shape, drafts, top };
         let tables = self.ints(|row| row.start);
         let inputs = self.inputs(passes);
         let (start, results) = self.run(program, Some(tables), &inputs)?;
         let out = results.iter().map(Buffer::to_host).collect::<Result<Vec<Host>, _>>();
         let out = out.context("generating tokens")?;
         let elapsed = start.elapsed();
-        let [tokens, log_probs, count, drafted, accepted, token, slot, draft, left] = &out[..] else {
+        let ([tokens, log_probs, count, drafted, accepted, top @ .., token, slot, draft, left], choice) =
+            (&out[..], if with_top { &mut self.choice_with_top } else { &mut self.choice })
+        else {
             unreachable!("the program's outputs")
         };
         let sum = |host: &Host| host.as_slice::<i32>().iter().map(|&x| x as usize).sum::<usize>();
@@ -250,26 +377,22 @@ impl<'g> Rows<'g> {
         self.took.new_tokens += sum(count);
         self.took.drafted += sum(drafted);
         self.took.accepted += sum(accepted);
-        self.choice.learn(drafts, passes, sum(count), elapsed);
+        choice.learn(drafts, passes, sum(count), elapsed);
         let ends = Ends { token, slot, draft, left }.map(|_, host| host.as_slice::<i32>());
         let mut news = Vec::new();
-        for (place, row) in self.rows.iter_mut().enumerate().filter(|(_, row)| row.left() > 0) {
-            let new = place * TOKENS..place * TOKENS + count.as_slice::<i32>()[place] as usize;
-            let log_probs = &log_probs.as_slice::<f32>()[new.clone()];
-            if let Some(at) = log_probs.iter().position(|log_prob| log_prob.is_nan()) {
-                bail!(
-                    "the model's logits are NaN at new token {}: its weights are numbers, but what it computes from them is too large for {:?}; use an earlier checkpoint",
-                    row.settings.new_tokens - row.end.left as usize + at,
-                    self.generator.config().dtype
-                );
+        for place in 0..self.rows.len() {
+            if self.rows[place].left() == 0 {
+                continue;
             }
+            let new = place * TOKENS..place * TOKENS + count.as_slice::<i32>()[place] as usize;
+            let scores = scores(log_probs, top, new.clone());
+            let Row { settings, end, .. } = &self.rows[place];
+            let first = settings.new_tokens - end.left as usize;
+            self.check(&scores, |at| format!("new token {}", first + at))?;
+            let row = &mut self.rows[place];
             row.end = ends.map(|_, numbers| numbers[place]);
-            news.push(News {
-                row: place,
-                tokens: tokens.as_slice::<i32>()[new].to_vec(),
-                log_probs: log_probs.to_vec(),
-                finished: row.end.left == 0,
-            });
+            let tokens = tokens.as_slice::<i32>()[new].to_vec();
+            news.push(News { row: place, tokens, scores, finished: row.end.left == 0 });
         }
         Ok(news)
     }
@@ -294,7 +417,7 @@ impl<'g> Rows<'g> {
             floats(|row| row.settings.numbers().0),
             self.ints(|row| i32::try_from(row.settings.numbers().1).unwrap_or(i32::MAX)),
             floats(|row| row.settings.numbers().2),
-            self.stops.clone(),
+            self.ints(|row| (row.prompt.len() + row.settings.min_tokens) as i32),
             Host::scalar(passes),
         ]
     }
@@ -313,6 +436,9 @@ impl<'g> Rows<'g> {
         let tables = tables.map(|host| device.put(&host)).transpose()?;
         let inputs = inputs.iter().map(|host| device.put(host)).collect::<Result<Vec<Buffer>>>()?;
         let mut args = tables.as_ref().map_or(Vec::new(), |start| self.generator.model(start));
+        if let Wanted::Tokens { .. } = program {
+            args.push(Arg::Keep(&self.stops));
+        }
         let leaves = self.cache.len();
         args.extend(self.cache.drain(..).map(Arg::Donate));
         args.extend(inputs.iter().map(Arg::Keep));
@@ -320,6 +446,20 @@ impl<'g> Rows<'g> {
         self.cache = results.split_off(results.len() - leaves);
         Ok((start, results))
     }
+}
+
+/// Scores at these places of `log_probs`, with those of the most probable tokens, if there are any.
+fn scores(log_probs: &Host, top: &[Host], places: Range<usize>) -> Vec<Score> {
+    let top_of = |place: usize| match top {
+        [tokens, log_probs] => {
+            let of_place = place * TOP..(place + 1) * TOP;
+            let tokens = tokens.as_slice::<i32>()[of_place.clone()].iter().copied();
+            tokens.zip(log_probs.as_slice::<f32>()[of_place].iter().copied()).collect()
+        }
+        _ => Vec::new(),
+    };
+    let of = |place: usize| Score { log_prob: log_probs.as_slice::<f32>()[place], top: top_of(place) };
+    places.map(of).collect()
 }
 
 /// The key of a row's random numbers.

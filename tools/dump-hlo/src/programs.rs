@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail, ensure};
 use engine::{Func, Kernel, Op, Program, Target, Tensor, Type};
-use model::decode::{CHUNK, Drafts, Matrices, Shape, prefill_program, tokens_program};
+use model::decode::{CHUNK, Drafts, Matrices, Shape, TopTokens, prefill_program, tokens_program};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use train::config::RunConfig;
@@ -22,10 +22,10 @@ pub(crate) fn build(
     Ok(match name {
         "step" => step(),
         "loss" => validation_program(&run.model, run.batch),
-        "prefill" => prefill_program(&run.model, decoding, CHUNK.min(decoding.slots)),
+        "prefill" => prefill_program(&run.model, decoding, CHUNK.min(decoding.slots), TopTokens::Off),
         "decode" => {
             let drafts = if run.model.mtp_num_tokens > 0 { Drafts::SecondHead } else { Drafts::Off };
-            tokens_program(&run.model, decoding, drafts)
+            tokens_program(&run.model, decoding, drafts, TopTokens::Off)
         }
         other => match other.strip_prefix("kernel:") {
             Some(kernel) => alone(kernel, &step())?,
