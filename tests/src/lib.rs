@@ -7,6 +7,7 @@ pub mod examples;
 pub mod faults;
 pub mod fuzz;
 pub mod kernel;
+pub mod packages;
 mod programs;
 pub mod shards;
 pub mod sources;

@@ -7,35 +7,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
+use tests::packages;
 use tests::trainer::{Bench, MODEL};
 use train::checkpoint::latest_good;
 
 /// Steps of the run, of a few milliseconds each: many enough that it is killed long before its end.
 const STEPS: u64 = 1500;
 
-/// Packages that execute a notebook, fetched into the cache once.
+/// Packages that execute a notebook.
 fn packages() -> &'static Path {
     static PACKAGES: OnceLock<PathBuf> = OnceLock::new();
-    PACKAGES.get_or_init(|| {
-        let requirements = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/notebook/requirements.txt");
-        let hash = blake3::hash(&fs::read(&requirements).unwrap()).to_hex();
-        let folder = engine::plugin::cache_folder().unwrap().join(format!("notebook-{}", &hash[..12]));
-        if folder.exists() {
-            return folder;
-        }
-        let part = folder.with_extension(format!("{}.part", std::process::id()));
-        let mut pip = fetch::python::command("python3");
-        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]);
-        pip.args(["--no-deps", "--require-hashes", "--only-binary=:all:", "--target"]).arg(&part);
-        let installed = pip.arg("--requirement").arg(&requirements).output().unwrap();
-        assert!(installed.status.success(), "{}", String::from_utf8_lossy(&installed.stderr));
-        // Another process may have been faster.
-        if let Err(error) = fs::rename(&part, &folder) {
-            assert!(folder.exists(), "{}: {error}", folder.display());
-            fs::remove_dir_all(&part).unwrap();
-        }
-        folder
-    })
+    PACKAGES.get_or_init(|| packages::installed("notebook", "tools/notebook/requirements.txt"))
 }
 
 /// A drive, and machines that come and go.

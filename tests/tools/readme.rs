@@ -54,6 +54,10 @@ const COMMANDS: &[(&str, Fate)] = &[
         Run(&[]),
     ),
     ("cargo bench -p decode", Not(BENCHMARK)),
+    (
+        "cargo run -p serve -- --checkpoint runs/mine",
+        Elsewhere("serve/process.rs", "it_says_that_it_loads_until_it_is_ready"),
+    ),
     ("cargo run -p doctor", Run(&[])),
     ("cargo run -p doctor --features trial", Run(&[])),
     ("cargo run -p doctor -- --platform tpu --fetch", Run(&[])),

@@ -16,6 +16,7 @@ pub use generator::Generator;
 pub use options::{Completion, Finish, Options, Piece, Prompt, Sampling, Speculation, Statistics};
 pub use rows::{News, Prefilled, Rows, Score, Scoring, Settings, key};
 pub use scorer::{Scorer, Scores};
+pub use text::Text;
 
 use anyhow::{Result, bail, ensure};
 use engine::Host;
@@ -24,7 +25,6 @@ use std::cmp::Reverse;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Duration;
-use text::Text;
 use train::checkpoint::{files, load_params};
 use train::data::{FIM_MIDDLE, FIM_PREFIX, FIM_SUFFIX, Tokenizer};
 use train::device::Device;

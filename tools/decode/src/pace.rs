@@ -34,6 +34,11 @@ impl Choice {
         Choice { candidates: candidates.iter().map(new).collect() }
     }
 
+    /// The loops to choose from.
+    pub(crate) fn candidates(&self) -> impl Iterator<Item = Drafts> {
+        self.candidates.iter().map(|pace| pace.drafts)
+    }
+
     /// The loop, and its iterations in this time.
     pub(crate) fn next(&mut self, time: Duration) -> (Drafts, i32) {
         if let [.., _, _] = self.candidates[..]

@@ -108,7 +108,9 @@ pub struct Rows<'g> {
     rows: Vec<Row>,
     /// Rows admitted so far.
     admitted: u64,
-    choice: Choice,
+    /// For 1, 2, up to 4, up to 8 and so on rows that are continued together: drafts cost more where the step is no longer bound
+    /// by reading weights.
+    choices: Vec<Choice>,
     /// Of the loop with the most probable tokens, which is the same with drafts and without: it has none.
     choice_with_top: Choice,
     took: Statistics,
@@ -197,10 +199,31 @@ impl<'g> Rows<'g> {
             end: Ends { token: 0, slot: 0, draft: -1, left: 0 },
         };
         let rows = vec![free; rows];
-        let [choice, choice_with_top] =
-            [speculation, Speculation::Off].map(|when| Choice::new(when, has_head));
+        let choices = (0..=occupancy(rows.len())).map(|_| Choice::new(speculation, has_head)).collect();
+        let choice_with_top = Choice::new(Speculation::Off, has_head);
         let took = Statistics::default();
-        Ok(Rows { generator, shape, cache, stops, rows, admitted: 0, choice, choice_with_top, took })
+        Ok(Rows { generator, shape, cache, stops, rows, admitted: 0, choices, choice_with_top, took })
+    }
+
+    /// Compiles every program that a row may need, so that no text waits for one.
+    ///
+    /// # Errors
+    /// If one does not compile.
+    pub fn compile(&mut self) -> Result<()> {
+        let shape = self.shape;
+        let mut all = vec![Wanted::Copy { shape }];
+        for (top, choice) in [(TopTokens::Off, &self.choices[0]), (TopTokens::On, &self.choice_with_top)] {
+            all.push(Wanted::Prefill { shape, chunk: CHUNK, top });
+            all.extend(choice.candidates().map(|drafts| Wanted::Tokens { shape, drafts, top }));
+        }
+        all.into_iter().try_for_each(|program| self.generator.compile(program, &mut self.took))
+    }
+
+    /// Bytes of keys and values of all rows.
+    pub fn cache_bytes(&self) -> usize {
+        let mut bytes = 0;
+        cache_types(self.generator.config(), self.shape).map(|_, ty| bytes += ty.bytes());
+        bytes
     }
 
     /// What everything took so far; prompts' tokens are not counted.
@@ -351,12 +374,13 @@ impl<'g> Rows<'g> {
     /// # Errors
     /// If the model's logits become NaN, or the device fails.
     pub fn step(&mut self, time: Duration) -> Result<Vec<News>> {
-        if self.rows.iter().all(|row| row.left() == 0) {
+        let busy = self.rows.iter().filter(|row| row.left() > 0).count();
+        if busy == 0 {
             return Ok(Vec::new());
         }
         let with_top = self.rows.iter().any(|row| row.left() > 0 && row.settings.scoring > Scoring::New);
         let (choice, top) = match with_top {
-            false => (&mut self.choice, TopTokens::Off),
+            false => (&mut self.choices[occupancy(busy)], TopTokens::Off),
             true => (&mut self.choice_with_top, TopTokens::On),
         };
         let (drafts, passes) = choice.next(time);
@@ -367,8 +391,7 @@ impl<'g> Rows<'g> {
         let out = results.iter().map(Buffer::to_host).collect::<Result<Vec<Host>, _>>();
         let out = out.context("generating tokens")?;
         let elapsed = start.elapsed();
-        let ([tokens, log_probs, count, drafted, accepted, top @ .., token, slot, draft, left], choice) =
-            (&out[..], if with_top { &mut self.choice_with_top } else { &mut self.choice })
+        let [tokens, log_probs, count, drafted, accepted, top @ .., token, slot, draft, left] = &out[..]
         else {
             unreachable!("the program's outputs")
         };
@@ -377,6 +400,7 @@ impl<'g> Rows<'g> {
         self.took.new_tokens += sum(count);
         self.took.drafted += sum(drafted);
         self.took.accepted += sum(accepted);
+        let choice = if with_top { &mut self.choice_with_top } else { &mut self.choices[occupancy(busy)] };
         choice.learn(drafts, passes, sum(count), elapsed);
         let ends = Ends { token, slot, draft, left }.map(|_, host| host.as_slice::<i32>());
         let mut news = Vec::new();
@@ -460,6 +484,11 @@ fn scores(log_probs: &Host, top: &[Host], places: Range<usize>) -> Vec<Score> {
     };
     let of = |place: usize| Score { log_prob: log_probs.as_slice::<f32>()[place], top: top_of(place) };
     places.map(of).collect()
+}
+
+/// Which of [`Rows`]' choices is that of a number of rows: the logarithm to base 2, rounded up.
+fn occupancy(rows: usize) -> usize {
+    rows.next_power_of_two().ilog2() as usize
 }
 
 /// The key of a row's random numbers.

@@ -2,7 +2,7 @@
 
 /// The bytes of one completion so far.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Text {
+pub struct Text {
     bytes: Vec<u8>,
     /// Bytes that were shown.
     shown: usize,
@@ -13,7 +13,7 @@ pub(crate) struct Text {
 impl Text {
     /// Appends bytes and looks for the stop strings; `true` if one is there. The one that begins first counts, and of those
     /// that begin together the first in the list.
-    pub(crate) fn push(&mut self, more: &[u8], stops: &[String]) -> bool {
+    pub fn push(&mut self, more: &[u8], stops: &[String]) -> bool {
         let before = self.bytes.len();
         self.bytes.extend_from_slice(more);
         let found = stops.iter().enumerate().filter_map(|(which, stop)| {
@@ -27,12 +27,12 @@ impl Text {
     }
 
     /// The stop string that was found, as its index in the list.
-    pub(crate) fn stopped_by(&self) -> Option<usize> {
+    pub fn stopped_by(&self) -> Option<usize> {
         self.stop.map(|(_, which)| which)
     }
 
     /// What can be shown now and was not yet: whole characters, and nothing that may be the beginning of a stop string.
-    pub(crate) fn news(&mut self, stops: &[String]) -> String {
+    pub fn news(&mut self, stops: &[String]) -> String {
         let mut end = match self.stop {
             Some((at, _)) => at,
             None => self.bytes.len() - stops.iter().map(|stop| self.begun(stop)).max().unwrap_or(0),
@@ -50,7 +50,7 @@ impl Text {
     }
 
     /// The rest that was not shown yet, at the end.
-    pub(crate) fn rest(&mut self) -> String {
+    pub fn rest(&mut self) -> String {
         let end = self.end();
         let rest = String::from_utf8_lossy(&self.bytes[self.shown.min(end)..end]).into_owned();
         self.shown = end;
@@ -58,7 +58,7 @@ impl Text {
     }
 
     /// The whole text, up to the stop string.
-    pub(crate) fn whole(&self) -> String {
+    pub fn whole(&self) -> String {
         String::from_utf8_lossy(&self.bytes[..self.end()]).into_owned()
     }
 

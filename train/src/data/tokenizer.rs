@@ -134,6 +134,25 @@ impl Tokenizer {
         })
     }
 
+    /// Token ids of text in which special tokens are written by their names, as [`Tokenizer::shown`] does not: where one
+    /// stands, it is the token, and of several that begin at one place the longest.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_with_special(&self, text: &str) -> Result<Vec<i32>> {
+        let (mut ids, mut rest) = (Vec::new(), text);
+        loop {
+            let names = self.special.keys().filter_map(|name| Some((rest.find(name.as_str())?, name)));
+            let Some((at, name)) = names.min_by_key(|(at, name)| (*at, usize::MAX - name.len())) else {
+                ids.extend(self.encode(rest)?);
+                return Ok(ids);
+            };
+            ids.extend(self.encode(&rest[..at])?);
+            ids.push(self.special[name]);
+            rest = &rest[at + name.len()..];
+        }
+    }
+
     /// The bytes of token ids, or `None` when one of them is special or not used.
     pub fn decode_bytes(&self, ids: &[i32]) -> Option<Vec<u8>> {
         let mut all = Vec::with_capacity(ids.len() * 4);
@@ -178,6 +197,11 @@ impl Tokenizer {
     /// The id of a special token if the tokenizer has it.
     pub fn find_special(&self, token: &str) -> Option<i32> {
         self.special.get(token).copied()
+    }
+
+    /// The name of a special token.
+    pub fn special_name(&self, id: i32) -> Option<&str> {
+        self.special.iter().find(|(_, special)| **special == id).map(|(name, _)| name.as_str())
     }
 
     /// The id of the token that ends a document, or an error with the tokens that may be meant.

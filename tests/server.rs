@@ -1,0 +1,5 @@
+//! `serve`, as a process for tests.
+
+fn main() -> std::process::ExitCode {
+    serve::main()
+}
