@@ -3,6 +3,7 @@
 use crate::server::{Answer, CONTEXT, Server, first_line, wait_until};
 use serde_json::{Value, json};
 use std::fs;
+use std::io::Read;
 use tests::{Random, golden};
 
 #[test]
@@ -125,18 +126,22 @@ fn one_more_than_may_wait_is_told_when_to_come_again() {
     server.complete(&json!({"prompt": ["x", "y"], "max_tokens": 2}));
 }
 
+/// Thirty texts, one after the other in the only row, take longer than a second.
 #[test]
 fn a_text_may_not_take_longer_than_its_time() {
     let server = Server::start(&["--rows", "1", "--timeout", "1"]);
-    let long = json!({"prompt": "x", "max_tokens": 2000, "ignore_eos": true, "stream": true, "logprobs": 5});
-    // A reader that does not read keeps the only row.
-    let (_, reading) = first_line(server.send("/v1/completions", &long));
-    let answer =
-        server.post("/v1/completions", &json!({"prompt": "x", "max_tokens": 2000, "ignore_eos": true}));
-    if answer.status != 200 {
-        assert_eq!(answer.refused(504)["type"], "timeout_error");
-    }
-    drop(reading);
+    let mut long = json!({"prompt": "x", "n": 30, "max_tokens": 2000, "ignore_eos": true});
+    let error = server.post("/v1/completions", &long).refused(504);
+    assert_eq!(error["type"], "timeout_error");
+    // A stream has begun by then: its last event is the error.
+    long["stream"] = json!(true);
+    let mut answer = String::new();
+    server.send("/v1/completions", &long).into_body().into_reader().read_to_string(&mut answer).unwrap();
+    let last = answer.trim_end().rsplit("\n\n").next().unwrap().strip_prefix("data: ").unwrap();
+    let last: Value = serde_json::from_str(last).unwrap();
+    assert_eq!(last["error"], error);
+    // Nothing of them is left.
+    wait_until("the row is free", || server.busy() == 0 && server.metric("pythonlm_queue") == 0.0);
     server.complete(&json!({"prompt": "x", "max_tokens": 2}));
 }
 

@@ -172,9 +172,12 @@ fn serve(
                 finish(rows, row, place);
             }
         }
-        // A prompt that waits gets a piece after each token of the others.
-        let waits = (0..plan.rows).any(|row| open[row].is_some() && !rows.is_ready(row));
-        let news = rows.step(if waits { Duration::ZERO } else { PERIOD })?;
+        // A prompt that waits gets a piece after each token of the others, and a first token is not kept for its successors.
+        let soon = |(row, job): (usize, &Option<Open>)| {
+            job.as_ref().is_some_and(|job| !rows.is_ready(row) || job.new == 0)
+        };
+        let period = if open.iter().enumerate().any(soon) { Duration::ZERO } else { PERIOD };
+        let news = rows.step(period)?;
         if news.is_empty() && !computed {
             std::thread::sleep(PAUSE);
         }

@@ -93,6 +93,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     let address = listener.local_addr()?;
     let metrics = record::recorder()?;
     let key = arguments.api_key.as_ref().map(|key| blake3::hash(key.as_bytes()));
+    runtime.spawn(record::keep_up(metrics.clone()));
     let app = Arc::new(App { service: OnceLock::new(), ends: false.into(), key, metrics });
     // From here on a client is told that the model is being loaded.
     let server = runtime.spawn(serve(listener, app.clone(), arguments.allowed_origin.clone()));

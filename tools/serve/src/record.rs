@@ -140,6 +140,15 @@ pub(crate) fn recorder() -> anyhow::Result<PrometheusHandle> {
     Ok(handle)
 }
 
+/// Puts what was recorded into its buckets from time to time, or every number would be kept until somebody asks for them.
+pub(crate) async fn keep_up(metrics: PrometheusHandle) {
+    let mut times = tokio::time::interval(Duration::from_secs(5));
+    loop {
+        times.tick().await;
+        metrics.run_upkeep();
+    }
+}
+
 /// Whether bytes are letters, digits and a few signs, and not many: what may stand in a log.
 fn is_name(bytes: &[u8], most: usize) -> bool {
     let good = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(byte);
