@@ -56,7 +56,7 @@ fn what_has_begun_is_finished_before_the_end() {
 
 /// Texts that together are more than any buffer between the server and its client takes.
 fn more_than_buffers_hold() -> Value {
-    json!({"prompt": "x", "n": 8, "max_tokens": 2000, "ignore_eos": true, "stream": true, "logprobs": 5, "return_token_ids": true})
+    json!({"prompt": "x", "n": 24, "max_tokens": 2000, "ignore_eos": true, "stream": true, "logprobs": 5, "return_token_ids": true})
 }
 
 /// New tokens of all rows.
@@ -146,13 +146,13 @@ fn a_row_is_free_again_when_its_client_goes() {
 /// One that does not read waits alone.
 #[test]
 fn a_slow_reader_stops_nobody_else() {
-    let server = Server::start(&["--rows", "9"]);
+    let server = Server::start(&["--rows", "25"]);
     let (_, mut slow) = first_line(server.send("/v1/completions", &more_than_buffers_hold()));
     let mut seen = 0;
     wait_until("its texts wait for it", || {
         let before = std::mem::replace(&mut seen, written(&server));
         thread::sleep(Duration::from_millis(300));
-        seen > 8 && seen == before && server.busy() > 0
+        seen > 24 && seen == before && server.busy() > 0
     });
     server.complete(&json!({"prompt": "y", "max_tokens": 200, "ignore_eos": true}));
     assert_eq!(written(&server), seen, "they have not waited");
@@ -160,7 +160,7 @@ fn a_slow_reader_stops_nobody_else() {
     let mut rest = String::new();
     slow.read_to_string(&mut rest).unwrap();
     assert!(rest.ends_with("data: [DONE]\n\n"));
-    assert_eq!(rest.matches("\"finish_reason\":\"length\"").count(), 8);
+    assert_eq!(rest.matches("\"finish_reason\":\"length\"").count(), 24);
 }
 
 #[test]
@@ -248,7 +248,8 @@ fn metrics_and_state_are_told() {
     );
 }
 
-/// A prompt of many pieces, while another text is written: after each piece that gets a token, or two with a draft.
+/// A prompt of many pieces, while another text is written: after each piece that gets a token, two with a draft, and a few more
+/// where its speed is measured.
 #[test]
 fn a_long_prompt_does_not_stop_the_others() {
     let server = Server::start(&["--rows", "2"]);
@@ -272,5 +273,5 @@ fn a_long_prompt_does_not_stop_the_others() {
     });
     let (first, last) = (computed[0], computed[computed.len() - 1]);
     let (pieces, tokens) = (last.0 - first.0, last.1 - first.1);
-    assert!(pieces >= 5 && (pieces..=2 * pieces).contains(&tokens), "{pieces} pieces, {tokens} tokens");
+    assert!(pieces >= 5 && (pieces..=2 * pieces + 16).contains(&tokens), "{pieces} pieces, {tokens} tokens");
 }
